@@ -1,0 +1,48 @@
+# Everything runs in .venv, which the first target that needs it makes. On a fresh machine with Python >= 3.11,
+# `make demo` and `make test` are the only commands needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TIER ?= quick
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check bench bars containers constraints clean help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,local,examples,dev]'
+	touch $@
+
+demo: $(INSTALLED) ## start a real Triton and the orchestrator, replay a burst, print the ledger
+	$(BIN)/cascadeserve demo
+
+test: check ## static checks and the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED) ## measure again what docs/ quotes
+	$(BIN)/python -m benchmarks.gateway
+
+bars: $(INSTALLED) ## decide every bar of benchmarks/bars.toml: make bars TIER=quick|full|soak|gpu
+	$(BIN)/python -m benchmarks.bars --tier $(TIER)
+
+containers: ## build and run docker-compose.cpu.yml, send it requests, take it down (needs a Docker engine)
+	deploy/try_containers.sh
+
+constraints: $(INSTALLED) ## write the installed versions to constraints.txt
+	{ echo '# Versions that the test suite passed with; regenerate with `make constraints`.'; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt
+
+clean: ## remove everything that is not in git
+	rm -rf $(VENV) .cascadeserve demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	  .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

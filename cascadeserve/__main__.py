@@ -1,0 +1,5 @@
+"""`python -m cascadeserve`."""
+
+from cascadeserve.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""The `cascadeserve` command: subcommands are imported only when they run.
+
+Exit codes: 0 done, 1 failed, 2 called in a wrong way (also: a file that was handed over is wrong).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+from cascadeserve import __version__
+from cascadeserve.errors import CascadeServeError
+
+# command -> (module, attribute, one line of help); the help stands here so that --help imports nothing
+_COMMANDS = {
+    "export": ("export.cli", "export", "Export a family of PyTorch models to a Triton model repository."),
+    "triton": ("cascadeserve.local_triton.cli", "triton", "Run a real tritonserver on this machine."),
+    "serve": ("orchestrator.cli", "serve", "Serve the cascades of a gear plan in front of Triton."),
+    "up": ("cascadeserve.up", "up", "Run local Tritons and the orchestrator together."),
+    "replay": ("cascadeserve.replay.cli", "replay", "Send load to a server and keep the ledger of what came back."),
+    "demo": ("cascadeserve.demo", "demo", "Watch the digits cascade answer a burst on a real Triton."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] in ("cascadeserve", "export", "orchestrator"):
+                raise
+            extra = "export" if cmd_name == "export" else "local"
+            message = f"`{cmd_name}` needs the package {error.name!r}: pip install 'cascadeserve[{extra}]'"
+            raise click.ClickException(message) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cascadeserve")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+def root(log_level: str) -> None:
+    """Serve a family of models as a cascade on NVIDIA Triton."""
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401
+    """Entry point of the console script."""
+    try:
+        root.main(args=arguments, prog_name="cascadeserve", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except CascadeServeError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,76 @@
+"""The cluster file: the endpoints a plan may use and how they are reached."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from cascadeserve.artefacts import Artefact, read_toml
+from cascadeserve.errors import InvalidArtefact
+from cascadeserve.gear_plan import Count, Name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Address = Annotated[str, Meta(pattern=r"^[^\s:/]+:[0-9]{1,5}$")]
+
+
+class CpuDevice(Artefact, tag_field="kind", tag="cpu"):
+    """A set of CPU cores; a server started locally is pinned to them."""
+
+    cores: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
+
+
+class GpuDevice(Artefact, tag_field="kind", tag="gpu"):
+    """One GPU, by its index as the server sees it."""
+
+    index: Annotated[int, Meta(ge=0)] = 0
+
+
+class Endpoint(Artefact):
+    """One tritonserver, owning exactly one device."""
+
+    name: Name
+    grpc: Address
+    http: Address
+    metrics: Address
+    device: CpuDevice | GpuDevice
+    # how many batches the device executes at full speed; slots + 1 are kept in flight
+    slots: Count = 1
+
+
+class Cluster(Artefact):
+    """All endpoints, in the order in which ties between them are broken."""
+
+    schema_version: Literal[1]
+    endpoints: Annotated[tuple[Endpoint, ...], Meta(min_length=1)]
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Endpoint by name."""
+        return next(endpoint for endpoint in self.endpoints if endpoint.name == name)
+
+
+def read_cluster(path: Path) -> Cluster:
+    """Read and check a cluster file.
+
+    Raises:
+        InvalidArtefact: naming the field.
+
+    """
+    cluster = read_toml(path, Cluster)
+    names: set[str] = set()
+    addresses: dict[str, str] = {}
+    for index, endpoint in enumerate(cluster.endpoints):
+        field = f"$.endpoints[{index}]"
+        if endpoint.name in names:
+            raise InvalidArtefact(f"endpoint {endpoint.name!r} is named twice", path=path, field=f"{field}.name")
+        names.add(endpoint.name)
+        for kind in ("grpc", "http", "metrics"):
+            address = getattr(endpoint, kind)
+            if address in addresses:
+                raise InvalidArtefact(
+                    f"{address} is used already at {addresses[address]}", path=path, field=f"{field}.{kind}"
+                )
+            addresses[address] = f"{field}.{kind}"
+    return cluster

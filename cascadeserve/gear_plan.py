@@ -1,0 +1,303 @@
+"""The gear plan: the one file that the planner writes and the orchestrator reads.
+
+A family's gears tile the rates from 0 to its layout's maximum; above it may lie one gear marked `degraded`. A gear
+names a ladder entry (which cascade with which thresholds), batch triggers and load weights: all of it can change
+between two batches at no cost. A layout says which models stand with how many instances on which endpoints: changing
+it takes Triton seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from cascadeserve.artefacts import Artefact, read_json
+from cascadeserve.errors import InvalidArtefact
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cascadeserve.cluster import Cluster
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=128)]
+Seconds = Annotated[float, Meta(ge=0.0)]
+Count = Annotated[int, Meta(ge=1)]
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "FP32", "FP64", "BF16", "BYTES",
+]  # fmt: skip
+
+
+class TensorSpec(Artefact):
+    """One input of a family, as Triton's model config states it; `shape` leaves out the batch axis, -1 is variable."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    datatype: Datatype
+    shape: tuple[Annotated[int, Meta(ge=-1)], ...]
+
+
+class PlannedModel(Artefact):
+    """One model of a family: largest batch that may be sent, and device time per batch."""
+
+    max_batch: Count
+    # (rows, seconds) points with rising rows, interpolated linearly: busy time of the device for one batch
+    busy_s: Annotated[tuple[tuple[Count, Seconds], ...], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        """Check that the points rise."""
+        rows = [point[0] for point in self.busy_s]
+        if rows != sorted(set(rows)):
+            raise ValueError("busy_s must list rising batch sizes")
+
+    def batch_busy_s(self, rows: int) -> float:
+        """Busy device time, in seconds, of one batch of `rows` rows."""
+        points = self.busy_s
+        if rows <= points[0][0]:
+            return points[0][1]
+        for (low, low_s), (high, high_s) in zip(points, points[1:], strict=False):
+            if rows <= high:
+                return low_s + (high_s - low_s) * (rows - low) / (high - low)
+        # Beyond the last point: the per-row time there.
+        return points[-1][1] * rows / points[-1][0]
+
+
+class Stage(Artefact):
+    """A model and the certainty from which its answer is taken; the last stage has no threshold."""
+
+    model: Name
+    threshold: Annotated[float, Meta(ge=-1e9, le=1e9)] | None = None
+
+
+class LadderEntry(Artefact):
+    """A cascade; `reach[k]` is the share of entry rows that is expected to reach stage k."""
+
+    name: Name
+    stages: Annotated[tuple[Stage, ...], Meta(min_length=1)]
+    reach: Annotated[tuple[Annotated[float, Meta(ge=0.0, le=1.0)], ...], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        """Check thresholds and reach."""
+        if self.stages[-1].threshold is not None:
+            raise ValueError("the last stage must have no threshold, since its answer is always taken")
+        if any(stage.threshold is None for stage in self.stages[:-1]):
+            raise ValueError("every stage but the last needs a threshold")
+        if len({stage.model for stage in self.stages}) != len(self.stages):
+            raise ValueError("a model may stand in one stage of a cascade only")
+        if len(self.reach) != len(self.stages) or self.reach[0] != 1.0:
+            raise ValueError("reach needs one share per stage, the first of them 1.0")
+
+
+class Trigger(Artefact):
+    """When a model's queue is due: at `min_batch` rows, or when its oldest row has waited `max_wait_s`."""
+
+    min_batch: Count
+    max_batch: Count
+    max_wait_s: Seconds
+
+    def __post_init__(self) -> None:
+        """Check the order of the two sizes."""
+        if self.min_batch > self.max_batch:
+            raise ValueError("min_batch must not exceed max_batch")
+
+
+class Gear(Artefact):
+    """What is in force for rates in [min_rate_per_s, max_rate_per_s) while `layout` stands."""
+
+    name: Name
+    layout: Name
+    min_rate_per_s: Annotated[float, Meta(ge=0.0)]
+    # rows per second; null only for a degraded gear, which takes everything above the layout's maximum
+    max_rate_per_s: Annotated[float, Meta(gt=0.0)] | None
+    ladder_entry: Name
+    triggers: dict[Name, Trigger] = {}
+    # model -> endpoint -> weight; a model that is not named is spread over all its endpoints alike
+    load: dict[Name, dict[Name, Annotated[float, Meta(ge=0.0)]]] = {}
+    degraded: bool = False
+
+    @property
+    def upper_rate_per_s(self) -> float:
+        """Upper end of the range in rows per second, infinite for the degraded gear."""
+        return math.inf if self.max_rate_per_s is None else self.max_rate_per_s
+
+
+class Layout(Artefact):
+    """Instances per endpoint and model; a model that is not named there is not loaded there."""
+
+    name: Name
+    instances: dict[Name, dict[Name, Count]]
+
+
+class PlannedFamily(Artefact):
+    """Everything the orchestrator needs to know of one family."""
+
+    inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+    num_classes: Count
+    models: dict[Name, PlannedModel]
+    reference_model: Name
+    slo_s: Annotated[float, Meta(gt=0.0)]
+    max_rows_per_request: Count
+    ladder: Annotated[tuple[LadderEntry, ...], Meta(min_length=1)]
+    gears: Annotated[tuple[Gear, ...], Meta(min_length=1)]
+    # index of dispersion of the request arrivals the plan was made for; 1 = Poisson
+    dispersion: Annotated[float, Meta(ge=1.0)] = 1.0
+
+    def entry(self, name: str) -> LadderEntry:
+        """Ladder entry by name."""
+        return next(entry for entry in self.ladder if entry.name == name)
+
+    def gears_of(self, layout: str) -> list[Gear]:
+        """Gears under a layout by rising rate, the degraded one (if any) last."""
+        return sorted((gear for gear in self.gears if gear.layout == layout), key=lambda gear: gear.min_rate_per_s)
+
+    def max_rate_per_s(self, layout: str) -> float:
+        """Largest rate, in rows per second, that the layout's gears are planned for."""
+        return max((gear.upper_rate_per_s for gear in self.gears_of(layout) if not gear.degraded), default=0.0)
+
+
+class Switching(Artefact):
+    """How long a lower demand must last, and a layout be wanted, before the orchestrator follows; all in seconds."""
+
+    gear_dwell_s: Seconds = 2.0
+    layout_up_after_s: Seconds = 1.0
+    layout_down_after_s: Seconds = 10.0
+    # a smaller layout is wanted when demand is below this share of its maximum
+    layout_down_fraction: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.8
+
+
+class GearPlan(Artefact):
+    """Families with their ladders and gears, and the layouts of the cluster they share, from small to large."""
+
+    schema_version: Literal[1]
+    name: Name
+    families: Annotated[dict[Name, PlannedFamily], Meta(min_length=1)]
+    layouts: Annotated[tuple[Layout, ...], Meta(min_length=1)]
+    switching: Switching = Switching()
+
+    def layout(self, name: str) -> Layout:
+        """Layout by name."""
+        return next(layout for layout in self.layouts if layout.name == name)
+
+
+def read_gear_plan(path: Path, cluster: Cluster | None = None) -> GearPlan:
+    """Read and check a gear plan, with `cluster` also against the endpoints it names.
+
+    Raises:
+        InvalidArtefact: naming the field.
+
+    """
+    plan = read_json(path, GearPlan)
+    for field, problem in _problems(plan, cluster):
+        raise InvalidArtefact(problem, path=path, field=field)
+    return plan
+
+
+Problems = Iterator[tuple[str, str]]
+
+
+def _problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
+    yield from _duplicates(plan.layouts, "$.layouts")
+    owners: dict[str, str] = {}
+    for family_name, family in plan.families.items():
+        at = f"$.families.{family_name}"
+        for model in family.models:
+            if model in owners:
+                yield f"{at}.models.{model}", f"belongs to family {owners[model]!r} already; a model has one family"
+            owners[model] = family_name
+        if family_name in family.models:
+            yield at, "has the name of one of its models; requests for the cascade and for the model would be one"
+        yield from _ladder_problems(family, at)
+        yield from _gear_problems(plan, family, at)
+    for index, layout in enumerate(plan.layouts):
+        yield from _layout_problems(plan, layout, f"$.layouts[{index}]", owners, cluster)
+
+
+def _ladder_problems(family: PlannedFamily, at: str) -> Problems:
+    if family.reference_model not in family.models:
+        yield f"{at}.reference_model", f"names the unknown model {family.reference_model!r}"
+    yield from _duplicates(family.ladder, f"{at}.ladder")
+    for index, entry in enumerate(family.ladder):
+        for position, stage in enumerate(entry.stages):
+            if stage.model not in family.models:
+                field = f"{at}.ladder[{index}].stages[{position}].model"
+                yield field, f"names the unknown model {stage.model!r}; models are {_listed(family.models)}"
+
+
+def _gear_problems(plan: GearPlan, family: PlannedFamily, at: str) -> Problems:
+    yield from _duplicates(family.gears, f"{at}.gears")
+    layouts = {layout.name: layout for layout in plan.layouts}
+    entries = {entry.name: entry for entry in family.ladder}
+    for index, gear in enumerate(family.gears):
+        field = f"{at}.gears[{index}]"
+        if gear.layout not in layouts:
+            yield f"{field}.layout", f"names the unknown layout {gear.layout!r}; layouts are {_listed(layouts)}"
+            return
+        if gear.ladder_entry not in entries:
+            yield f"{field}.ladder_entry", f"names the unknown ladder entry {gear.ladder_entry!r}"
+            return
+        if gear.upper_rate_per_s <= gear.min_rate_per_s:
+            yield f"{field}.max_rate_per_s", "must exceed min_rate_per_s"
+        if (gear.max_rate_per_s is None) != gear.degraded:
+            yield f"{field}.max_rate_per_s", "is null for a degraded gear and only there"
+        yield from _model_use_problems(family, gear, layouts[gear.layout], entries[gear.ladder_entry], field)
+    for layout in layouts:
+        gears = family.gears_of(layout)
+        if not gears or gears[0].min_rate_per_s != 0.0:
+            yield f"{at}.gears", f"no gear of layout {layout!r} starts at rate 0; gears tile the rates from 0"
+            return
+        for low, high in pairwise(gears):
+            if low.upper_rate_per_s != high.min_rate_per_s:
+                yield (
+                    f"{at}.gears",
+                    f"{low.name!r} ends at {low.upper_rate_per_s:g} rows/s but {high.name!r} starts at "
+                    f"{high.min_rate_per_s:g}; the gears of a layout must tile its rates",
+                )
+    maxima = [family.max_rate_per_s(layout.name) for layout in plan.layouts]
+    if maxima != sorted(maxima):
+        yield "$.layouts", "must be listed from the one planned for the lowest rates to the one for the highest"
+
+
+def _model_use_problems(family: PlannedFamily, gear: Gear, layout: Layout, entry: LadderEntry, field: str) -> Problems:
+    for model, trigger in gear.triggers.items():
+        if model not in family.models:
+            yield f"{field}.triggers.{model}", "is no model of this family"
+        elif trigger.max_batch > family.models[model].max_batch:
+            yield f"{field}.triggers.{model}.max_batch", f"exceeds the model's {family.models[model].max_batch}"
+    for stage in entry.stages:
+        hosts = {name for name, instances in layout.instances.items() if stage.model in instances}
+        if not hosts:
+            yield f"{field}.ladder_entry", f"uses {stage.model!r}, which layout {layout.name!r} places nowhere"
+        weights = gear.load.get(stage.model)
+        if weights is not None and not any(weight > 0 for name, weight in weights.items() if name in hosts):
+            yield f"{field}.load.{stage.model}", "gives no endpoint that hosts the model a weight above 0"
+    for model, weights in gear.load.items():
+        for endpoint in weights:
+            if model not in layout.instances.get(endpoint, {}):
+                yield f"{field}.load.{model}.{endpoint}", f"layout {layout.name!r} does not place the model there"
+
+
+def _layout_problems(
+    plan: GearPlan, layout: Layout, at: str, owners: dict[str, str], cluster: Cluster | None
+) -> Problems:
+    known = None if cluster is None else {endpoint.name for endpoint in cluster.endpoints}
+    for endpoint, instances in layout.instances.items():
+        if known is not None and endpoint not in known:
+            yield f"{at}.instances.{endpoint}", f"is no endpoint of the cluster; endpoints are {_listed(known)}"
+        for model in instances:
+            if model not in owners:
+                yield f"{at}.instances.{endpoint}.{model}", f"is no model of any family of plan {plan.name!r}"
+
+
+def _duplicates(items: Sequence[LadderEntry | Gear | Layout], at: str) -> Problems:
+    names: set[str] = set()
+    for index, item in enumerate(items):
+        if item.name in names:
+            yield f"{at}[{index}].name", f"{item.name!r} is used twice"
+        names.add(item.name)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

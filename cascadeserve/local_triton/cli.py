@@ -1,0 +1,72 @@
+"""`cascadeserve triton`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from cascadeserve.cluster import read_cluster
+from cascadeserve.errors import ServerStartFailed, UsageError
+from cascadeserve.local_triton.server import LocalTriton
+from cascadeserve.local_triton.working_copy import model_names, prepare_working_copy
+
+
+@click.command()
+@click.option("--cluster", "cluster_path", type=click.Path(path_type=Path), required=True, help="Cluster file.")
+@click.option("--endpoint", "endpoint_name", default=None, help="Endpoint to run; may be left out if there is one.")
+@click.option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
+@click.option("--state", type=click.Path(path_type=Path), default=".cascadeserve", show_default=True)
+@click.option("--model", "models", multiple=True, help="Model to load at start, repeatable [default: all].")
+def triton(
+    cluster_path: Path, endpoint_name: str | None, repository: Path, state: Path, models: tuple[str, ...]
+) -> None:
+    """Run the tritonserver of one endpoint in the foreground until it is interrupted.
+
+    It serves a working copy of the repository under the state directory, on loopback, pinned to the endpoint's cores.
+    """
+    cluster = read_cluster(cluster_path)
+    names = [endpoint.name for endpoint in cluster.endpoints]
+    if endpoint_name is None and len(names) > 1:
+        raise UsageError(f"--endpoint: the cluster has several endpoints, name one of {', '.join(names)}")
+    if endpoint_name is not None and endpoint_name not in names:
+        raise UsageError(f"--endpoint: {endpoint_name!r} is not in {cluster_path}; endpoints are {', '.join(names)}")
+    known = model_names(repository)
+    if unknown := sorted(set(models) - set(known)):
+        raise UsageError(f"--model: {unknown[0]!r} is not in {repository}; models are {', '.join(known)}")
+    state = state.resolve()
+    server = LocalTriton(
+        cluster.endpoint(endpoint_name or names[0]),
+        repository=prepare_working_copy(repository, cluster, state),
+        models=list(models) or known,
+        state=state,
+    )
+    asyncio.run(_run(server))
+
+
+async def _run(server: LocalTriton) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    stopping = asyncio.create_task(stop.wait(), name="stop-signal")
+    try:
+        starting = asyncio.create_task(server.start(), name="start-triton")
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            starting.cancel()
+            with suppress(asyncio.CancelledError):
+                await starting
+            return
+        await starting
+        click.echo(f"ready: {server.endpoint.name} http {server.endpoint.http} grpc {server.endpoint.grpc}", err=True)
+        ended = asyncio.create_task(server.wait(), name="watch-triton")
+        await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            raise ServerStartFailed(f"tritonserver ended by itself with status {ended.result()}")
+    finally:
+        stopping.cancel()
+        await server.stop()

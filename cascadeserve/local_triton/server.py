@@ -1,0 +1,211 @@
+"""Start, watch and stop one local tritonserver process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import aiohttp
+
+from cascadeserve.cluster import CpuDevice, GpuDevice
+from cascadeserve.errors import ServerStartFailed, UsageError
+from cascadeserve.process import spawn, stop
+
+if TYPE_CHECKING:
+    from cascadeserve.cluster import Endpoint
+
+# Triton waits this long for requests in flight when it is told to stop
+EXIT_TIMEOUT_S = 5
+# then it gets this much longer to unload before it is killed
+KILL_AFTER_S = EXIT_TIMEOUT_S + 10
+_READY_POLL_S = 0.05
+
+
+class LocalTriton:
+    """One tritonserver on loopback, serving a working copy to the endpoint's device.
+
+    It dies with the process that started it, also when that is killed with SIGKILL. `start` must be called from the
+    main thread: the kernel ties the child to the thread that made it.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, *, repository: Path, models: list[str], state: Path, log: IO[bytes] | None = None
+    ) -> None:
+        """`repository` is the working copy; `log` None leaves the server's output on this process's stderr."""
+        self.endpoint = endpoint
+        self._repository = repository
+        self._models = models
+        self._state = state
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+        for field in ("grpc", "http", "metrics"):
+            host = getattr(endpoint, field).rpartition(":")[0]
+            if host not in ("127.0.0.1", "localhost"):
+                raise UsageError(
+                    f"endpoint {endpoint.name!r}: {field} is at {host}, but the local tritonserver is served on "
+                    "127.0.0.1 only (its version has known security holes); use a container for other addresses"
+                )
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a process, running or ended, that was not stopped by us."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        if self._process is None:
+            raise RuntimeError("not started")
+        return self._process.pid
+
+    def command(self) -> list[str]:
+        """The server's command line."""
+        program = _wheel_folder() / "bin" / "tritonserver"
+        http, grpc, metrics = (
+            getattr(self.endpoint, kind).rpartition(":")[2] for kind in ("http", "grpc", "metrics")
+        )
+        arguments = [
+            str(program),
+            f"--model-repository={self._repository}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in self._models),
+            f"--model-config-name={self.endpoint.name}",
+            "--disable-auto-complete-config",
+            f"--backend-directory={prepare_backends(self._state)}",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            "--http-address=127.0.0.1",
+            f"--http-port={http}",
+            "--grpc-address=127.0.0.1",
+            f"--grpc-port={grpc}",
+            "--metrics-address=127.0.0.1",
+            f"--metrics-port={metrics}",
+        ]
+        if isinstance(self.endpoint.device, CpuDevice):
+            arguments.append("--allow-gpu-metrics=false")
+        return arguments
+
+    async def start(self, *, ready_timeout_s: float = 120.0) -> None:
+        """Start the server and wait until it is ready.
+
+        Raises:
+            ServerStartFailed: it ended or was not ready in time; it is gone then.
+
+        """
+        cores = self.endpoint.device.cores if isinstance(self.endpoint.device, CpuDevice) else ()
+        self._process = await spawn(self.command(), cores=cores, environment=self._environment(), log=self._log)
+        try:
+            await self._wait_ready(ready_timeout_s)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def wait(self) -> int:
+        """Wait until the server has ended; returns its exit status."""
+        if self._process is None:
+            raise RuntimeError("not started")
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """End the server: ask, wait, kill what is left of its process group, and reap it."""
+        if self._process is None:
+            return
+        regions = _shared_memory_of_group(self._process.pid)
+        await stop(self._process, kill_after_s=KILL_AFTER_S)
+        self._process = None
+        # A server that was killed leaves the memory it shared with its stubs behind.
+        for region in regions:
+            region.unlink(missing_ok=True)
+
+    async def _wait_ready(self, timeout_s: float) -> None:
+        url = f"http://{self.endpoint.http}/v2/health/ready"
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + timeout_s
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
+            while loop.time() < give_up_s:
+                if self._process is not None and self._process.returncode is not None:
+                    raise ServerStartFailed(
+                        f"tritonserver of endpoint {self.endpoint.name!r} ended with status "
+                        f"{self._process.returncode} while starting; its log says why{self._log_hint()}"
+                    )
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with session.get(url) as response:
+                        if response.status == 200:  # noqa: PLR2004
+                            return
+                await asyncio.sleep(_READY_POLL_S)
+        raise ServerStartFailed(
+            f"tritonserver of endpoint {self.endpoint.name!r} was not ready within {timeout_s:g} s{self._log_hint()}"
+        )
+
+    def _log_hint(self) -> str:
+        name = getattr(self._log, "name", None)
+        return f" ({name})" if name else ""
+
+    def _environment(self) -> dict[str, str]:
+        """Environment in which the Python stub runs this interpreter's standard library and packages."""
+        environment = dict(os.environ)
+        # the stub, copied out of the wheel, needs the libraries that travel with it, and this interpreter's libpython
+        wheel_libraries = str(_wheel_folder().parent.parent / "nvidia_pytriton.libs")
+        library_folders = [wheel_libraries, sysconfig.get_config_var("LIBDIR"), environment.get("LD_LIBRARY_PATH")]
+        environment |= {
+            "LD_LIBRARY_PATH": ":".join(filter(None, library_folders)),
+            # The stub embeds an interpreter that ignores PYTHONPATH and PYTHONHOME; it finds its packages as a virtual
+            # environment does, through the first `python3` on the path.
+            "PATH": f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}",
+            "PYTHONNOUSERSITE": "1",
+            "ORT_DISABLE_TELEMETRY": "1",
+        }
+        if isinstance(self.endpoint.device, GpuDevice):
+            environment["CUDA_VISIBLE_DEVICES"] = str(self.endpoint.device.index)
+        return environment
+
+
+def prepare_backends(state: Path) -> Path:
+    """Lay out `<state>/backends`: Triton's python backend with this Python's stub, and ours beside it."""
+    wheel = _wheel_folder()
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        raise UsageError(f"nvidia-pytriton carries no python backend stub for Python {version}; use 3.11 or 3.12")
+    backends = state / "backends"
+    wanted = {
+        "python/libtriton_python.so": wheel / "backends" / "python" / "libtriton_python.so",
+        "python/triton_python_backend_utils.py": wheel / "backends" / "python" / "triton_python_backend_utils.py",
+        "python/triton_python_backend_stub": stub,
+        "onnxruntime/model.py": Path(__file__).with_name("onnxruntime_backend") / "model.py",
+    }
+    for name, source in wanted.items():
+        target = backends / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists() or target.stat().st_mtime_ns != source.stat().st_mtime_ns:
+            # A copy, because the stub looks for its library beside the real file; renamed in, because a server may
+            # be running the old one.
+            staging = target.with_name(f".{target.name}.{os.getpid()}")
+            shutil.copy2(source, staging)
+            staging.replace(target)
+    return backends
+
+
+def _shared_memory_of_group(group: int) -> set[Path]:
+    """Files under /dev/shm that Triton's python backend mapped in any process of a process group."""
+    regions: set[Path] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        # any of these processes may end while we look
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(process.name)) == group:
+                files = (line.rpartition(" ")[2] for line in (process / "maps").read_text().splitlines())
+                regions |= {Path(file) for file in files if file.startswith("/dev/shm/triton_")}  # noqa: S108
+    return regions
+
+
+def _wheel_folder() -> Path:
+    found = importlib.util.find_spec("pytriton")
+    if found is None or not found.submodule_search_locations:
+        raise UsageError("no local tritonserver is installed; install it with `pip install 'cascadeserve[local]'`")
+    return Path(found.submodule_search_locations[0]) / "tritonserver"

@@ -1,0 +1,120 @@
+"""The working copy of a model repository that the local servers read and the orchestrator rewrites.
+
+The repository itself is never written to. In the copy every model carries `configs/<endpoint>.pbtxt` for every
+endpoint of the cluster before any server starts: a file that first appears later would count as a changed model and
+cause a full reload.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import filecmp
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cascadeserve.artefacts import write_atomically
+from cascadeserve.cluster import GpuDevice
+from cascadeserve.errors import InvalidArtefact
+from cascadeserve.triton_config import config_digest, format_config, parse_config, with_instance_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cascadeserve.cluster import Cluster, Endpoint
+
+
+def model_names(repository: Path) -> list[str]:
+    """Names of the models in a repository.
+
+    Raises:
+        InvalidArtefact: the folder is missing or holds no model.
+
+    """
+    if not repository.is_dir():
+        raise InvalidArtefact("is no folder; give the model repository that `cascadeserve export` wrote", path=repository)
+    names = sorted(path.parent.name for path in repository.glob("*/config.pbtxt"))
+    if not names:
+        raise InvalidArtefact("holds no model (a folder with a config.pbtxt)", path=repository)
+    return names
+
+
+def prepare_state_directory(state: Path) -> None:
+    """Make the state directory; like a test cache it hides itself from git."""
+    state.mkdir(parents=True, exist_ok=True)
+    ignore = state / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n")
+
+
+def prepare_working_copy(repository: Path, cluster: Cluster, state: Path) -> Path:
+    """Bring `<state>/model_repository` up to date with `repository` and return it.
+
+    Unchanged models are not touched, so that other servers may be running on the copy; instance counts that the
+    orchestrator wrote there survive unless the model's config changed.
+    """
+    prepare_state_directory(state)
+    copy = state / "model_repository"
+    copy.mkdir(exist_ok=True)
+    with _locked(state / "working-copy.lock"):
+        names = model_names(repository)
+        for name in names:
+            if not _same_files(repository / name, copy / name):
+                _replace_folder(repository / name, copy / name)
+            for endpoint in cluster.endpoints:
+                _write_endpoint_config(copy, name, endpoint)
+    return copy
+
+
+def endpoint_config_path(repository: Path, model: str, endpoint: str) -> Path:
+    """File that a server started with `--model-config-name=<endpoint>` reads."""
+    return repository / model / "configs" / f"{endpoint}.pbtxt"
+
+
+def _write_endpoint_config(copy: Path, model: str, endpoint: Endpoint) -> None:
+    source = copy / model / "config.pbtxt"
+    path = endpoint_config_path(copy, model, endpoint.name)
+    config = parse_config(source.read_text(), path=source)
+    if path.exists() and config_digest(parse_config(path.read_text(), path=path)) == config_digest(config):
+        return
+    path.parent.mkdir(exist_ok=True)
+    kind, gpu = ("gpu", 0) if isinstance(endpoint.device, GpuDevice) else ("cpu", None)
+    text = format_config(with_instance_count(config, 1, kind=kind, gpu=gpu))  # type: ignore[arg-type]
+    write_atomically(path, text.encode(), temporary_directory=copy)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Files of a model folder by relative name, without the endpoint configs and what Python leaves behind."""
+    return {
+        str(path.relative_to(folder)): path
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] != "configs" and "__pycache__" not in path.parts
+    }
+
+
+def _same_files(source: Path, copy: Path) -> bool:
+    wanted, present = _files(source), _files(copy)
+    # copy2 keeps modification times, so the shallow comparison (type, size, time) is enough and cheap
+    return wanted.keys() == present.keys() and all(filecmp.cmp(wanted[name], present[name]) for name in wanted)
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent.parent))
+    try:
+        shutil.copytree(source, staging / "new", ignore=shutil.ignore_patterns("configs", "__pycache__"))
+        if (target / "configs").is_dir():
+            shutil.copytree(target / "configs", staging / "new" / "configs")
+        if target.exists():
+            target.rename(staging / "old")
+        (staging / "new").rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

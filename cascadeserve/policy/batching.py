@@ -1,0 +1,53 @@
+"""When a queue may send a batch, and which queue is served first (paper sections 4.5 and 5).
+
+The functions of this package take scalars and sequences and return numbers, so that a compiled simulator can share
+them: no clock, no I/O, no objects. Reason codes are small integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NOT_DUE = 0
+DUE_FULL = 1
+DUE_AGED = 2
+
+
+def due_reason(rows: int, oldest_since_s: float, min_batch: int, max_wait_s: float, now_s: float) -> int:
+    """Whether a queue of `rows` rows, the oldest queued at `oldest_since_s`, is due, and why."""
+    if rows <= 0:
+        return NOT_DUE
+    if rows >= min_batch:
+        return DUE_FULL
+    if now_s - oldest_since_s >= max_wait_s:
+        return DUE_AGED
+    return NOT_DUE
+
+
+def due_at_s(oldest_since_s: float, max_wait_s: float) -> float:
+    """When a queue that is not due yet will be, if no row arrives."""
+    return oldest_since_s + max_wait_s
+
+
+def next_queue(
+    due: Sequence[int],
+    deadline_s: Sequence[float],
+    oldest_since_s: Sequence[float],
+    now_s: float,
+    ageing: float,
+) -> int:
+    """Index of the due queue to serve next, or -1.
+
+    Earliest deadline first, each deadline brought forward by `ageing` seconds per second of waiting, so that a queue
+    of patient rows is served in the end however many impatient ones keep arriving.
+    """
+    best = -1
+    best_key = 0.0
+    for index in range(len(due)):
+        if due[index] == NOT_DUE:
+            continue
+        key = deadline_s[index] - ageing * (now_s - oldest_since_s[index])
+        if best < 0 or key < best_key:
+            best = index
+            best_key = key
+    return best

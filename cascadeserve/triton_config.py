@@ -1,0 +1,89 @@
+"""Triton model configs: text to protobuf and back, instance counts, digests.
+
+The schema is tritonclient's own `ModelConfig`, so that whatever Triton knows survives a round trip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Literal
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from cascadeserve.errors import InvalidArtefact
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ModelConfig = Any  # model_config_pb2.ModelConfig; tritonclient carries no types
+
+_READ_BYTES = 1 << 20
+
+
+def parse_config(text: str, *, path: Path | str | None = None) -> ModelConfig:
+    """Parse the text of a `config.pbtxt`; `path` is only for the error.
+
+    Raises:
+        InvalidArtefact: naming line and column.
+
+    """
+    try:
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise InvalidArtefact(f"is no Triton model config: {error}", path=path) from error
+
+
+def format_config(config: ModelConfig) -> str:
+    """Text of a config, the same for equal configs."""
+    ordered = model_config_pb2.ModelConfig.FromString(config.SerializeToString(deterministic=True))
+    return text_format.MessageToString(ordered)
+
+
+def instance_count(config: ModelConfig) -> int:
+    """Instances over all groups."""
+    return sum(group.count for group in config.instance_group)
+
+
+def with_instance_count(
+    config: ModelConfig, count: int, *, kind: Literal["cpu", "gpu"], gpu: int | None = None
+) -> ModelConfig:
+    """Copy of a config with exactly one instance group of `count` instances on the endpoint's device.
+
+    Triton would take a count of 0 or less for 1 without a word, so it is refused here.
+    """
+    if count < 1:
+        raise ValueError(f"an instance count must be at least 1, got {count}")
+    changed = model_config_pb2.ModelConfig()
+    changed.CopyFrom(config)
+    del changed.instance_group[:]
+    if kind == "gpu":
+        changed.instance_group.add(count=count, kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, gpus=[gpu or 0])
+    else:
+        changed.instance_group.add(count=count, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    return changed
+
+
+def config_digest(config: ModelConfig) -> str:
+    """Digest of what a model is: everything but how many instances run and which versions are served."""
+    bare = model_config_pb2.ModelConfig()
+    bare.CopyFrom(config)
+    bare.ClearField("instance_group")
+    bare.ClearField("version_policy")
+    return f"sha256:{hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()}"
+
+
+def model_digest(model_directory: Path) -> str:
+    """Digest of a model folder: its config as in `config_digest`, and the name and content of every other file."""
+    total = hashlib.sha256()
+    path = model_directory / "config.pbtxt"
+    total.update(config_digest(parse_config(path.read_text(), path=path)).encode())
+    for file in sorted(model_directory.rglob("*")):
+        name = file.relative_to(model_directory)
+        if not file.is_file() or name.parts[0] in ("config.pbtxt", "configs") or "__pycache__" in name.parts:
+            continue
+        total.update(f"\0{name.as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as content:
+            while block := content.read(_READ_BYTES):
+                total.update(block)
+    return f"sha256:{total.hexdigest()}"

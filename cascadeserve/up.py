@@ -1,0 +1,131 @@
+"""`cascadeserve up`: the Tritons of a cluster on this machine, and the orchestrator in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from cascadeserve.cluster import Cluster, read_cluster
+from cascadeserve.errors import CascadeServeError, ServerStartFailed
+from cascadeserve.gear_plan import GearPlan, read_gear_plan
+from cascadeserve.local_triton.server import LocalTriton
+from cascadeserve.local_triton.working_copy import prepare_working_copy
+from cascadeserve.process import spawn, stop
+
+_log = logging.getLogger(__name__)
+
+RESTART_AFTER_S = 1.0
+_ORCHESTRATOR_STOP_S = 20.0
+
+
+@click.command()
+@click.option("--plan", "plan_path", type=click.Path(path_type=Path), required=True, help="Gear plan.")
+@click.option("--cluster", "cluster_path", type=click.Path(path_type=Path), required=True, help="Cluster file.")
+@click.option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
+@click.option("--state", type=click.Path(path_type=Path), default=".cascadeserve", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address the orchestrator listens on.")
+@click.option("--http-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+@click.option("--grpc-port", type=click.IntRange(1, 65535), default=8081, show_default=True)
+@click.option("--cores", default="", help="Cores for the orchestrator, such as 1 or 2,3 [default: any].")
+def up(
+    plan_path: Path,
+    cluster_path: Path,
+    repository: Path,
+    state: Path,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    cores: str,
+) -> None:
+    """Run a tritonserver for every endpoint of the cluster, and the orchestrator in front of them.
+
+    A Triton that ends by itself is started again. Logs of the servers are under the state directory.
+    """
+    cluster = read_cluster(cluster_path)
+    plan = read_gear_plan(plan_path, cluster)
+    state = state.resolve()
+    arguments = [
+        "serve",
+        f"--plan={plan_path}",
+        f"--cluster={cluster_path}",
+        f"--repository={state / 'model_repository'}",
+        f"--host={host}",
+        f"--http-port={http_port}",
+        f"--grpc-port={grpc_port}",
+    ]
+    try:
+        pinned = [int(core) for core in cores.split(",") if core]
+    except ValueError as error:
+        raise click.BadParameter(f"{cores!r} is no list of core numbers such as 1 or 2,3", param_hint="--cores") from error
+    working_copy = prepare_working_copy(repository, cluster, state)
+    asyncio.run(_run(plan, cluster, working_copy, state, arguments, pinned))
+
+
+async def _run(
+    plan: GearPlan, cluster: Cluster, working_copy: Path, state: Path, arguments: list[str], cores: list[int]
+) -> None:
+    stop_event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop_event.set)
+    (state / "logs").mkdir(exist_ok=True)
+    logs = {endpoint.name: (state / "logs" / f"{endpoint.name}.log").open("ab") for endpoint in cluster.endpoints}
+    servers = [
+        LocalTriton(
+            endpoint,
+            repository=working_copy,
+            models=sorted(plan.layouts[0].instances.get(endpoint.name, {})),
+            state=state,
+            log=logs[endpoint.name],
+        )
+        for endpoint in cluster.endpoints
+    ]
+    stopping = asyncio.create_task(stop_event.wait(), name="stop-signal")
+    keepers: list[asyncio.Task[None]] = []
+    try:
+        starts = asyncio.gather(*(server.start() for server in servers))
+        await asyncio.wait({asyncio.ensure_future(starts), stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stop_event.is_set():
+            starts.cancel()
+            await asyncio.gather(starts, return_exceptions=True)
+            return
+        starts.result()
+        orchestrator = await spawn([sys.executable, "-m", "cascadeserve", *arguments], cores=cores)
+        keepers = [
+            asyncio.create_task(_keep_up(server), name=f"keep-{server.endpoint.name}") for server in servers
+        ]
+        ended = asyncio.create_task(orchestrator.wait(), name="watch-orchestrator")
+        try:
+            await asyncio.wait({ended, stopping, *keepers}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # The orchestrator first: it answers what is open, for which it needs the servers.
+            status = await stop(orchestrator, kill_after_s=_ORCHESTRATOR_STOP_S)
+        if not stop_event.is_set():
+            raise ServerStartFailed(f"the orchestrator ended by itself with status {status}")
+    finally:
+        stopping.cancel()
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+        await asyncio.gather(*(server.stop() for server in servers))
+        for log in logs.values():
+            log.close()
+
+
+async def _keep_up(server: LocalTriton) -> None:
+    """Start the server again whenever it ends by itself."""
+    while True:
+        if server.started:
+            status = await server.wait()
+            _log.error("tritonserver %s ended with status %d; starting it again", server.endpoint.name, status)
+            await server.stop()
+        await asyncio.sleep(RESTART_AFTER_S)
+        try:
+            await server.start()
+        except CascadeServeError as error:
+            _log.error("%s", error)  # noqa: TRY400 - one sentence is all there is to say

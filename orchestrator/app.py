@@ -1,0 +1,199 @@
+"""The composition root: builds every part, runs them, and takes them down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from cascadeserve.errors import ServerStartFailed
+from orchestrator.dataplane import CascadeDataPlane
+from orchestrator.dispatcher import Dispatcher, EndpointState, FamilyState
+from orchestrator.gear_loop import GearLoop
+from orchestrator.health import EndpointMonitor
+from orchestrator.instance_config import InstanceConfig
+from orchestrator.metrics import Metrics
+from orchestrator.reconciler import Reconciler
+from orchestrator.supervise import forever
+from orchestrator.triton import TritonBackend
+from orchestrator.wire.rest import build_rest_app, build_rest_runner
+from orchestrator.wire.rpc import build_rpc_server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import grpc
+
+    from cascadeserve.cluster import Cluster
+    from cascadeserve.gear_plan import GearPlan
+    from orchestrator.backend import Backend
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Where to listen and what to allow."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    max_request_bytes: int
+    # seconds after a stop signal in which open connections are still answered, and are closed one by one
+    linger_s: float
+    # seconds that requests in flight may take after that
+    drain_s: float
+
+
+class Orchestrator:
+    """One dispatcher over the endpoints of a cluster, with its control loops."""
+
+    def __init__(
+        self, plan: GearPlan, cluster: Cluster, *, repository: Path | None, backends: dict[str, Backend] | None = None
+    ) -> None:
+        """`repository` is what the endpoints serve, needed for changing counts; `backends` replaces Triton in tests."""
+        self.metrics = Metrics()
+        self.plan = plan
+        endpoints = [
+            EndpointState(
+                endpoint.name,
+                backends[endpoint.name] if backends is not None else TritonBackend(endpoint.grpc),
+                endpoint.slots,
+            )
+            for endpoint in cluster.endpoints
+        ]
+        first_layout = plan.layouts[0].name
+        families = []
+        for name, family in plan.families.items():
+            gear = family.gears_of(first_layout)[0]
+            families.append(FamilyState(name, family, gear, family.entry(gear.ladder_entry)))
+        self.dispatcher = Dispatcher(families, endpoints, plan_name=plan.name, metrics=self.metrics)
+        config = None if repository is None else InstanceConfig(repository, cluster)
+        self.reconciler = Reconciler(plan, self.dispatcher, config=config, metrics=self.metrics)
+        self.gear_loop = GearLoop(plan, self.dispatcher, self.reconciler, self.metrics)
+        self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
+        self.dispatcher.on_endpoint_error = self._endpoint_failed
+        self.data_plane = CascadeDataPlane(self.dispatcher, self.metrics, on_arrival=self.gear_loop.on_arrival)
+
+    async def run_loops(self) -> None:
+        """Run every control loop; if one ends, all end and the error is raised."""
+        async with asyncio.TaskGroup() as group:
+            for name, monitor in self.monitors.items():
+                group.create_task(forever(f"monitor-{name}", monitor.run), name=f"monitor-{name}")
+            group.create_task(forever("reconciler", self.reconciler.run), name="reconciler")
+            group.create_task(forever("gear-loop", self.gear_loop.run), name="gear-loop")
+
+    async def close(self) -> None:
+        """Refuse what is left and close the connections to the endpoints."""
+        await self.dispatcher.close()
+        for endpoint in self.dispatcher.endpoints:
+            await endpoint.backend.close()
+
+    def _endpoint_failed(self, endpoint: EndpointState) -> None:
+        self.dispatcher.endpoint_is_down(endpoint)
+        self.monitors[endpoint.name].kick()
+
+
+async def serve(plan: GearPlan, cluster: Cluster, settings: ServeSettings, *, repository: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT; then stop accepting, answer what is open, and leave."""
+    if repository is None and len(plan.layouts) > 1:
+        _log.warning("the plan has %d layouts but no --repository was given: counts stay as they are", len(plan.layouts))
+    orchestrator = Orchestrator(plan, cluster, repository=repository)
+    stop = asyncio.Event()
+    _install_signal_handlers(stop)
+    loops = asyncio.create_task(orchestrator.run_loops(), name="control-loops")
+    runner, site, rpc_server = await _listen(orchestrator, settings)
+    _log.info("listening on http://%s:%d and grpc://%s:%d", settings.host, settings.http_port, settings.host,
+              settings.grpc_port)  # fmt: skip
+    stopping = asyncio.create_task(stop.wait(), name="stop-signal")
+    try:
+        await asyncio.wait({loops, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await _shut_down(orchestrator, settings, runner, site, rpc_server)
+    finally:
+        stopping.cancel()
+        await orchestrator.close()
+        loops.cancel()
+        results = await asyncio.gather(loops, return_exceptions=True)
+    if isinstance(results[0], Exception):
+        raise results[0]
+
+
+async def _listen(
+    orchestrator: Orchestrator, settings: ServeSettings
+) -> tuple[web.AppRunner, web.TCPSite, grpc.aio.Server]:
+    app = build_rest_app(
+        orchestrator.data_plane, max_body_bytes=settings.max_request_bytes, metrics=orchestrator.metrics.render
+    )
+    app.on_response_prepare.append(_closing_while_draining(orchestrator.data_plane))
+    runner = build_rest_runner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, settings.host, settings.http_port, shutdown_timeout=settings.drain_s)
+    rpc_server = build_rpc_server(orchestrator.data_plane, max_message_bytes=settings.max_request_bytes)
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ServerStartFailed(
+            f"cannot listen on {settings.host}:{settings.http_port} ({error.strerror}); choose another --http-port"
+        ) from error
+    try:
+        rpc_server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+    except RuntimeError as error:
+        await runner.cleanup()
+        raise ServerStartFailed(
+            f"cannot listen on {settings.host}:{settings.grpc_port}; choose another --grpc-port"
+        ) from error
+    await rpc_server.start()
+    return runner, site, rpc_server
+
+
+async def _shut_down(
+    orchestrator: Orchestrator,
+    settings: ServeSettings,
+    runner: web.AppRunner,
+    site: web.TCPSite,
+    rpc_server: grpc.aio.Server,
+) -> None:
+    data_plane = orchestrator.data_plane
+    _log.info("stopping: not ready from now on, no new connections")
+    data_plane.draining = True
+    await site.stop()
+    # gRPC tells its clients to go elsewhere and lets the calls under way finish.
+    rpc_stopped = asyncio.create_task(
+        rpc_server.stop(settings.linger_s + settings.drain_s), name="grpc-server-stop"
+    )
+    # Clients with an open HTTP connection may be sending at this moment: each is answered and told to close.
+    await asyncio.sleep(settings.linger_s)
+    data_plane.refusing = True
+    if not await orchestrator.dispatcher.drain(settings.drain_s):
+        _log.warning("%d requests are refused unanswered", orchestrator.dispatcher.open_tickets)
+        await orchestrator.dispatcher.close()
+    await rpc_stopped
+    await runner.cleanup()
+    _log.info("stopped")
+
+
+def _closing_while_draining(data_plane: CascadeDataPlane):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    async def close(_request: web.Request, response: web.StreamResponse) -> None:
+        if data_plane.draining:
+            response.force_close()
+            response.headers["Connection"] = "close"
+
+    return close
+
+
+def _install_signal_handlers(stop: asyncio.Event) -> None:
+    """First signal: stop in order. A second one meets the default action and ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def begin_stop() -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, begin_stop)

@@ -1,0 +1,65 @@
+"""What the orchestrator needs from one endpoint; `triton.TritonBackend` is the real one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cascadeserve.gear_plan import TensorSpec
+
+
+class BackendError(Exception):
+    """A call to an endpoint failed."""
+
+
+class EndpointDown(BackendError):  # noqa: N818 - named by what happened
+    """The server could not be reached, went away, or did not answer in time."""
+
+
+class CallRejected(BackendError):  # noqa: N818
+    """The server is there and answered with an error."""
+
+
+@dataclass(slots=True, frozen=True)
+class BatchAnswer:
+    """A model's answers for one batch of n rows."""
+
+    label: NDArray[np.int64]  # [n]
+    certainty: NDArray[np.float32]  # [n]
+    scores: NDArray[np.float32] | None  # [n, classes], only if asked for
+
+
+class Backend(Protocol):
+    """One endpoint. Every method raises BackendError and nothing else."""
+
+    async def infer(
+        self,
+        model: str,
+        specs: Sequence[TensorSpec],
+        inputs: Sequence[np.ndarray],
+        *,
+        want_scores: bool,
+        timeout_s: float,
+    ) -> BatchAnswer:
+        """Run one batch; `inputs[i]` has shape [n, *specs[i].shape]."""
+
+    async def is_ready(self, *, timeout_s: float) -> bool:
+        """Whether the server can be asked now; False also when it cannot be reached."""
+
+    async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:
+        """Instances per model that is loaded and ready."""
+
+    async def load(self, model: str, *, timeout_s: float) -> None:
+        """Load a model, or reload it in place after its config file changed."""
+
+    async def unload(self, model: str, *, timeout_s: float) -> None:
+        """Unload a model."""
+
+    async def close(self) -> None:
+        """Close the connection."""

@@ -1,0 +1,53 @@
+"""`cascadeserve serve`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from cascadeserve.cluster import read_cluster
+from cascadeserve.errors import InvalidArtefact
+from cascadeserve.gear_plan import read_gear_plan
+from orchestrator.app import ServeSettings
+from orchestrator.app import serve as run_serve
+
+
+@click.command()
+@click.option("--plan", "plan_path", type=click.Path(path_type=Path), required=True, help="Gear plan.")
+@click.option("--cluster", "cluster_path", type=click.Path(path_type=Path), required=True, help="Cluster file.")
+@click.option(
+    "--repository", type=click.Path(path_type=Path), default=None,
+    help="Repository that the endpoints serve; without it instance counts are never changed.",
+)  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--http-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+@click.option("--grpc-port", type=click.IntRange(1, 65535), default=8081, show_default=True)
+@click.option("--max-request-bytes", type=click.IntRange(min=1), default=64 << 20, show_default=True)
+@click.option(
+    "--linger", "linger_s", type=click.FloatRange(min=0.0), default=1.0, show_default=True,
+    help="Seconds after a stop signal in which open connections are still answered.",
+)  # fmt: skip
+@click.option(
+    "--drain", "drain_s", type=click.FloatRange(min=0.0), default=10.0, show_default=True,
+    help="Seconds that requests in flight may take after that.",
+)  # fmt: skip
+def serve(
+    plan_path: Path,
+    cluster_path: Path,
+    repository: Path | None,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    max_request_bytes: int,
+    linger_s: float,
+    drain_s: float,
+) -> None:
+    """Serve the cascades of a gear plan as one KServe v2 server, over HTTP and gRPC."""
+    cluster = read_cluster(cluster_path)
+    plan = read_gear_plan(plan_path, cluster)
+    if repository is not None and not repository.is_dir():
+        raise InvalidArtefact("is no folder; give the repository that the endpoints serve", path=repository)
+    settings = ServeSettings(host, http_port, grpc_port, max_request_bytes, linger_s, drain_s)
+    asyncio.run(run_serve(plan, cluster, settings, repository=repository))

@@ -1,0 +1,189 @@
+"""The data plane: one request, checked against its family, through the dispatcher, to one answer.
+
+It knows nothing of HTTP or gRPC; both transports call it alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cascadeserve import __version__
+from cascadeserve.errors import InvalidRequest, NotFound, RequestError, Unavailable
+from orchestrator.wire.tensors import (
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    ServerMetadata,
+    Tensor,
+    TensorMetadata,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cascadeserve.gear_plan import TensorSpec
+    from orchestrator.dispatcher import Dispatcher, FamilyState
+    from orchestrator.metrics import Metrics
+    from orchestrator.rows import Ticket
+
+VERSION = "1"
+# without `timeout`, a request is given up after this many SLOs (or busy times of its own rows, if that is longer)
+DEFAULT_DEADLINE_SLOS = 4.0
+_OUTPUTS = ("label", "certainty", "scores", "stage")
+
+
+class CascadeDataPlane:
+    """Answers for every family of the plan under the family's name."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, metrics: Metrics, *, on_arrival: Callable[[FamilyState, int], None]
+    ) -> None:
+        """`on_arrival` is told of every valid request and its number of rows."""
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._on_arrival = on_arrival
+        self._loop = asyncio.get_running_loop()
+        # set in this order while shutting down: not ready any more, then no new request is taken
+        self.draining = False
+        self.refusing = False
+
+    def ready(self) -> bool:
+        """Ready while every family can be served and no shutdown has begun."""
+        return not self.draining and all(map(self._dispatcher.can_serve, self._dispatcher.families.values()))
+
+    def server_metadata(self) -> ServerMetadata:
+        """See `DataPlane.server_metadata`."""
+        return ServerMetadata("cascadeserve", __version__, ("binary_tensor_data", "parameters"))
+
+    def model_ready(self, name: str, version: str) -> bool:
+        """See `DataPlane.model_ready`."""
+        family = self._family(name, version)
+        return not self.draining and self._dispatcher.can_serve(family)
+
+    def model_metadata(self, name: str, version: str) -> ModelMetadata:
+        """See `DataPlane.model_metadata`."""
+        plan = self._family(name, version).plan
+        return ModelMetadata(
+            name=name,
+            versions=(VERSION,),
+            platform="cascade",
+            inputs=tuple(TensorMetadata(spec.name, spec.datatype, (-1, *spec.shape)) for spec in plan.inputs),
+            outputs=(
+                TensorMetadata("label", "INT64", (-1, 1)),
+                TensorMetadata("certainty", "FP32", (-1, 1)),
+                TensorMetadata("scores", "FP32", (-1, plan.num_classes)),
+                TensorMetadata("stage", "INT32", (-1, 1)),
+            ),
+        )
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Carry the request's rows through the cascade; without named outputs the answer is `label`."""
+        family = self._family(request.model_name, request.model_version)
+        arrived_s = self._loop.time()
+        try:
+            inputs = _checked_inputs(family, request)
+            outputs = _checked_outputs(request)
+            rows = inputs[0].shape[0]
+            timeout_s = self._timeout_s(family, request, rows)
+            self._metrics.arrived(family.name, rows)
+            self._on_arrival(family, rows)
+            if self.refusing:
+                raise Unavailable("the server is shutting down; try another one")
+            ticket = await self._dispatcher.submit(
+                family, inputs, timeout_s=timeout_s, want_scores="scores" in outputs
+            )
+        except RequestError as error:
+            self._metrics.request(family.name, type(error).__name__, 0.0)
+            raise
+        except asyncio.CancelledError:
+            self._metrics.request(family.name, "Cancelled", 0.0)
+            raise
+        self._metrics.request(family.name, "ok", self._loop.time() - arrived_s)
+        return InferResponse(
+            model_name=request.model_name,
+            model_version=VERSION,
+            id=request.id,
+            parameters={"gear": ticket.gear, "plan": self._dispatcher.plan_name, "certified": False},
+            outputs=[_output(ticket, name) for name in outputs],
+        )
+
+    def _family(self, name: str, version: str) -> FamilyState:
+        family = self._dispatcher.families.get(name)
+        if family is None:
+            raise NotFound(f"Request for unknown model: '{name}' is not found")
+        if version not in ("", VERSION):
+            raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
+        return family
+
+    def _timeout_s(self, family: FamilyState, request: InferRequest, rows: int) -> float:
+        """Seconds this request may take: its `timeout` (microseconds, as Triton has it), deadline, or the default."""
+        timeout = request.parameters.get("timeout", 0)
+        if isinstance(timeout, str | float) or isinstance(timeout, bool) or timeout < 0:
+            raise InvalidRequest("parameter 'timeout' must be a whole number of microseconds, 0 or more")
+        if timeout:
+            timeout_s = timeout / 1e6
+        else:
+            busy_s = rows * sum(
+                share * self._dispatcher.row_work_s(stage.model)
+                for share, stage in zip(family.entry.reach, family.entry.stages, strict=True)
+            )
+            timeout_s = DEFAULT_DEADLINE_SLOS * max(family.plan.slo_s, busy_s)
+        if request.client_timeout_s is not None:
+            timeout_s = min(timeout_s, request.client_timeout_s)
+        return timeout_s
+
+
+def _checked_inputs(family: FamilyState, request: InferRequest) -> list[np.ndarray]:
+    """The request's tensors in the order of the family's inputs, each [n, *shape] with one n >= 1."""
+    specs = family.plan.inputs
+    given = {tensor.name: tensor for tensor in request.inputs}
+    if len(given) != len(specs) or any(spec.name not in given for spec in specs):
+        expected = ", ".join(f"'{spec.name}'" for spec in specs)
+        got = ", ".join(f"'{name}'" for name in given) or "none"
+        raise InvalidRequest(f"model '{family.name}' takes the inputs {expected}, but the request has {got}")
+    arrays = [_checked_input(spec, given[spec.name]) for spec in specs]
+    rows = arrays[0].shape[0]
+    for spec, array in zip(specs, arrays, strict=True):
+        if array.shape[0] != rows:
+            raise InvalidRequest(
+                f"input '{spec.name}' has {array.shape[0]} rows but '{specs[0].name}' has {rows}; they must agree"
+            )
+    return arrays
+
+
+def _checked_input(spec: TensorSpec, tensor: Tensor) -> np.ndarray:
+    array = tensor.array
+    if tensor.datatype != spec.datatype:
+        raise InvalidRequest(f"input '{spec.name}' is {spec.datatype}, but the request has {tensor.datatype}")
+    fits = array.ndim == len(spec.shape) + 1 and all(
+        wanted in (-1, size) for wanted, size in zip(spec.shape, array.shape[1:], strict=True)
+    )
+    if not fits or array.shape[0] < 1:
+        expected = ",".join(map(str, (-1, *spec.shape)))
+        got = ",".join(map(str, array.shape))
+        raise InvalidRequest(f"unexpected shape for input '{spec.name}': expected [{expected}], got [{got}]")
+    return array
+
+
+def _checked_outputs(request: InferRequest) -> list[str]:
+    names = [output.name for output in request.outputs] or ["label"]
+    for name in names:
+        if name not in _OUTPUTS:
+            offered = ", ".join(_OUTPUTS)
+            raise InvalidRequest(f"unexpected inference output '{name}' for model '{request.model_name}'; it has {offered}")
+    return names
+
+
+def _output(ticket: Ticket, name: str) -> Tensor:
+    if name == "label":
+        return Tensor("label", "INT64", ticket.label.reshape(-1, 1))
+    if name == "certainty":
+        return Tensor("certainty", "FP32", ticket.certainty.reshape(-1, 1))
+    if name == "stage":
+        return Tensor("stage", "INT32", ticket.stage.reshape(-1, 1))
+    if ticket.scores is None:
+        raise RuntimeError("scores were not asked for")
+    return Tensor("scores", "FP32", ticket.scores)

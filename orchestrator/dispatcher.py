@@ -1,0 +1,435 @@
+"""The dispatcher: queues, slots and batches. Decisions are `cascadeserve.policy`; here they are carried out.
+
+Everything runs on one event loop and no method but `_send` awaits, so that state never changes in the middle of a
+decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cascadeserve.errors import DeadlineExceeded, InternalError, Unavailable
+from cascadeserve.policy.balancing import least_expected_work
+from cascadeserve.policy.batching import NOT_DUE, due_at_s, due_reason, next_queue
+from cascadeserve.policy.escalation import accepted
+from orchestrator.backend import BackendError, EndpointDown
+from orchestrator.rows import ModelQueue, Segment, Ticket, bind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from cascadeserve.gear_plan import Gear, LadderEntry, PlannedFamily, PlannedModel
+    from orchestrator.backend import Backend, BatchAnswer
+    from orchestrator.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+# seconds by which a deadline moves forward per second of waiting
+AGEING = 1.0
+# how much longer than its rows' deadlines a batch is waited for: its slot is busy until Triton answers
+CALL_GRACE_S = 1.0
+
+
+@dataclass(slots=True)
+class EndpointState:
+    """What the dispatcher knows of one endpoint."""
+
+    name: str
+    backend: Backend
+    slots: int
+    up: bool = False
+    # instances per model as Triton reported them last
+    instances: dict[str, int] = field(default_factory=dict)
+    # models about to be unloaded: nothing new is sent to them
+    leaving: set[str] = field(default_factory=set)
+    # models that may be sent there, with the largest number of batches in flight (None: the slots decide)
+    hosted: dict[str, int | None] = field(default_factory=dict)
+    in_flight: int = 0
+    in_flight_by_model: dict[str, int] = field(default_factory=dict)
+    work_s: float = 0.0
+
+    def has_room(self, model: str) -> bool:
+        """Whether a batch of the model may leave for it now."""
+        if not self.up or self.in_flight > self.slots or model not in self.hosted:
+            return False
+        limit = self.hosted[model]
+        return limit is None or self.in_flight_by_model.get(model, 0) < limit
+
+
+@dataclass(slots=True)
+class FamilyState:
+    """A family and the gear it is in."""
+
+    name: str
+    plan: PlannedFamily
+    gear: Gear
+    entry: LadderEntry
+
+    @property
+    def entry_model(self) -> str:
+        """Model at which new rows wait."""
+        return self.entry.stages[0].model
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows on their way to an endpoint."""
+
+    model: str
+    family: FamilyState
+    endpoint: EndpointState
+    segments: list[Segment]
+    rows: int
+    work_s: float
+
+
+class Dispatcher:
+    """Carries rows of all families through their cascades over all endpoints."""
+
+    def __init__(
+        self, families: Iterable[FamilyState], endpoints: Iterable[EndpointState], *, plan_name: str, metrics: Metrics
+    ) -> None:
+        """Endpoints are all down until `endpoint_is_up` says otherwise."""
+        self.families = {family.name: family for family in families}
+        self.endpoints = list(endpoints)
+        self.plan_name = plan_name
+        self.on_endpoint_error: Callable[[EndpointState], None] = lambda _: None
+        self._metrics = metrics
+        self._models: dict[str, tuple[FamilyState, PlannedModel]] = {
+            model: (family, planned) for family in self.families.values() for model, planned in family.plan.models.items()
+        }
+        self._queues = {model: ModelQueue() for model in self._models}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open_tickets = 0
+        self._wake: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    # -- from the data plane ------------------------------------------------------------------------------------
+
+    def submit(
+        self, family: FamilyState, inputs: list[np.ndarray], *, timeout_s: float, want_scores: bool
+    ) -> asyncio.Future[Ticket]:
+        """Queue a request; the future gives the answered ticket or raises one RequestError.
+
+        Cancelling the future drops the rows that have not left yet.
+        """
+        now_s = self._loop.time()
+        future: asyncio.Future[Ticket] = self._loop.create_future()
+        ticket = Ticket(
+            inputs,
+            arrived_s=now_s,
+            deadline_s=now_s + timeout_s,
+            num_classes=family.plan.num_classes if want_scores else None,
+            future=future,
+        )
+        if (model := self._unserved_model(family)) is not None:
+            ticket.fail(Unavailable(f"no endpoint serves model '{model}' now; try again shortly"))
+            return future
+        self._open_tickets += 1
+        future.add_done_callback(lambda _: self._close_ticket(ticket))
+        ticket.timer = self._loop.call_at(ticket.deadline_s, self._expire, ticket)
+        self._queues[family.entry_model].push(Segment(ticket, ticket.rows, now_s))
+        self.pump()
+        return future
+
+    def can_serve(self, family: FamilyState) -> bool:
+        """Whether every model of the gear in force stands on some endpoint that is up."""
+        return self._unserved_model(family) is None
+
+    @property
+    def open_tickets(self) -> int:
+        """Requests that have no answer yet."""
+        return self._open_tickets
+
+    # -- from the control loops ---------------------------------------------------------------------------------
+
+    def set_gear(self, family: FamilyState, gear: Gear) -> None:
+        """Put a gear in force: rows that have not left yet will take it."""
+        old_model = family.entry_model
+        family.gear = gear
+        family.entry = family.plan.entry(gear.ladder_entry)
+        if family.entry_model != old_model:
+            for segment in self._queues[old_model].take_unbound():
+                self._queues[family.entry_model].push(segment)
+        self.pump()
+
+    def endpoint_is_up(self, endpoint: EndpointState, instances: dict[str, int]) -> None:
+        """Send to an endpoint from now on, to the models that have instances and are not about to leave."""
+        endpoint.up = True
+        endpoint.instances = {model: count for model, count in instances.items() if model in self._models}
+        hosted = endpoint.instances.keys() - endpoint.leaving
+        endpoint.hosted = {model: endpoint.hosted.get(model) for model in hosted}
+        self._metrics.endpoint(endpoint.name, up=True, instances=endpoint.instances)
+        self.pump()
+
+    def limit_in_flight(self, endpoint: EndpointState, model: str, limit: int | None) -> None:
+        """Keep at most `limit` batches of a model in flight at an endpoint; None: as many as its slots allow."""
+        if model in endpoint.hosted:
+            endpoint.hosted[model] = limit
+            self.pump()
+
+    def stop_sending(self, endpoint: EndpointState, model: str) -> None:
+        """Send no more batches of a model to an endpoint, which is about to unload it."""
+        endpoint.leaving.add(model)
+        endpoint.hosted.pop(model, None)
+
+    def endpoint_is_down(self, endpoint: EndpointState) -> None:
+        """Send nothing to it; rows that wait for a model which now stands nowhere are refused."""
+        endpoint.up = False
+        self._metrics.endpoint(endpoint.name, up=False, instances={})
+        for model, queue in self._queues.items():
+            if queue.rows and not self._is_hosted(model):
+                for segment in queue.take(queue.rows):
+                    self._refuse(segment, Unavailable(f"the last endpoint with model '{model}' went down; try again"))
+
+    def queued_work_s(self, family: FamilyState) -> float:
+        """Device-seconds, over all stages still to come, of the family's waiting rows."""
+        work_s = 0.0
+        for model, queue in self._queues.items():
+            if self._models[model][0] is family:
+                queue.drop_done()
+                work_s += queue.rows * self.work_from_s(family, model)
+        return work_s
+
+    def queued_rows(self, model: str) -> int:
+        """Rows waiting for a model."""
+        return self._queues[model].rows
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until every request is answered; returns whether that came in time."""
+        give_up_s = self._loop.time() + timeout_s
+        while self._open_tickets and self._loop.time() < give_up_s:
+            await asyncio.sleep(0.01)
+        return not self._open_tickets
+
+    async def close(self) -> None:
+        """Refuse what is still waiting and end the calls in flight."""
+        if self._wake is not None:
+            self._wake.cancel()
+        for queue in self._queues.values():
+            for segment in queue.take(queue.rows):
+                self._refuse(segment, Unavailable("the server is shutting down"))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- batching -----------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Send every batch that is due and has a free slot, then sleep until the next one can be due."""
+        now_s = self._loop.time()
+        models = list(self._queues)
+        while True:
+            due, deadlines, oldest = [], [], []
+            wake_s = float("inf")
+            for model in models:
+                queue = self._queues[model]
+                queue.drop_done_head()
+                if not queue.segments:
+                    due.append(NOT_DUE)
+                    deadlines.append(0.0)
+                    oldest.append(0.0)
+                    continue
+                head = queue.segments[0]
+                min_batch, _, max_wait_s = self._trigger(model)
+                reason = due_reason(queue.rows, head.since_s, min_batch, max_wait_s, now_s)
+                if reason == NOT_DUE:
+                    wake_s = min(wake_s, due_at_s(head.since_s, max_wait_s))
+                elif not any(self._room(model)):
+                    reason = NOT_DUE  # the answer that frees a slot pumps again
+                due.append(reason)
+                deadlines.append(head.ticket.deadline_s)
+                oldest.append(head.since_s)
+            chosen = next_queue(due, deadlines, oldest, now_s, AGEING)
+            if chosen < 0:
+                break
+            self._dispatch(models[chosen])
+        self._wake_at(wake_s)
+
+    def _dispatch(self, model: str) -> None:
+        family, planned = self._models[model]
+        queue = self._queues[model]
+        _, max_batch, _ = self._trigger(model)
+        rows = min(queue.rows, max_batch)
+        work_s = planned.batch_busy_s(rows)
+        endpoint = self.endpoints[
+            least_expected_work(
+                [endpoint.work_s for endpoint in self.endpoints], self._weights(model), self._room(model), work_s
+            )
+        ]
+        segments = queue.take(max_batch)
+        for segment in segments:
+            bind(segment, family.gear, family.entry)
+        rows = sum(segment.rows for segment in segments)
+        batch = Batch(model, family, endpoint, segments, rows, planned.batch_busy_s(rows))
+        endpoint.in_flight += 1
+        endpoint.in_flight_by_model[model] = endpoint.in_flight_by_model.get(model, 0) + 1
+        endpoint.work_s += batch.work_s
+        task = self._loop.create_task(self._send(batch), name=f"batch-{model}-{endpoint.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, batch: Batch) -> None:
+        endpoint = batch.endpoint
+        specs = batch.family.plan.inputs
+        started_s = self._loop.time()
+        timeout_s = max(segment.ticket.deadline_s for segment in batch.segments) - started_s + CALL_GRACE_S
+        want_scores = any(segment.ticket.scores is not None for segment in batch.segments)
+        try:
+            inputs = [_joined([segment.gather(i) for segment in batch.segments]) for i in range(len(specs))]
+            answer = await endpoint.backend.infer(
+                batch.model, specs, inputs, want_scores=want_scores, timeout_s=timeout_s
+            )
+            self._metrics.batch(endpoint.name, batch.model, batch.rows, self._loop.time() - started_s)
+            self._absorb(batch, answer)
+        except BackendError as error:
+            self._failed(batch, error)
+        except BaseException as error:
+            for segment in batch.segments:
+                self._refuse(segment, InternalError("the orchestrator failed while it handled this batch"))
+            if not isinstance(error, asyncio.CancelledError):
+                _log.exception("batch of %s for %s failed", batch.model, endpoint.name)
+            else:
+                raise
+        finally:
+            endpoint.in_flight -= 1
+            endpoint.in_flight_by_model[batch.model] -= 1
+            endpoint.work_s -= batch.work_s
+            self.pump()
+
+    def _absorb(self, batch: Batch, answer: BatchAnswer) -> None:
+        """Give accepted rows to their tickets and queue the others at their next stage."""
+        start = 0
+        now_s = self._loop.time()
+        for segment in batch.segments:
+            stop = start + segment.rows
+            part = slice(start, stop)
+            start = stop
+            ticket = segment.ticket
+            if ticket.done:
+                continue
+            if segment.entry is None:
+                raise RuntimeError("rows left without a gear")
+            taken = accepted(answer.certainty[part], segment.entry.stages[segment.stage].threshold)
+            num_taken = int(np.count_nonzero(taken))
+            all_taken = num_taken == segment.rows
+            where = segment.indices if segment.indices is not None else slice(None)
+            if num_taken:
+                source = part if all_taken else np.flatnonzero(taken) + part.start
+                if not all_taken:
+                    where = np.flatnonzero(taken) if segment.indices is None else segment.indices[taken]
+                ticket.label[where] = answer.label[source]
+                ticket.certainty[where] = answer.certainty[source]
+                ticket.stage[where] = segment.stage
+                if ticket.scores is not None and answer.scores is not None:
+                    ticket.scores[where] = answer.scores[source]
+                self._metrics.answered(batch.family.name, segment.stage, num_taken)
+                ticket.finish_rows(num_taken)
+            if not all_taken:
+                self._escalate(batch.family, segment, np.flatnonzero(~taken), now_s)
+        num_nan = int(np.count_nonzero(np.isnan(answer.certainty)))
+        if num_nan:
+            self._metrics.nan_certainty(batch.model, num_nan)
+
+    def _escalate(self, family: FamilyState, segment: Segment, rows: np.ndarray, now_s: float) -> None:
+        indices = rows if segment.indices is None else segment.indices[rows]
+        if segment.entry is None:
+            raise RuntimeError("rows left without a gear")
+        model = segment.entry.stages[segment.stage + 1].model
+        onward = Segment(segment.ticket, len(rows), now_s, indices, segment.entry, segment.stage + 1)
+        if self._is_hosted(model):
+            self._queues[model].push(onward)
+        else:
+            self._refuse(onward, Unavailable(f"no endpoint serves model '{model}' of family '{family.name}' now"))
+
+    def _failed(self, batch: Batch, error: BackendError) -> None:
+        _log.warning("batch of %d rows failed: %s", batch.rows, error)
+        self._metrics.batch_failed(batch.endpoint.name, batch.model)
+        for segment in batch.segments:
+            if isinstance(error, EndpointDown):
+                self._refuse(segment, Unavailable(f"endpoint '{batch.endpoint.name}' went away; try again"))
+            else:
+                self._refuse(segment, InternalError(f"model '{batch.model}' could not answer: {error}"))
+        if isinstance(error, EndpointDown):
+            self.on_endpoint_error(batch.endpoint)
+
+    # -- helpers of the above -----------------------------------------------------------------------------------
+
+    def _weights(self, model: str) -> list[float]:
+        """The gear's load weights; alike for all where it names none or only endpoints that are down."""
+        planned = self._models[model][0].gear.load.get(model)
+        if planned is None:
+            return [1.0] * len(self.endpoints)
+        weights = [planned.get(endpoint.name, 0.0) for endpoint in self.endpoints]
+        live = (endpoint.up and model in endpoint.hosted for endpoint in self.endpoints)
+        return weights if any(w > 0.0 for w, up in zip(weights, live, strict=True) if up) else [1.0] * len(weights)
+
+    def _room(self, model: str) -> list[bool]:
+        """Which endpoints a batch of the model may leave for now."""
+        weights = self._weights(model)
+        return [w > 0.0 and endpoint.has_room(model) for endpoint, w in zip(self.endpoints, weights, strict=True)]
+
+    def _trigger(self, model: str) -> tuple[int, int, float]:
+        """(min_batch, max_batch, max_wait_s) of a model in its family's gear; a model without one drains at once."""
+        family, planned = self._models[model]
+        trigger = family.gear.triggers.get(model)
+        if trigger is None:
+            return 1, planned.max_batch, 0.0
+        return trigger.min_batch, trigger.max_batch, trigger.max_wait_s
+
+    def work_from_s(self, family: FamilyState, model: str) -> float:
+        """Device-seconds one row that waits for `model` will take from there on, under the gear in force."""
+        reach = family.entry.reach
+        for position, stage in enumerate(family.entry.stages):
+            if stage.model == model:
+                if reach[position] <= 0.0:
+                    break
+                return sum(
+                    reach[later] / reach[position] * self.row_work_s(family.entry.stages[later].model)
+                    for later in range(position, len(reach))
+                )
+        return self.row_work_s(model)
+
+    def row_work_s(self, model: str) -> float:
+        """Device-seconds per row of a model at the largest batch of the gear in force."""
+        _, max_batch, _ = self._trigger(model)
+        return self.full_batch_s(model) / max_batch
+
+    def full_batch_s(self, model: str) -> float:
+        """Device-seconds of the largest batch of the gear in force."""
+        _, max_batch, _ = self._trigger(model)
+        return self._models[model][1].batch_busy_s(max_batch)
+
+    def _is_hosted(self, model: str) -> bool:
+        return any(endpoint.up and model in endpoint.hosted for endpoint in self.endpoints)
+
+    def _unserved_model(self, family: FamilyState) -> str | None:
+        return next((stage.model for stage in family.entry.stages if not self._is_hosted(stage.model)), None)
+
+    def _refuse(self, segment: Segment, error: DeadlineExceeded | InternalError | Unavailable) -> None:
+        segment.ticket.fail(error)
+
+    def _expire(self, ticket: Ticket) -> None:
+        waited_s = self._loop.time() - ticket.arrived_s
+        ticket.fail(DeadlineExceeded(f"the deadline passed after {waited_s:.3f} s before the answer was complete"))
+
+    def _close_ticket(self, ticket: Ticket) -> None:
+        self._open_tickets -= 1
+        if ticket.timer is not None:
+            ticket.timer.cancel()
+
+    def _wake_at(self, when_s: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if when_s != float("inf"):
+            self._wake = self._loop.call_at(when_s, self.pump)
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

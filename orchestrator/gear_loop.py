@@ -1,0 +1,165 @@
+"""Ten times a second: how much demand is there, which gear serves it, which layout is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cascadeserve.policy.demand import ArrivalWindow, demand_per_s
+from cascadeserve.policy.gear_switch import HOLD, UP, switch_gear, switch_layout
+
+if TYPE_CHECKING:
+    from cascadeserve.gear_plan import Gear, GearPlan
+    from orchestrator.dispatcher import Dispatcher, FamilyState
+    from orchestrator.metrics import Metrics
+    from orchestrator.reconciler import Reconciler
+
+_log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+
+
+@dataclass(slots=True)
+class _FamilyLoad:
+    window: ArrivalWindow
+    gears: list[Gear]
+    demand_per_s: float = 0.0
+    low_since_s: float = -1.0
+
+
+class GearLoop:
+    """Holds the arrival windows of all families and shifts their gears."""
+
+    def __init__(self, plan: GearPlan, dispatcher: Dispatcher, reconciler: Reconciler, metrics: Metrics) -> None:
+        """Every family starts in the gear its dispatcher state names."""
+        self._plan = plan
+        self._dispatcher = dispatcher
+        self._reconciler = reconciler
+        self._metrics = metrics
+        self._layout_names = [layout.name for layout in plan.layouts]
+        self._layout_wish = HOLD
+        self._layout_wish_since_s = 0.0
+        self._loads = {
+            name: _FamilyLoad(
+                ArrivalWindow(dispersion=family.plan.dispersion), family.plan.gears_of(reconciler.in_force.name)
+            )
+            for name, family in dispatcher.families.items()
+        }
+        for name, family in dispatcher.families.items():
+            metrics.gear(name, [gear.name for gear in family.plan.gears], family.gear.name, None)
+
+    def on_arrival(self, family: FamilyState, rows: int) -> None:
+        """Count a request."""
+        self._loads[family.name].window.add(asyncio.get_running_loop().time(), rows)
+
+    async def run(self) -> None:
+        """Tick forever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self.tick(loop.time())
+            await asyncio.sleep(TICK_S)
+
+    def tick(self, now_s: float) -> None:
+        """Decide once."""
+        for family in self._dispatcher.families.values():
+            self._shift_gear(family, self._loads[family.name], now_s)
+        self._shift_layout(now_s)
+
+    def _shift_gear(self, family: FamilyState, load: _FamilyLoad, now_s: float) -> None:
+        rate_per_s = load.window.rate_per_s(now_s)
+        work_per_row_s = self._work_per_row_s(family)
+        load.demand_per_s = demand_per_s(
+            rate_per_s,
+            self._dispatcher.queued_work_s(family),
+            self._planned_work_s(family, rate_per_s),
+            work_per_row_s,
+            family.plan.slo_s / 2,
+        )
+        self._metrics.load(
+            family.name, load.demand_per_s, {model: self._dispatcher.queued_rows(model) for model in family.plan.models}
+        )
+        gears = family.plan.gears_of(self._reconciler.in_force.name)
+        if gears != load.gears:
+            # Another layout came into force: its gear for the present demand is right at once.
+            load.gears = gears
+            load.low_since_s = -1.0
+            wanted = next(index for index, gear in enumerate(gears) if self._covers(gears, index, load.demand_per_s))
+            self._set_gear(family, gears[wanted], "layout")
+            return
+        current = next(index for index, gear in enumerate(gears) if gear.name == family.gear.name)
+        wanted, reason, load.low_since_s = switch_gear(
+            current,
+            [gear.upper_rate_per_s for gear in gears],
+            load.demand_per_s,
+            now_s,
+            load.low_since_s,
+            self._plan.switching.gear_dwell_s,
+        )
+        if reason != HOLD:
+            self._set_gear(family, gears[wanted], "up" if reason == UP else "down")
+
+    def _set_gear(self, family: FamilyState, gear: Gear, direction: str) -> None:
+        demand = self._loads[family.name].demand_per_s
+        _log.info("%s: gear %s -> %s (%s, demand %.1f rows/s)", family.name, family.gear.name, gear.name, direction, demand)
+        self._dispatcher.set_gear(family, gear)
+        self._metrics.gear(family.name, [each.name for each in family.plan.gears], gear.name, direction)
+
+    def _shift_layout(self, now_s: float) -> None:
+        switching = self._plan.switching
+        current = self._layout_names.index(self._reconciler.in_force.name)
+        if self._reconciler.aim != self._reconciler.in_force:
+            # One change at a time; it is given up when the load that called for it is gone.
+            if self._load_of(current) < switching.layout_down_fraction:
+                self._reconciler.aim_at(self._reconciler.in_force)
+            return
+        wanted, self._layout_wish, self._layout_wish_since_s = switch_layout(
+            current,
+            len(self._layout_names),
+            self._load_of(current),
+            self._load_of(current - 1) if current else 0.0,
+            now_s,
+            self._layout_wish,
+            self._layout_wish_since_s,
+            switching.layout_up_after_s,
+            switching.layout_down_after_s,
+            switching.layout_down_fraction,
+        )
+        if wanted != current:
+            self._reconciler.aim_at(self._plan.layouts[wanted])
+
+    def _load_of(self, layout: int) -> float:
+        """Largest ratio of a family's demand to what the layout is planned for."""
+        return max(
+            load.demand_per_s / self._dispatcher.families[name].plan.max_rate_per_s(self._layout_names[layout])
+            for name, load in self._loads.items()
+        )
+
+    @staticmethod
+    def _covers(gears: list[Gear], index: int, demand: float) -> bool:
+        return demand < gears[index].upper_rate_per_s or index == len(gears) - 1
+
+    def _work_per_row_s(self, family: FamilyState) -> float:
+        """Device-seconds of one entry row through the cascade in force."""
+        return sum(
+            share * self._dispatcher.row_work_s(stage.model)
+            for share, stage in zip(family.entry.reach, family.entry.stages, strict=True)
+        )
+
+    def _planned_work_s(self, family: FamilyState, rate_per_s: float) -> float:
+        """Device-seconds that wait in normal batching at this rate.
+
+        A row waits for its trigger and then for the batches before it: at most one of every model on every slot.
+        """
+        entry = family.entry
+        slots = sum(endpoint.slots for endpoint in self._dispatcher.endpoints if endpoint.up) or 1
+        turn_s = sum(self._dispatcher.full_batch_s(stage.model) for stage in entry.stages) / slots
+        planned_s = 0.0
+        for share, stage in zip(entry.reach, entry.stages, strict=True):
+            trigger = family.gear.triggers.get(stage.model)
+            wait_s = (trigger.max_wait_s if trigger else 0.0) + turn_s
+            least_rows = trigger.min_batch if trigger else 1
+            rows = max(float(least_rows), rate_per_s * share * wait_s)
+            planned_s += rows * self._dispatcher.work_from_s(family, stage.model)
+        return planned_s

@@ -1,0 +1,154 @@
+"""All Prometheus metrics of the orchestrator, in a registry of their own."""
+
+from __future__ import annotations
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Counters and gauges, named `cascadeserve_<thing>_<unit>`."""
+
+    def __init__(self) -> None:
+        """A fresh registry, so that several orchestrators may live in one process (tests)."""
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "cascadeserve_requests_total",
+            "Requests by outcome: ok or the kind of error.",
+            ["family", "outcome"],
+            registry=self.registry,
+        )
+        self._latency = Histogram(
+            "cascadeserve_request_latency_seconds",
+            "Time from the parsed request to its complete answer.",
+            ["family"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._rows = Counter(
+            "cascadeserve_rows_total", "Rows that arrived.", ["family"], registry=self.registry
+        )
+        self._answered = Counter(
+            "cascadeserve_rows_answered_total",
+            "Rows answered, by the stage that was certain of them.",
+            ["family", "stage"],
+            registry=self.registry,
+        )
+        self._nan = Counter(
+            "cascadeserve_nan_certainty_rows_total",
+            "Rows whose model gave no number as certainty; they go on to the next stage.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._batch_rows = Histogram(
+            "cascadeserve_batch_rows",
+            "Rows per batch sent.",
+            ["endpoint", "model"],
+            buckets=_BATCH_BUCKETS,
+            registry=self.registry,
+        )
+        self._batch_s = Histogram(
+            "cascadeserve_batch_seconds",
+            "Time from a batch's departure to its answer.",
+            ["endpoint", "model"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._batch_failures = Counter(
+            "cascadeserve_batch_failures_total",
+            "Batches that an endpoint did not answer or answered with an error.",
+            ["endpoint", "model"],
+            registry=self.registry,
+        )
+        self._demand = Gauge(
+            "cascadeserve_demand_rows_per_second",
+            "Arrival rate plus unplanned backlog over the drain time.",
+            ["family"],
+            registry=self.registry,
+        )
+        self._queued = Gauge("cascadeserve_queued_rows", "Rows waiting for a model.", ["model"], registry=self.registry)
+        self._gear = Gauge(
+            "cascadeserve_gear_in_force", "1 for the gear in force, 0 for others.", ["family", "gear"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._shifts = Counter(
+            "cascadeserve_gear_shifts_total", "Gear shifts.", ["family", "direction"], registry=self.registry
+        )
+        self._endpoint_up = Gauge(
+            "cascadeserve_endpoint_up", "1 while the endpoint is sent to.", ["endpoint"], registry=self.registry
+        )
+        self._instances = Gauge(
+            "cascadeserve_instances", "Instances as the endpoint reports them.", ["endpoint", "model"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._layout = Gauge(
+            "cascadeserve_layout_in_force", "1 for the layout in force, 0 for others.", ["layout"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._instance_changes = Counter(
+            "cascadeserve_instance_changes_total",
+            "Instance-group changes by outcome: ok or failed.",
+            ["endpoint", "model", "outcome"],
+            registry=self.registry,
+        )
+
+    def render(self) -> tuple[bytes, str]:
+        """Exposition text and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    def arrived(self, family: str, rows: int) -> None:
+        """Count a request's rows."""
+        self._rows.labels(family).inc(rows)
+
+    def request(self, family: str, outcome: str, latency_s: float) -> None:
+        """Count a finished request."""
+        self._requests.labels(family, outcome).inc()
+        if outcome == "ok":
+            self._latency.labels(family).observe(latency_s)
+
+    def answered(self, family: str, stage: int, rows: int) -> None:
+        """Count rows that a stage answered."""
+        self._answered.labels(family, str(stage)).inc(rows)
+
+    def nan_certainty(self, model: str, rows: int) -> None:
+        """Count rows whose certainty was no number."""
+        self._nan.labels(model).inc(rows)
+
+    def batch(self, endpoint: str, model: str, rows: int, duration_s: float) -> None:
+        """Record an answered batch."""
+        self._batch_rows.labels(endpoint, model).observe(rows)
+        self._batch_s.labels(endpoint, model).observe(duration_s)
+
+    def batch_failed(self, endpoint: str, model: str) -> None:
+        """Count a failed batch."""
+        self._batch_failures.labels(endpoint, model).inc()
+
+    def load(self, family: str, demand_per_s: float, queued_rows: dict[str, int]) -> None:
+        """Show demand and queues."""
+        self._demand.labels(family).set(demand_per_s)
+        for model, rows in queued_rows.items():
+            self._queued.labels(model).set(rows)
+
+    def gear(self, family: str, gears: list[str], in_force: str, direction: str | None) -> None:
+        """Show the gear in force; `direction` counts a shift."""
+        for name in gears:
+            self._gear.labels(family, name).set(name == in_force)
+        if direction is not None:
+            self._shifts.labels(family, direction).inc()
+
+    def layout(self, layouts: list[str], in_force: str) -> None:
+        """Show the layout in force."""
+        for name in layouts:
+            self._layout.labels(name).set(name == in_force)
+
+    def endpoint(self, name: str, *, up: bool, instances: dict[str, int]) -> None:
+        """Show an endpoint's state."""
+        self._endpoint_up.labels(name).set(up)
+        for model, count in instances.items():
+            self._instances.labels(name, model).set(count)
+
+    def instance_change(self, endpoint: str, model: str, outcome: str) -> None:
+        """Count an instance-group change."""
+        self._instance_changes.labels(endpoint, model, outcome).inc()

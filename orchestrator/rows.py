@@ -1,0 +1,163 @@
+"""Rows on their way through the cascade: a client request becomes a ticket, its rows travel as segments.
+
+No object is made per row: a segment names rows of one ticket that stand at the same stage, and is split or joined as
+the rows part ways.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cascadeserve.errors import RequestError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from numpy.typing import NDArray
+
+    from cascadeserve.gear_plan import Gear, LadderEntry
+
+
+class Ticket:
+    """One client request of n rows: its inputs, the answers that came so far, and its future."""
+
+    __slots__ = (
+        "arrived_s", "certainty", "deadline_s", "future", "gear", "inputs", "label", "remaining", "rows", "scores",
+        "stage", "timer",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        inputs: list[np.ndarray],
+        *,
+        arrived_s: float,
+        deadline_s: float,
+        num_classes: int | None,
+        future: asyncio.Future[Ticket],
+    ) -> None:
+        """`inputs[i]` has shape [n, ...]; `num_classes` None means that no scores were asked for."""
+        rows = inputs[0].shape[0]
+        self.inputs = inputs
+        self.rows = rows
+        self.remaining = rows
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.future = future
+        self.gear = ""
+        self.timer: asyncio.TimerHandle | None = None
+        self.label: NDArray[np.int64] = np.empty(rows, dtype=np.int64)
+        self.certainty: NDArray[np.float32] = np.empty(rows, dtype=np.float32)
+        self.stage: NDArray[np.int32] = np.empty(rows, dtype=np.int32)
+        self.scores: NDArray[np.float32] | None = (
+            None if num_classes is None else np.empty((rows, num_classes), dtype=np.float32)
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether it was answered, refused or abandoned by its client."""
+        return self.future.done()
+
+    def fail(self, error: RequestError) -> bool:
+        """Answer with an error, unless it was answered already; returns whether it did."""
+        if self.future.done():
+            return False
+        self.future.set_exception(error)
+        return True
+
+    def finish_rows(self, count: int) -> bool:
+        """Count answered rows; returns whether the request is complete now."""
+        self.remaining -= count
+        if self.remaining > 0 or self.future.done():
+            return False
+        self.future.set_result(self)
+        return True
+
+
+@dataclass(slots=True)
+class Segment:
+    """Rows of one ticket at one stage. `indices` None means all its rows.
+
+    `entry` is None until the first dispatch binds the rows to the ladder entry of the gear then in force.
+    """
+
+    ticket: Ticket
+    rows: int
+    since_s: float
+    indices: NDArray[np.intp] | None = None
+    entry: LadderEntry | None = None
+    stage: int = 0
+
+    def split(self, rows: int) -> Segment:
+        """Take the first `rows` rows out into a segment of their own."""
+        indices = np.arange(self.rows) if self.indices is None else self.indices
+        first = Segment(self.ticket, rows, self.since_s, indices[:rows], self.entry, self.stage)
+        self.indices = indices[rows:]
+        self.rows -= rows
+        return first
+
+    def gather(self, position: int) -> np.ndarray:
+        """Its rows of the ticket's input at `position`: shape [rows, ...]."""
+        array = self.ticket.inputs[position]
+        return array if self.indices is None else array[self.indices]
+
+
+@dataclass(slots=True)
+class ModelQueue:
+    """Rows waiting for one model, in order of arrival there."""
+
+    segments: deque[Segment] = field(default_factory=deque)
+    rows: int = 0
+
+    def push(self, segment: Segment) -> None:
+        """Append a segment."""
+        self.segments.append(segment)
+        self.rows += segment.rows
+
+    def drop_done_head(self) -> None:
+        """Forget rows at the head whose request was answered meanwhile (deadline, disconnect)."""
+        while self.segments and self.segments[0].ticket.done:
+            self.rows -= self.segments.popleft().rows
+
+    def drop_done(self) -> None:
+        """The same for the whole queue."""
+        kept = deque(segment for segment in self.segments if not segment.ticket.done)
+        self.segments = kept
+        self.rows = sum(segment.rows for segment in kept)
+
+    def take(self, max_rows: int) -> list[Segment]:
+        """Take up to `max_rows` rows from the head, splitting the last segment if need be."""
+        taken: list[Segment] = []
+        room = max_rows
+        while room > 0 and self.segments:
+            head = self.segments[0]
+            if head.ticket.done:
+                self.rows -= self.segments.popleft().rows
+            elif head.rows <= room:
+                self.segments.popleft()
+                self.rows -= head.rows
+                room -= head.rows
+                taken.append(head)
+            else:
+                taken.append(head.split(room))
+                self.rows -= room
+                room = 0
+        return taken
+
+    def take_unbound(self) -> list[Segment]:
+        """Take out every segment that no gear was bound to yet."""
+        unbound = [segment for segment in self.segments if segment.entry is None]
+        self.segments = deque(segment for segment in self.segments if segment.entry is not None)
+        self.rows -= sum(segment.rows for segment in unbound)
+        return unbound
+
+
+def bind(segment: Segment, gear: Gear, entry: LadderEntry) -> None:
+    """Late binding: rows get their gear when they first leave, and keep it."""
+    if segment.entry is None:
+        segment.entry = entry
+        if not segment.ticket.gear:
+            segment.ticket.gear = gear.name

@@ -1,0 +1,228 @@
+"""HTTP bodies to requests and responses to HTTP bodies: KServe v2 JSON with the binary tensor extension.
+
+A body is one JSON object, then the raw buffers of its binary tensors in order. `Inference-Header-Content-Length`
+says how long the JSON is; without it the whole body is JSON, and 0 means one raw tensor and no JSON at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from cascadeserve.errors import InvalidRequest, NotSupported
+from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, raw_from_tensor
+from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, json_from_tensor
+from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
+
+if TYPE_CHECKING:
+    from orchestrator.wire.tensors import InferResponse, ModelMetadata
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+_Dim = Annotated[int, msgspec.Meta(ge=0, le=MAX_DIM)]
+_Size = Annotated[int, msgspec.Meta(ge=0)]
+
+
+# Unknown keys are ignored everywhere, as Triton does. gc=False: these live for one decode and hold no cycles.
+class _InputParameters(msgspec.Struct, gc=False, frozen=True):
+    binary_data_size: _Size | None = None
+    shared_memory_region: Any = None
+
+
+class _Input(msgspec.Struct, gc=False):
+    name: str
+    datatype: str
+    shape: tuple[_Dim, ...]
+    parameters: _InputParameters = _InputParameters()
+    # Raw: it is decoded once the datatype is known; empty when absent
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _OutputParameters(msgspec.Struct, gc=False, frozen=True):
+    binary_data: bool | None = None
+    classification: Any = None
+    shared_memory_region: Any = None
+
+
+class _Output(msgspec.Struct, gc=False):
+    name: str
+    parameters: _OutputParameters = _OutputParameters()
+
+
+class _Head(msgspec.Struct, gc=False):
+    inputs: list[_Input]
+    id: str = ""
+    parameters: dict[str, Parameter] = {}
+    outputs: list[_Output] = []
+
+
+_HEAD_DECODER = msgspec.json.Decoder(_Head)
+_ENCODER = msgspec.json.Encoder()
+
+
+@dataclass(slots=True)
+class EncodedResponse:
+    """An HTTP body; `header_length` is None when it is JSON only."""
+
+    body: bytes
+    header_length: int | None
+
+
+def parse_header_length(value: str | None, body_length: int) -> int | None:
+    """Read the `Inference-Header-Content-Length` header of a body of `body_length` bytes."""
+    if value is None:
+        return None
+    digits = value.strip()
+    # isascii: int() would also read other scripts' digits; the length: it refuses very long numbers by ValueError
+    limit = 20
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= limit) or int(digits) > body_length:
+        raise InvalidRequest(
+            f"the header {HEADER_LENGTH} must be a number of bytes from 0 to the {body_length} bytes of the body, "
+            f"but is '{value[:limit]}'"
+        )
+    return int(digits)
+
+
+def decode_request(body: bytes, header_length: int | None, *, model_name: str, model_version: str = "") -> InferRequest:
+    """Read the body of an infer request; a `header_length` of 0 is for `decode_raw_request`."""
+    head = _decode_head(body if header_length is None else memoryview(body)[:header_length])
+    parameters = head.parameters
+    binary_outputs = parameters.pop("binary_data_output", False)
+    if not isinstance(binary_outputs, bool):
+        raise InvalidRequest("the request parameter 'binary_data_output' must be true or false")
+    for key, value in parameters.items():
+        check_parameter(key, value)
+    return InferRequest(
+        model_name=model_name,
+        model_version=model_version,
+        id=head.id,
+        inputs=_decode_inputs(head.inputs, body, header_length),
+        parameters=parameters,
+        outputs=[_decode_output(output, binary_by_default=binary_outputs) for output in head.outputs],
+        binary_outputs=binary_outputs,
+    )
+
+
+def decode_raw_request(body: bytes, metadata: ModelMetadata, *, model_version: str = "") -> InferRequest:
+    """Read a body that is nothing but the one input's tensor, as a batch of one; all outputs will be binary."""
+    if len(metadata.inputs) != 1:
+        raise InvalidRequest(
+            f"a raw binary request needs a model with one input but '{metadata.name}' has {len(metadata.inputs)}; "
+            f"name the inputs in JSON"
+        )
+    spec = metadata.inputs[0]
+    shape = list(spec.shape)
+    if shape and shape[0] < 0:
+        shape[0] = 1  # the batch axis
+    if spec.datatype == "BYTES":
+        # As in Triton: the body is the one element itself, without a length before it.
+        if any(dim not in (1, -1) for dim in shape):
+            raise InvalidRequest(f"a raw binary request holds one element but input '{spec.name}' needs more")
+        array = bytes_array([body]).reshape([1] * len(shape))
+    else:
+        array = array_from_raw(spec.name, spec.datatype, _filled_shape(spec.name, spec.datatype, shape, body), body)
+    return InferRequest(
+        model_name=metadata.name,
+        model_version=model_version,
+        inputs=[Tensor(spec.name, spec.datatype, array)],
+        binary_outputs=True,
+    )
+
+
+def encode_response(request: InferRequest, response: InferResponse) -> EncodedResponse:
+    """Render a response in the forms that the request asked for."""
+    forms = {output.name: output.binary for output in request.outputs}
+    buffers: list[bytes] = []
+    outputs: list[dict[str, Any]] = []
+    for tensor in response.outputs:
+        rendered: dict[str, Any] = {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": tensor.array.shape,
+        }
+        if forms.get(tensor.name, request.binary_outputs):
+            raw = raw_from_tensor(tensor)
+            buffers.append(raw)
+            rendered["parameters"] = {"binary_data_size": len(raw)}
+        else:
+            rendered["data"] = json_from_tensor(tensor)
+        outputs.append(rendered)
+    head: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
+    if request.id:
+        head["id"] = request.id
+    if response.parameters:
+        head["parameters"] = response.parameters
+    head["outputs"] = outputs
+    json_part = _ENCODER.encode(head)
+    if not buffers:
+        return EncodedResponse(json_part, None)
+    return EncodedResponse(b"".join((json_part, *buffers)), len(json_part))
+
+
+def _decode_head(data: bytes | memoryview) -> _Head:
+    try:
+        return _HEAD_DECODER.decode(data)
+    except JSON_ERRORS as error:
+        hint = ""
+        if isinstance(error, msgspec.DecodeError) and b"NaN" in bytes(data):
+            hint = "; JSON has no NaN, send such an input as binary data"
+        raise InvalidRequest(f"cannot read the request JSON: {error}{hint}") from None
+
+
+def _decode_inputs(inputs: list[_Input], body: bytes, header_length: int | None) -> list[Tensor]:
+    """Read each input from its JSON data or from its slice of the body behind the JSON."""
+    buffers = memoryview(body)
+    offset = len(body) if header_length is None else header_length
+    tensors = []
+    for item in inputs:
+        name, parameters = item.name, item.parameters
+        if parameters.shared_memory_region is not None:
+            raise NotSupported(f"shared memory is not supported; send the data of input '{name}' in the request")
+        size = parameters.binary_data_size
+        has_data = bool(memoryview(item.data))
+        if (size is None) is not has_data:
+            raise InvalidRequest(f"input '{name}' must set exactly one of 'data' and the parameter 'binary_data_size'")
+        if size is None:
+            array = array_from_json(name, item.datatype, item.shape, memoryview(item.data))
+        else:
+            end = offset + size
+            if end > len(body):
+                raise InvalidRequest(
+                    f"input '{name}' has binary_data_size {size} but only {len(body) - offset} bytes follow "
+                    f"(does the header {HEADER_LENGTH} give the length of the JSON?)"
+                )
+            array = array_from_raw(name, item.datatype, item.shape, buffers[offset:end])
+            offset = end
+        tensors.append(Tensor(name, item.datatype, array))
+    if offset != len(body):
+        raise InvalidRequest(f"{len(body) - offset} bytes follow the data of the last input")
+    check_unique(tensors)
+    return tensors
+
+
+def _decode_output(output: _Output, *, binary_by_default: bool) -> RequestedOutput:
+    parameters = output.parameters
+    if parameters.shared_memory_region is not None:
+        raise NotSupported(f"shared memory is not supported; output '{output.name}' is sent in the response")
+    if parameters.classification is not None:
+        raise NotSupported(f"the classification extension is not supported; ask for the values of '{output.name}'")
+    binary = binary_by_default if parameters.binary_data is None else parameters.binary_data
+    return RequestedOutput(output.name, binary)
+
+
+def _filled_shape(name: str, datatype: str, shape: list[int], body: bytes) -> list[int]:
+    """Fill in the one variable dimension from the length of the body."""
+    variable = [axis for axis, dim in enumerate(shape) if dim < 0]
+    if not variable:
+        return shape
+    if len(variable) > 1:
+        raise InvalidRequest(f"input '{name}' has several variable dimensions; state its shape in JSON")
+    fixed = DTYPES[datatype].itemsize
+    for dim in shape:
+        fixed *= dim if dim >= 0 else 1
+    filled = list(shape)
+    # A length that does not divide is refused by the byte count that follows.
+    filled[variable[0]] = len(body) // fixed if fixed else 0
+    return filled

@@ -1,0 +1,124 @@
+"""Tensor data as JSON: the `data` of an input and of an output.
+
+Inputs are read as Triton reads them: flat or nested in any way, as long as the elements add up to the shape. Element
+types are strict: a float is no integer, 1 is no bool, and a number outside its datatype is refused, not wrapped.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import numpy as np
+
+from cascadeserve.errors import InvalidRequest
+from orchestrator.wire.datatypes import DTYPES, bytes_array, check_tensor, checked_output, shaped, shown_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.wire.tensors import Array, Tensor
+
+# What msgspec and the standard library raise on bytes that are not the JSON asked for.
+JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_NO_JSON_FORM = ("FP16", "BF16")
+# Deeper nesting has no shape that numpy could hold.
+_MAX_NESTING = 32
+
+
+def _element_type(datatype: str) -> Any:  # noqa: ANN401 - a type made at run time
+    """Return the type of one JSON element, for msgspec."""
+    dtype = DTYPES[datatype]
+    if datatype == "BYTES":
+        return str
+    if dtype.kind == "b":
+        return bool
+    if dtype.kind == "f":
+        return float
+    if datatype == "UINT64":
+        # msgspec bounds end at 2**63 - 1; numpy refuses what is above 2**64 - 1.
+        return Annotated[int, msgspec.Meta(ge=0)]
+    limits = np.iinfo(dtype)
+    return Annotated[int, msgspec.Meta(ge=int(limits.min), le=int(limits.max))]
+
+
+_LIST_TYPES: dict[str, Any] = {name: list[_element_type(name)] for name in DTYPES if name not in _NO_JSON_FORM}  # type: ignore[misc]
+_FLAT_DECODERS = {name: msgspec.json.Decoder(kind) for name, kind in _LIST_TYPES.items()}
+
+
+def array_from_json(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Array:
+    """Read the JSON text of an input's `data`."""
+    count = check_tensor(name, datatype, shape)
+    if datatype in _NO_JSON_FORM:
+        raise InvalidRequest(
+            f"receiving {datatype} data via JSON is not supported; use the binary data format for input '{name}'"
+        )
+    elements = _elements(name, datatype, data)
+    if len(elements) != count:
+        raise InvalidRequest(
+            f"the 'data' of input '{name}' has {len(elements)} elements but its shape {shown_shape(shape)} has {count}"
+        )
+    return shaped(name, _flat_array(name, datatype, elements), shape)
+
+
+def _elements(name: str, datatype: str, data: bytes | memoryview) -> list[Any]:
+    """Decode `data` to one flat list with elements of the datatype's JSON type."""
+    try:
+        try:
+            flat: list[Any] = _FLAT_DECODERS[datatype].decode(data)
+        except msgspec.ValidationError:
+            # Nested or wrong: the slow way finds out.
+            nested = msgspec.json.decode(data)
+            flat = msgspec.convert(_flattened(name, nested), _LIST_TYPES[datatype])
+    except JSON_ERRORS as error:
+        raise InvalidRequest(f"cannot read the 'data' of input '{name}' as {datatype}: {error}") from None
+    return flat
+
+
+def _flattened(name: str, data: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Take nesting away level by level; what is not a list stays for the type check to refuse."""
+    for _ in range(_MAX_NESTING):
+        if not isinstance(data, list) or not any(isinstance(item, list) for item in data):
+            return data
+        data = [leaf for item in data for leaf in (item if isinstance(item, list) else (item,))]
+    raise InvalidRequest(f"the 'data' of input '{name}' is nested more than {_MAX_NESTING} levels deep")
+
+
+def _flat_array(name: str, datatype: str, elements: list[Any]) -> Array:
+    if datatype == "BYTES":
+        return bytes_array([text.encode() for text in elements])
+    dtype = DTYPES[datatype]
+    if datatype == "FP32":
+        exact = np.array(elements, dtype=np.float64)
+        with np.errstate(over="ignore"):
+            array = exact.astype(dtype)
+        if bool((np.isinf(array) & np.isfinite(exact)).any()):
+            raise InvalidRequest(f"the 'data' of input '{name}' holds a number outside the range of FP32")
+        return array
+    try:
+        return np.array(elements, dtype=dtype)
+    except OverflowError:
+        raise InvalidRequest(f"the 'data' of input '{name}' holds a number outside the range of {datatype}") from None
+
+
+def json_from_tensor(tensor: Tensor) -> msgspec.Raw:
+    """Render an output's `data` as flat JSON text."""
+    array = checked_output(tensor)
+    if tensor.datatype in _NO_JSON_FORM:
+        raise InvalidRequest(
+            f"sending {tensor.datatype} data via JSON is not supported; ask for output '{tensor.name}' with binary_data"
+        )
+    elements = array.ravel().tolist()
+    if tensor.datatype == "BYTES":
+        try:
+            elements = [element.decode() for element in elements]
+        except UnicodeDecodeError:
+            raise InvalidRequest(
+                f"output '{tensor.name}' holds bytes that are not UTF-8; ask for it with binary_data"
+            ) from None
+    elif array.dtype.kind == "f" and not np.isfinite(array).all():
+        # Bare NaN and Infinity are not JSON, but what Triton writes and its clients read; msgspec would write null.
+        return msgspec.Raw(json.dumps(elements, separators=(",", ":")).encode())
+    return msgspec.Raw(msgspec.json.encode(elements))

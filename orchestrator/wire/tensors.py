@@ -1,0 +1,129 @@
+"""What the two transports hand to the data plane and get back: requests and responses without HTTP or protobuf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cascadeserve.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+Parameter = bool | int | float | str
+
+# What gRPC's int64 and uint64 parameters hold, and so both transports.
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
+
+
+@dataclass(slots=True)
+class Tensor:
+    """A named tensor.
+
+    `array` has the shape of the tensor; BYTES are an object array of `bytes`, BF16 is carried as uint16.
+    """
+
+    name: str
+    datatype: str
+    array: Array
+
+
+@dataclass(slots=True)
+class RequestedOutput:
+    """An output the client asked for; `binary` only means something over HTTP."""
+
+    name: str
+    binary: bool = False
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """One inference request. `outputs` is empty when the client named none."""
+
+    model_name: str
+    inputs: list[Tensor]
+    model_version: str = ""
+    id: str = ""
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+    outputs: list[RequestedOutput] = field(default_factory=list)
+    # HTTP only: the form of the outputs that the client did not name
+    binary_outputs: bool = False
+    # time left until the client stops waiting, if the transport knows it (gRPC deadline)
+    client_timeout_s: float | None = None
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """One answer, its outputs in the order asked for."""
+
+    model_name: str
+    model_version: str
+    outputs: list[Tensor]
+    id: str = ""
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class TensorMetadata:
+    """Name, KServe datatype and shape (with the batch axis, -1 where variable)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class ServerMetadata:
+    """`GET v2`."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class ModelMetadata:
+    """`GET v2/models/{name}`."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+
+
+class DataPlane(Protocol):
+    """What both transports call. Errors are `cascadeserve.errors.RequestError`s."""
+
+    def ready(self) -> bool:
+        """Whether requests can be answered now."""
+
+    def server_metadata(self) -> ServerMetadata:
+        """Describe the server."""
+
+    def model_ready(self, name: str, version: str) -> bool:
+        """Whether this model can be asked now; raises NotFound for an unknown one."""
+
+    def model_metadata(self, name: str, version: str) -> ModelMetadata:
+        """Describe a model; raises NotFound for an unknown one."""
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Answer a request or raise one RequestError."""
+
+
+def check_parameter(name: str, value: Parameter) -> None:
+    """Refuse a request parameter that Triton refuses."""
+    if name.startswith("triton_"):
+        raise InvalidRequest("parameter keys starting with 'triton_' are reserved and must not be specified")
+    if isinstance(value, int) and not _MIN_INT <= value <= _MAX_INT:
+        raise InvalidRequest(f"the request parameter '{name}' does not fit into 64 bits")
+
+
+def check_unique(inputs: list[Tensor]) -> None:
+    """Refuse two inputs of one name."""
+    if len(inputs) > 1 and len({tensor.name for tensor in inputs}) < len(inputs):
+        names = [tensor.name for tensor in inputs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"input '{twice}' is given more than once")
