@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 Address = Annotated[str, Meta(pattern=r"^[^\s:/]+:[0-9]{1,5}$")]
 
 
-class CpuDevice(Artefact, tag_field="kind", tag="cpu"):
+class CpuDevice(Artefact, frozen=True, kw_only=True, tag_field="kind", tag="cpu"):
     """A set of CPU cores; a server started locally is pinned to them."""
 
     cores: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
 
 
-class GpuDevice(Artefact, tag_field="kind", tag="gpu"):
+class GpuDevice(Artefact, frozen=True, kw_only=True, tag_field="kind", tag="gpu"):
     """One GPU, by its index as the server sees it."""
 
     index: Annotated[int, Meta(ge=0)] = 0
 
 
-class Endpoint(Artefact):
+class Endpoint(Artefact, frozen=True, kw_only=True):
     """One tritonserver, owning exactly one device."""
 
     name: Name
@@ -40,7 +40,7 @@ class Endpoint(Artefact):
     slots: Count = 1
 
 
-class Cluster(Artefact):
+class Cluster(Artefact, frozen=True, kw_only=True):
     """All endpoints, in the order in which ties between them are broken."""
 
     schema_version: Literal[1]

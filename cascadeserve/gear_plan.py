@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from cascadeserve.artefacts import Artefact, read_json
 from cascadeserve.errors import InvalidArtefact
@@ -32,7 +32,7 @@ Datatype = Literal[
 ]  # fmt: skip
 
 
-class TensorSpec(Artefact):
+class TensorSpec(Artefact, frozen=True, kw_only=True):
     """One input of a family, as Triton's model config states it; `shape` leaves out the batch axis, -1 is variable."""
 
     name: Annotated[str, Meta(min_length=1)]
@@ -40,7 +40,7 @@ class TensorSpec(Artefact):
     shape: tuple[Annotated[int, Meta(ge=-1)], ...]
 
 
-class PlannedModel(Artefact):
+class PlannedModel(Artefact, frozen=True, kw_only=True):
     """One model of a family: largest batch that may be sent, and device time per batch."""
 
     max_batch: Count
@@ -58,21 +58,21 @@ class PlannedModel(Artefact):
         points = self.busy_s
         if rows <= points[0][0]:
             return points[0][1]
-        for (low, low_s), (high, high_s) in zip(points, points[1:], strict=False):
+        for (low, low_s), (high, high_s) in pairwise(points):
             if rows <= high:
                 return low_s + (high_s - low_s) * (rows - low) / (high - low)
         # Beyond the last point: the per-row time there.
         return points[-1][1] * rows / points[-1][0]
 
 
-class Stage(Artefact):
+class Stage(Artefact, frozen=True, kw_only=True):
     """A model and the certainty from which its answer is taken; the last stage has no threshold."""
 
     model: Name
     threshold: Annotated[float, Meta(ge=-1e9, le=1e9)] | None = None
 
 
-class LadderEntry(Artefact):
+class LadderEntry(Artefact, frozen=True, kw_only=True):
     """A cascade; `reach[k]` is the share of entry rows that is expected to reach stage k."""
 
     name: Name
@@ -91,7 +91,7 @@ class LadderEntry(Artefact):
             raise ValueError("reach needs one share per stage, the first of them 1.0")
 
 
-class Trigger(Artefact):
+class Trigger(Artefact, frozen=True, kw_only=True):
     """When a model's queue is due: at `min_batch` rows, or when its oldest row has waited `max_wait_s`."""
 
     min_batch: Count
@@ -104,7 +104,7 @@ class Trigger(Artefact):
             raise ValueError("min_batch must not exceed max_batch")
 
 
-class Gear(Artefact):
+class Gear(Artefact, frozen=True, kw_only=True):
     """What is in force for rates in [min_rate_per_s, max_rate_per_s) while `layout` stands."""
 
     name: Name
@@ -113,9 +113,9 @@ class Gear(Artefact):
     # rows per second; null only for a degraded gear, which takes everything above the layout's maximum
     max_rate_per_s: Annotated[float, Meta(gt=0.0)] | None
     ladder_entry: Name
-    triggers: dict[Name, Trigger] = {}
+    triggers: dict[Name, Trigger] = field(default_factory=dict)
     # model -> endpoint -> weight; a model that is not named is spread over all its endpoints alike
-    load: dict[Name, dict[Name, Annotated[float, Meta(ge=0.0)]]] = {}
+    load: dict[Name, dict[Name, Annotated[float, Meta(ge=0.0)]]] = field(default_factory=dict)
     degraded: bool = False
 
     @property
@@ -124,14 +124,14 @@ class Gear(Artefact):
         return math.inf if self.max_rate_per_s is None else self.max_rate_per_s
 
 
-class Layout(Artefact):
+class Layout(Artefact, frozen=True, kw_only=True):
     """Instances per endpoint and model; a model that is not named there is not loaded there."""
 
     name: Name
     instances: dict[Name, dict[Name, Count]]
 
 
-class PlannedFamily(Artefact):
+class PlannedFamily(Artefact, frozen=True, kw_only=True):
     """Everything the orchestrator needs to know of one family."""
 
     inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
@@ -158,7 +158,7 @@ class PlannedFamily(Artefact):
         return max((gear.upper_rate_per_s for gear in self.gears_of(layout) if not gear.degraded), default=0.0)
 
 
-class Switching(Artefact):
+class Switching(Artefact, frozen=True, kw_only=True):
     """How long a lower demand must last, and a layout be wanted, before the orchestrator follows; all in seconds."""
 
     gear_dwell_s: Seconds = 2.0
@@ -168,7 +168,7 @@ class Switching(Artefact):
     layout_down_fraction: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.8
 
 
-class GearPlan(Artefact):
+class GearPlan(Artefact, frozen=True, kw_only=True):
     """Families with their ladders and gears, and the layouts of the cluster they share, from small to large."""
 
     schema_version: Literal[1]
@@ -190,8 +190,8 @@ def read_gear_plan(path: Path, cluster: Cluster | None = None) -> GearPlan:
 
     """
     plan = read_json(path, GearPlan)
-    for field, problem in _problems(plan, cluster):
-        raise InvalidArtefact(problem, path=path, field=field)
+    for where, problem in _problems(plan, cluster):
+        raise InvalidArtefact(problem, path=path, field=where)
     return plan
 
 
@@ -231,33 +231,34 @@ def _gear_problems(plan: GearPlan, family: PlannedFamily, at: str) -> Problems:
     layouts = {layout.name: layout for layout in plan.layouts}
     entries = {entry.name: entry for entry in family.ladder}
     for index, gear in enumerate(family.gears):
-        field = f"{at}.gears[{index}]"
+        where = f"{at}.gears[{index}]"
         if gear.layout not in layouts:
-            yield f"{field}.layout", f"names the unknown layout {gear.layout!r}; layouts are {_listed(layouts)}"
-            return
-        if gear.ladder_entry not in entries:
-            yield f"{field}.ladder_entry", f"names the unknown ladder entry {gear.ladder_entry!r}"
-            return
-        if gear.upper_rate_per_s <= gear.min_rate_per_s:
-            yield f"{field}.max_rate_per_s", "must exceed min_rate_per_s"
-        if (gear.max_rate_per_s is None) != gear.degraded:
-            yield f"{field}.max_rate_per_s", "is null for a degraded gear and only there"
-        yield from _model_use_problems(family, gear, layouts[gear.layout], entries[gear.ladder_entry], field)
+            yield f"{where}.layout", f"names the unknown layout {gear.layout!r}; layouts are {_listed(layouts)}"
+        elif gear.ladder_entry not in entries:
+            yield f"{where}.ladder_entry", f"names the unknown entry {gear.ladder_entry!r}; it has {_listed(entries)}"
+        elif gear.upper_rate_per_s <= gear.min_rate_per_s:
+            yield f"{where}.max_rate_per_s", "must exceed min_rate_per_s"
+        elif (gear.max_rate_per_s is None) != gear.degraded:
+            yield f"{where}.max_rate_per_s", "is null for a degraded gear and only there"
+        else:
+            yield from _model_use_problems(family, gear, layouts[gear.layout], entries[gear.ladder_entry], where)
     for layout in layouts:
-        gears = family.gears_of(layout)
-        if not gears or gears[0].min_rate_per_s != 0.0:
-            yield f"{at}.gears", f"no gear of layout {layout!r} starts at rate 0; gears tile the rates from 0"
-            return
-        for low, high in pairwise(gears):
-            if low.upper_rate_per_s != high.min_rate_per_s:
-                yield (
-                    f"{at}.gears",
-                    f"{low.name!r} ends at {low.upper_rate_per_s:g} rows/s but {high.name!r} starts at "
-                    f"{high.min_rate_per_s:g}; the gears of a layout must tile its rates",
-                )
-    maxima = [family.max_rate_per_s(layout.name) for layout in plan.layouts]
+        yield from _tiling_problems(family.gears_of(layout), layout, f"{at}.gears")
+    maxima = [family.max_rate_per_s(layout) for layout in layouts]
     if maxima != sorted(maxima):
         yield "$.layouts", "must be listed from the one planned for the lowest rates to the one for the highest"
+
+
+def _tiling_problems(gears: list[Gear], layout: str, at: str) -> Problems:
+    if not gears or gears[0].min_rate_per_s != 0.0:
+        yield at, f"no gear of layout {layout!r} starts at rate 0; the gears of a layout tile its rates from 0"
+    for low, high in pairwise(gears):
+        if low.upper_rate_per_s != high.min_rate_per_s:
+            problem = (
+                f"{low.name!r} ends at {low.upper_rate_per_s:g} rows/s but {high.name!r} starts at "
+                f"{high.min_rate_per_s:g}; the gears of a layout must tile its rates"
+            )
+            yield at, problem
 
 
 def _model_use_problems(family: PlannedFamily, gear: Gear, layout: Layout, entry: LadderEntry, field: str) -> Problems:

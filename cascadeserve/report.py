@@ -7,7 +7,7 @@ from typing import Literal
 from cascadeserve.artefacts import Artefact
 
 
-class Ledger(Artefact):
+class Ledger(Artefact, frozen=True, kw_only=True):
     """What became of every request of a load test; the other six counts add up to `sent` plus `duplicated`.
 
     refused: an error with a body (503, 504, UNAVAILABLE, DEADLINE_EXCEEDED) or a refused connection while draining.
@@ -26,7 +26,7 @@ class Ledger(Artefact):
     duplicated: int
 
 
-class StageShare(Artefact):
+class StageShare(Artefact, frozen=True, kw_only=True):
     """How many rows a stage answered, and its share of all answered rows."""
 
     stage: int
@@ -34,7 +34,7 @@ class StageShare(Artefact):
     share: float
 
 
-class GearSpan(Artefact):
+class GearSpan(Artefact, frozen=True, kw_only=True):
     """A stretch of time, in seconds from the start of the load, in which answers named one gear."""
 
     start_s: float
@@ -42,7 +42,7 @@ class GearSpan(Artefact):
     gear: str
 
 
-class ServingReport(Artefact):
+class ServingReport(Artefact, frozen=True, kw_only=True):
     """Result of one load: latencies in seconds from the scheduled send time, of answered requests."""
 
     schema_version: Literal[1]

@@ -61,7 +61,9 @@ def up(
     try:
         pinned = [int(core) for core in cores.split(",") if core]
     except ValueError as error:
-        raise click.BadParameter(f"{cores!r} is no list of core numbers such as 1 or 2,3", param_hint="--cores") from error
+        raise click.BadParameter(
+            f"{cores!r} is no list of core numbers such as 1 or 2,3", param_hint="--cores"
+        ) from error
     working_copy = prepare_working_copy(repository, cluster, state)
     asyncio.run(_run(plan, cluster, working_copy, state, arguments, pinned))
 
@@ -88,17 +90,15 @@ async def _run(
     stopping = asyncio.create_task(stop_event.wait(), name="stop-signal")
     keepers: list[asyncio.Task[None]] = []
     try:
-        starts = asyncio.gather(*(server.start() for server in servers))
-        await asyncio.wait({asyncio.ensure_future(starts), stopping}, return_when=asyncio.FIRST_COMPLETED)
+        starts = asyncio.create_task(_start_all(servers), name="start-tritons")
+        await asyncio.wait({starts, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if stop_event.is_set():
             starts.cancel()
             await asyncio.gather(starts, return_exceptions=True)
             return
-        starts.result()
+        await starts
         orchestrator = await spawn([sys.executable, "-m", "cascadeserve", *arguments], cores=cores)
-        keepers = [
-            asyncio.create_task(_keep_up(server), name=f"keep-{server.endpoint.name}") for server in servers
-        ]
+        keepers = [asyncio.create_task(_keep_up(server), name=f"keep-{server.endpoint.name}") for server in servers]
         ended = asyncio.create_task(orchestrator.wait(), name="watch-orchestrator")
         try:
             await asyncio.wait({ended, stopping, *keepers}, return_when=asyncio.FIRST_COMPLETED)
@@ -117,6 +117,10 @@ async def _run(
             log.close()
 
 
+async def _start_all(servers: list[LocalTriton]) -> None:
+    await asyncio.gather(*(server.start() for server in servers))
+
+
 async def _keep_up(server: LocalTriton) -> None:
     """Start the server again whenever it ends by itself."""
     while True:
@@ -128,4 +132,4 @@ async def _keep_up(server: LocalTriton) -> None:
         try:
             await server.start()
         except CascadeServeError as error:
-            _log.error("%s", error)  # noqa: TRY400 - one sentence is all there is to say
+            _log.error("%s", error)

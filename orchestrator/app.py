@@ -12,12 +12,13 @@ from aiohttp import web
 
 from cascadeserve.errors import ServerStartFailed
 from orchestrator.dataplane import CascadeDataPlane
-from orchestrator.dispatcher import Dispatcher, EndpointState, FamilyState
+from orchestrator.dispatcher import Dispatcher
 from orchestrator.gear_loop import GearLoop
 from orchestrator.health import EndpointMonitor
 from orchestrator.instance_config import InstanceConfig
 from orchestrator.metrics import Metrics
 from orchestrator.reconciler import Reconciler
+from orchestrator.state import EndpointState, FamilyState
 from orchestrator.supervise import forever
 from orchestrator.triton import TritonBackend
 from orchestrator.wire.rest import build_rest_app, build_rest_runner
@@ -67,10 +68,7 @@ class Orchestrator:
             for endpoint in cluster.endpoints
         ]
         first_layout = plan.layouts[0].name
-        families = []
-        for name, family in plan.families.items():
-            gear = family.gears_of(first_layout)[0]
-            families.append(FamilyState(name, family, gear, family.entry(gear.ladder_entry)))
+        families = [FamilyState.in_first_gear(name, family, first_layout) for name, family in plan.families.items()]
         self.dispatcher = Dispatcher(families, endpoints, plan_name=plan.name, metrics=self.metrics)
         config = None if repository is None else InstanceConfig(repository, cluster)
         self.reconciler = Reconciler(plan, self.dispatcher, config=config, metrics=self.metrics)
@@ -101,7 +99,9 @@ class Orchestrator:
 async def serve(plan: GearPlan, cluster: Cluster, settings: ServeSettings, *, repository: Path | None) -> None:
     """Serve until SIGTERM or SIGINT; then stop accepting, answer what is open, and leave."""
     if repository is None and len(plan.layouts) > 1:
-        _log.warning("the plan has %d layouts but no --repository was given: counts stay as they are", len(plan.layouts))
+        _log.warning(
+            "the plan has %d layouts but no --repository was given: counts stay as they are", len(plan.layouts)
+        )
     orchestrator = Orchestrator(plan, cluster, repository=repository)
     stop = asyncio.Event()
     _install_signal_handlers(stop)
@@ -163,9 +163,7 @@ async def _shut_down(
     data_plane.draining = True
     await site.stop()
     # gRPC tells its clients to go elsewhere and lets the calls under way finish.
-    rpc_stopped = asyncio.create_task(
-        rpc_server.stop(settings.linger_s + settings.drain_s), name="grpc-server-stop"
-    )
+    rpc_stopped = asyncio.create_task(rpc_server.stop(settings.linger_s + settings.drain_s), name="grpc-server-stop")
     # Clients with an open HTTP connection may be sending at this moment: each is answered and told to close.
     await asyncio.sleep(settings.linger_s)
     data_plane.refusing = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Backend(Protocol):
         self,
         model: str,
         specs: Sequence[TensorSpec],
-        inputs: Sequence[np.ndarray],
+        inputs: Sequence[NDArray[Any]],
         *,
         want_scores: bool,
         timeout_s: float,

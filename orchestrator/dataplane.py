@@ -6,9 +6,7 @@ It knows nothing of HTTP or gRPC; both transports call it alike.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from cascadeserve import __version__
 from cascadeserve.errors import InvalidRequest, NotFound, RequestError, Unavailable
@@ -24,10 +22,13 @@ from orchestrator.wire.tensors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from cascadeserve.gear_plan import TensorSpec
-    from orchestrator.dispatcher import Dispatcher, FamilyState
+    from orchestrator.dispatcher import Dispatcher
     from orchestrator.metrics import Metrics
     from orchestrator.rows import Ticket
+    from orchestrator.state import FamilyState
 
 VERSION = "1"
 # without `timeout`, a request is given up after this many SLOs (or busy times of its own rows, if that is longer)
@@ -92,9 +93,7 @@ class CascadeDataPlane:
             self._on_arrival(family, rows)
             if self.refusing:
                 raise Unavailable("the server is shutting down; try another one")
-            ticket = await self._dispatcher.submit(
-                family, inputs, timeout_s=timeout_s, want_scores="scores" in outputs
-            )
+            ticket = await self._dispatcher.submit(family, inputs, timeout_s=timeout_s, want_scores="scores" in outputs)
         except RequestError as error:
             self._metrics.request(family.name, type(error).__name__, 0.0)
             raise
@@ -121,22 +120,19 @@ class CascadeDataPlane:
     def _timeout_s(self, family: FamilyState, request: InferRequest, rows: int) -> float:
         """Seconds this request may take: its `timeout` (microseconds, as Triton has it), deadline, or the default."""
         timeout = request.parameters.get("timeout", 0)
-        if isinstance(timeout, str | float) or isinstance(timeout, bool) or timeout < 0:
+        if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
             raise InvalidRequest("parameter 'timeout' must be a whole number of microseconds, 0 or more")
         if timeout:
             timeout_s = timeout / 1e6
         else:
-            busy_s = rows * sum(
-                share * self._dispatcher.row_work_s(stage.model)
-                for share, stage in zip(family.entry.reach, family.entry.stages, strict=True)
-            )
+            busy_s = rows * family.work_per_row_s()
             timeout_s = DEFAULT_DEADLINE_SLOS * max(family.plan.slo_s, busy_s)
         if request.client_timeout_s is not None:
             timeout_s = min(timeout_s, request.client_timeout_s)
         return timeout_s
 
 
-def _checked_inputs(family: FamilyState, request: InferRequest) -> list[np.ndarray]:
+def _checked_inputs(family: FamilyState, request: InferRequest) -> list[NDArray[Any]]:
     """The request's tensors in the order of the family's inputs, each [n, *shape] with one n >= 1."""
     specs = family.plan.inputs
     given = {tensor.name: tensor for tensor in request.inputs}
@@ -154,7 +150,7 @@ def _checked_inputs(family: FamilyState, request: InferRequest) -> list[np.ndarr
     return arrays
 
 
-def _checked_input(spec: TensorSpec, tensor: Tensor) -> np.ndarray:
+def _checked_input(spec: TensorSpec, tensor: Tensor) -> NDArray[Any]:
     array = tensor.array
     if tensor.datatype != spec.datatype:
         raise InvalidRequest(f"input '{spec.name}' is {spec.datatype}, but the request has {tensor.datatype}")
@@ -173,7 +169,9 @@ def _checked_outputs(request: InferRequest) -> list[str]:
     for name in names:
         if name not in _OUTPUTS:
             offered = ", ".join(_OUTPUTS)
-            raise InvalidRequest(f"unexpected inference output '{name}' for model '{request.model_name}'; it has {offered}")
+            raise InvalidRequest(
+                f"unexpected inference output '{name}' for model '{request.model_name}'; it has {offered}"
+            )
     return names
 
 

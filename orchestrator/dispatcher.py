@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +18,17 @@ from cascadeserve.policy.batching import NOT_DUE, due_at_s, due_reason, next_que
 from cascadeserve.policy.escalation import accepted
 from orchestrator.backend import BackendError, EndpointDown
 from orchestrator.rows import ModelQueue, Segment, Ticket, bind
+from orchestrator.state import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cascadeserve.gear_plan import Gear, LadderEntry, PlannedFamily, PlannedModel
-    from orchestrator.backend import Backend, BatchAnswer
+    from numpy.typing import NDArray
+
+    from cascadeserve.gear_plan import Gear
+    from orchestrator.backend import BatchAnswer
     from orchestrator.metrics import Metrics
+    from orchestrator.state import EndpointState, FamilyState
 
 _log = logging.getLogger(__name__)
 
@@ -33,59 +36,6 @@ _log = logging.getLogger(__name__)
 AGEING = 1.0
 # how much longer than its rows' deadlines a batch is waited for: its slot is busy until Triton answers
 CALL_GRACE_S = 1.0
-
-
-@dataclass(slots=True)
-class EndpointState:
-    """What the dispatcher knows of one endpoint."""
-
-    name: str
-    backend: Backend
-    slots: int
-    up: bool = False
-    # instances per model as Triton reported them last
-    instances: dict[str, int] = field(default_factory=dict)
-    # models about to be unloaded: nothing new is sent to them
-    leaving: set[str] = field(default_factory=set)
-    # models that may be sent there, with the largest number of batches in flight (None: the slots decide)
-    hosted: dict[str, int | None] = field(default_factory=dict)
-    in_flight: int = 0
-    in_flight_by_model: dict[str, int] = field(default_factory=dict)
-    work_s: float = 0.0
-
-    def has_room(self, model: str) -> bool:
-        """Whether a batch of the model may leave for it now."""
-        if not self.up or self.in_flight > self.slots or model not in self.hosted:
-            return False
-        limit = self.hosted[model]
-        return limit is None or self.in_flight_by_model.get(model, 0) < limit
-
-
-@dataclass(slots=True)
-class FamilyState:
-    """A family and the gear it is in."""
-
-    name: str
-    plan: PlannedFamily
-    gear: Gear
-    entry: LadderEntry
-
-    @property
-    def entry_model(self) -> str:
-        """Model at which new rows wait."""
-        return self.entry.stages[0].model
-
-
-@dataclass(slots=True)
-class Batch:
-    """Rows on their way to an endpoint."""
-
-    model: str
-    family: FamilyState
-    endpoint: EndpointState
-    segments: list[Segment]
-    rows: int
-    work_s: float
 
 
 class Dispatcher:
@@ -100,10 +50,8 @@ class Dispatcher:
         self.plan_name = plan_name
         self.on_endpoint_error: Callable[[EndpointState], None] = lambda _: None
         self._metrics = metrics
-        self._models: dict[str, tuple[FamilyState, PlannedModel]] = {
-            model: (family, planned) for family in self.families.values() for model, planned in family.plan.models.items()
-        }
-        self._queues = {model: ModelQueue() for model in self._models}
+        self._owner = {model: family for family in self.families.values() for model in family.plan.models}
+        self._queues = {model: ModelQueue() for model in self._owner}
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_tickets = 0
         self._wake: asyncio.TimerHandle | None = None
@@ -112,7 +60,7 @@ class Dispatcher:
     # -- from the data plane ------------------------------------------------------------------------------------
 
     def submit(
-        self, family: FamilyState, inputs: list[np.ndarray], *, timeout_s: float, want_scores: bool
+        self, family: FamilyState, inputs: list[NDArray[Any]], *, timeout_s: float, want_scores: bool
     ) -> asyncio.Future[Ticket]:
         """Queue a request; the future gives the answered ticket or raises one RequestError.
 
@@ -151,8 +99,7 @@ class Dispatcher:
     def set_gear(self, family: FamilyState, gear: Gear) -> None:
         """Put a gear in force: rows that have not left yet will take it."""
         old_model = family.entry_model
-        family.gear = gear
-        family.entry = family.plan.entry(gear.ladder_entry)
+        family.shift(gear)
         if family.entry_model != old_model:
             for segment in self._queues[old_model].take_unbound():
                 self._queues[family.entry_model].push(segment)
@@ -161,7 +108,7 @@ class Dispatcher:
     def endpoint_is_up(self, endpoint: EndpointState, instances: dict[str, int]) -> None:
         """Send to an endpoint from now on, to the models that have instances and are not about to leave."""
         endpoint.up = True
-        endpoint.instances = {model: count for model, count in instances.items() if model in self._models}
+        endpoint.instances = {model: count for model, count in instances.items() if model in self._owner}
         hosted = endpoint.instances.keys() - endpoint.leaving
         endpoint.hosted = {model: endpoint.hosted.get(model) for model in hosted}
         self._metrics.endpoint(endpoint.name, up=True, instances=endpoint.instances)
@@ -185,15 +132,15 @@ class Dispatcher:
         for model, queue in self._queues.items():
             if queue.rows and not self._is_hosted(model):
                 for segment in queue.take(queue.rows):
-                    self._refuse(segment, Unavailable(f"the last endpoint with model '{model}' went down; try again"))
+                    segment.ticket.fail(Unavailable(f"the last endpoint with model '{model}' went down; try again"))
 
     def queued_work_s(self, family: FamilyState) -> float:
         """Device-seconds, over all stages still to come, of the family's waiting rows."""
         work_s = 0.0
         for model, queue in self._queues.items():
-            if self._models[model][0] is family:
+            if self._owner[model] is family:
                 queue.drop_done()
-                work_s += queue.rows * self.work_from_s(family, model)
+                work_s += queue.rows * family.work_from_s(model)
         return work_s
 
     def queued_rows(self, model: str) -> int:
@@ -203,7 +150,7 @@ class Dispatcher:
     async def drain(self, timeout_s: float) -> bool:
         """Wait until every request is answered; returns whether that came in time."""
         give_up_s = self._loop.time() + timeout_s
-        while self._open_tickets and self._loop.time() < give_up_s:
+        while self._open_tickets and self._loop.time() < give_up_s:  # noqa: ASYNC110 - rare, at shutdown only
             await asyncio.sleep(0.01)
         return not self._open_tickets
 
@@ -213,7 +160,7 @@ class Dispatcher:
             self._wake.cancel()
         for queue in self._queues.values():
             for segment in queue.take(queue.rows):
-                self._refuse(segment, Unavailable("the server is shutting down"))
+                segment.ticket.fail(Unavailable("the server is shutting down"))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -236,7 +183,7 @@ class Dispatcher:
                     oldest.append(0.0)
                     continue
                 head = queue.segments[0]
-                min_batch, _, max_wait_s = self._trigger(model)
+                min_batch, _, max_wait_s = self._owner[model].trigger(model)
                 reason = due_reason(queue.rows, head.since_s, min_batch, max_wait_s, now_s)
                 if reason == NOT_DUE:
                     wake_s = min(wake_s, due_at_s(head.since_s, max_wait_s))
@@ -252,11 +199,11 @@ class Dispatcher:
         self._wake_at(wake_s)
 
     def _dispatch(self, model: str) -> None:
-        family, planned = self._models[model]
+        family = self._owner[model]
         queue = self._queues[model]
-        _, max_batch, _ = self._trigger(model)
-        rows = min(queue.rows, max_batch)
-        work_s = planned.batch_busy_s(rows)
+        _, max_batch, _ = family.trigger(model)
+        planned = family.plan.models[model]
+        work_s = planned.batch_busy_s(min(queue.rows, max_batch))
         endpoint = self.endpoints[
             least_expected_work(
                 [endpoint.work_s for endpoint in self.endpoints], self._weights(model), self._room(model), work_s
@@ -267,9 +214,7 @@ class Dispatcher:
             bind(segment, family.gear, family.entry)
         rows = sum(segment.rows for segment in segments)
         batch = Batch(model, family, endpoint, segments, rows, planned.batch_busy_s(rows))
-        endpoint.in_flight += 1
-        endpoint.in_flight_by_model[model] = endpoint.in_flight_by_model.get(model, 0) + 1
-        endpoint.work_s += batch.work_s
+        endpoint.depart(batch)
         task = self._loop.create_task(self._send(batch), name=f"batch-{model}-{endpoint.name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -291,15 +236,13 @@ class Dispatcher:
             self._failed(batch, error)
         except BaseException as error:
             for segment in batch.segments:
-                self._refuse(segment, InternalError("the orchestrator failed while it handled this batch"))
+                segment.ticket.fail(InternalError("the orchestrator failed while it handled this batch"))
             if not isinstance(error, asyncio.CancelledError):
                 _log.exception("batch of %s for %s failed", batch.model, endpoint.name)
             else:
                 raise
         finally:
-            endpoint.in_flight -= 1
-            endpoint.in_flight_by_model[batch.model] -= 1
-            endpoint.work_s -= batch.work_s
+            endpoint.arrive(batch)
             self.pump()
 
     def _absorb(self, batch: Batch, answer: BatchAnswer) -> None:
@@ -336,7 +279,7 @@ class Dispatcher:
         if num_nan:
             self._metrics.nan_certainty(batch.model, num_nan)
 
-    def _escalate(self, family: FamilyState, segment: Segment, rows: np.ndarray, now_s: float) -> None:
+    def _escalate(self, family: FamilyState, segment: Segment, rows: NDArray[np.intp], now_s: float) -> None:
         indices = rows if segment.indices is None else segment.indices[rows]
         if segment.entry is None:
             raise RuntimeError("rows left without a gear")
@@ -345,16 +288,16 @@ class Dispatcher:
         if self._is_hosted(model):
             self._queues[model].push(onward)
         else:
-            self._refuse(onward, Unavailable(f"no endpoint serves model '{model}' of family '{family.name}' now"))
+            onward.ticket.fail(Unavailable(f"no endpoint serves model '{model}' of family '{family.name}' now"))
 
     def _failed(self, batch: Batch, error: BackendError) -> None:
         _log.warning("batch of %d rows failed: %s", batch.rows, error)
         self._metrics.batch_failed(batch.endpoint.name, batch.model)
         for segment in batch.segments:
             if isinstance(error, EndpointDown):
-                self._refuse(segment, Unavailable(f"endpoint '{batch.endpoint.name}' went away; try again"))
+                segment.ticket.fail(Unavailable(f"endpoint '{batch.endpoint.name}' went away; try again"))
             else:
-                self._refuse(segment, InternalError(f"model '{batch.model}' could not answer: {error}"))
+                segment.ticket.fail(InternalError(f"model '{batch.model}' could not answer: {error}"))
         if isinstance(error, EndpointDown):
             self.on_endpoint_error(batch.endpoint)
 
@@ -362,11 +305,11 @@ class Dispatcher:
 
     def _weights(self, model: str) -> list[float]:
         """The gear's load weights; alike for all where it names none or only endpoints that are down."""
-        planned = self._models[model][0].gear.load.get(model)
+        planned = self._owner[model].gear.load.get(model)
         if planned is None:
             return [1.0] * len(self.endpoints)
         weights = [planned.get(endpoint.name, 0.0) for endpoint in self.endpoints]
-        live = (endpoint.up and model in endpoint.hosted for endpoint in self.endpoints)
+        live = (endpoint.hosts(model) for endpoint in self.endpoints)
         return weights if any(w > 0.0 for w, up in zip(weights, live, strict=True) if up) else [1.0] * len(weights)
 
     def _room(self, model: str) -> list[bool]:
@@ -374,45 +317,11 @@ class Dispatcher:
         weights = self._weights(model)
         return [w > 0.0 and endpoint.has_room(model) for endpoint, w in zip(self.endpoints, weights, strict=True)]
 
-    def _trigger(self, model: str) -> tuple[int, int, float]:
-        """(min_batch, max_batch, max_wait_s) of a model in its family's gear; a model without one drains at once."""
-        family, planned = self._models[model]
-        trigger = family.gear.triggers.get(model)
-        if trigger is None:
-            return 1, planned.max_batch, 0.0
-        return trigger.min_batch, trigger.max_batch, trigger.max_wait_s
-
-    def work_from_s(self, family: FamilyState, model: str) -> float:
-        """Device-seconds one row that waits for `model` will take from there on, under the gear in force."""
-        reach = family.entry.reach
-        for position, stage in enumerate(family.entry.stages):
-            if stage.model == model:
-                if reach[position] <= 0.0:
-                    break
-                return sum(
-                    reach[later] / reach[position] * self.row_work_s(family.entry.stages[later].model)
-                    for later in range(position, len(reach))
-                )
-        return self.row_work_s(model)
-
-    def row_work_s(self, model: str) -> float:
-        """Device-seconds per row of a model at the largest batch of the gear in force."""
-        _, max_batch, _ = self._trigger(model)
-        return self.full_batch_s(model) / max_batch
-
-    def full_batch_s(self, model: str) -> float:
-        """Device-seconds of the largest batch of the gear in force."""
-        _, max_batch, _ = self._trigger(model)
-        return self._models[model][1].batch_busy_s(max_batch)
-
     def _is_hosted(self, model: str) -> bool:
-        return any(endpoint.up and model in endpoint.hosted for endpoint in self.endpoints)
+        return any(endpoint.hosts(model) for endpoint in self.endpoints)
 
     def _unserved_model(self, family: FamilyState) -> str | None:
         return next((stage.model for stage in family.entry.stages if not self._is_hosted(stage.model)), None)
-
-    def _refuse(self, segment: Segment, error: DeadlineExceeded | InternalError | Unavailable) -> None:
-        segment.ticket.fail(error)
 
     def _expire(self, ticket: Ticket) -> None:
         waited_s = self._loop.time() - ticket.arrived_s
@@ -431,5 +340,5 @@ class Dispatcher:
             self._wake = self._loop.call_at(when_s, self.pump)
 
 
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

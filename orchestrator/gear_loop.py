@@ -12,9 +12,10 @@ from cascadeserve.policy.gear_switch import HOLD, UP, switch_gear, switch_layout
 
 if TYPE_CHECKING:
     from cascadeserve.gear_plan import Gear, GearPlan
-    from orchestrator.dispatcher import Dispatcher, FamilyState
+    from orchestrator.dispatcher import Dispatcher
     from orchestrator.metrics import Metrics
     from orchestrator.reconciler import Reconciler
+    from orchestrator.state import FamilyState
 
 _log = logging.getLogger(__name__)
 
@@ -69,12 +70,12 @@ class GearLoop:
 
     def _shift_gear(self, family: FamilyState, load: _FamilyLoad, now_s: float) -> None:
         rate_per_s = load.window.rate_per_s(now_s)
-        work_per_row_s = self._work_per_row_s(family)
+        slots = sum(endpoint.slots for endpoint in self._dispatcher.endpoints if endpoint.up) or 1
         load.demand_per_s = demand_per_s(
             rate_per_s,
             self._dispatcher.queued_work_s(family),
-            self._planned_work_s(family, rate_per_s),
-            work_per_row_s,
+            family.planned_work_s(rate_per_s, slots),
+            family.work_per_row_s(),
             family.plan.slo_s / 2,
         )
         self._metrics.load(
@@ -102,7 +103,9 @@ class GearLoop:
 
     def _set_gear(self, family: FamilyState, gear: Gear, direction: str) -> None:
         demand = self._loads[family.name].demand_per_s
-        _log.info("%s: gear %s -> %s (%s, demand %.1f rows/s)", family.name, family.gear.name, gear.name, direction, demand)
+        _log.info(
+            "%s: gear %s -> %s (%s, demand %.1f rows/s)", family.name, family.gear.name, gear.name, direction, demand
+        )
         self._dispatcher.set_gear(family, gear)
         self._metrics.gear(family.name, [each.name for each in family.plan.gears], gear.name, direction)
 
@@ -139,27 +142,3 @@ class GearLoop:
     @staticmethod
     def _covers(gears: list[Gear], index: int, demand: float) -> bool:
         return demand < gears[index].upper_rate_per_s or index == len(gears) - 1
-
-    def _work_per_row_s(self, family: FamilyState) -> float:
-        """Device-seconds of one entry row through the cascade in force."""
-        return sum(
-            share * self._dispatcher.row_work_s(stage.model)
-            for share, stage in zip(family.entry.reach, family.entry.stages, strict=True)
-        )
-
-    def _planned_work_s(self, family: FamilyState, rate_per_s: float) -> float:
-        """Device-seconds that wait in normal batching at this rate.
-
-        A row waits for its trigger and then for the batches before it: at most one of every model on every slot.
-        """
-        entry = family.entry
-        slots = sum(endpoint.slots for endpoint in self._dispatcher.endpoints if endpoint.up) or 1
-        turn_s = sum(self._dispatcher.full_batch_s(stage.model) for stage in entry.stages) / slots
-        planned_s = 0.0
-        for share, stage in zip(entry.reach, entry.stages, strict=True):
-            trigger = family.gear.triggers.get(stage.model)
-            wait_s = (trigger.max_wait_s if trigger else 0.0) + turn_s
-            least_rows = trigger.min_batch if trigger else 1
-            rows = max(float(least_rows), rate_per_s * share * wait_s)
-            planned_s += rows * self._dispatcher.work_from_s(family, stage.model)
-        return planned_s

@@ -9,7 +9,8 @@ from orchestrator.backend import BackendError
 from orchestrator.supervise import Kick
 
 if TYPE_CHECKING:
-    from orchestrator.dispatcher import Dispatcher, EndpointState
+    from orchestrator.dispatcher import Dispatcher
+    from orchestrator.state import EndpointState
 
 _log = logging.getLogger(__name__)
 

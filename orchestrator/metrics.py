@@ -27,9 +27,7 @@ class Metrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
         )
-        self._rows = Counter(
-            "cascadeserve_rows_total", "Rows that arrived.", ["family"], registry=self.registry
-        )
+        self._rows = Counter("cascadeserve_rows_total", "Rows that arrived.", ["family"], registry=self.registry)
         self._answered = Counter(
             "cascadeserve_rows_answered_total",
             "Rows answered, by the stage that was certain of them.",

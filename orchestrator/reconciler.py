@@ -17,9 +17,10 @@ from orchestrator.supervise import Kick
 
 if TYPE_CHECKING:
     from cascadeserve.gear_plan import GearPlan, Layout
-    from orchestrator.dispatcher import Dispatcher, EndpointState
+    from orchestrator.dispatcher import Dispatcher
     from orchestrator.instance_config import InstanceConfig
     from orchestrator.metrics import Metrics
+    from orchestrator.state import EndpointState
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +133,12 @@ class Reconciler:
     async def _hold_to(self, step: Step, endpoint: EndpointState) -> None:
         """Let no more batches be in flight than instances will remain, so that Triton's own queue is empty."""
         self._dispatcher.limit_in_flight(endpoint, step.model, step.wanted)
-        while endpoint.in_flight_by_model.get(step.model, 0) > step.wanted:
+        await self._in_flight_at_most(step.wanted, step, endpoint)
+
+    @staticmethod
+    async def _in_flight_at_most(count: int, step: Step, endpoint: EndpointState) -> None:
+        # Counts change at every batch: looking now and then is cheaper than an event on the hot path.
+        while endpoint.in_flight_by_model.get(step.model, 0) > count:  # noqa: ASYNC110
             await asyncio.sleep(_DRAIN_POLL_S)
 
     async def _unload(self, step: Step, endpoint: EndpointState) -> None:
@@ -140,8 +146,7 @@ class Reconciler:
         if step.model in used and not self._stands_elsewhere(step):
             raise _NotYet
         self._dispatcher.stop_sending(endpoint, step.model)
-        while endpoint.in_flight_by_model.get(step.model, 0) > 0:
-            await asyncio.sleep(_DRAIN_POLL_S)
+        await self._in_flight_at_most(0, step, endpoint)
         if self._dispatcher.queued_rows(step.model) and not self._stands_elsewhere(step):
             raise _NotYet
         await endpoint.backend.unload(step.model, timeout_s=LOAD_TIMEOUT_S)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from cascadeserve.errors import RequestError
 
 if TYPE_CHECKING:
     import asyncio
 
     from numpy.typing import NDArray
 
+    from cascadeserve.errors import RequestError
     from cascadeserve.gear_plan import Gear, LadderEntry
 
 
@@ -32,7 +31,7 @@ class Ticket:
 
     def __init__(
         self,
-        inputs: list[np.ndarray],
+        inputs: list[NDArray[Any]],
         *,
         arrived_s: float,
         deadline_s: float,
@@ -99,7 +98,7 @@ class Segment:
         self.rows -= rows
         return first
 
-    def gather(self, position: int) -> np.ndarray:
+    def gather(self, position: int) -> NDArray[Any]:
         """Its rows of the ticket's input at `position`: shape [rows, ...]."""
         array = self.ticket.inputs[position]
         return array if self.indices is None else array[self.indices]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -15,6 +15,8 @@ from orchestrator.wire.datatypes import array_to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from cascadeserve.gear_plan import TensorSpec
 
@@ -40,14 +42,14 @@ class TritonBackend:
     def __init__(self, address: str) -> None:
         """Connects lazily, at the first call."""
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._address = address
 
     async def infer(
         self,
         model: str,
         specs: Sequence[TensorSpec],
-        inputs: Sequence[np.ndarray],
+        inputs: Sequence[NDArray[Any]],
         *,
         want_scores: bool,
         timeout_s: float,
@@ -89,9 +91,7 @@ class TritonBackend:
     async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:
         """See `Backend.instance_counts`."""
         with self._mapped_errors("repository index"):
-            index = await self._stub.RepositoryIndex(
-                service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout_s
-            )
+            index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout_s)
         counts: dict[str, int] = {}
         for model in index.models:
             with self._mapped_errors(f"config of {model.name!r}"):

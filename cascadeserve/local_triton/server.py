@@ -68,9 +68,7 @@ class LocalTriton:
     def command(self) -> list[str]:
         """The server's command line."""
         program = _wheel_folder() / "bin" / "tritonserver"
-        http, grpc, metrics = (
-            getattr(self.endpoint, kind).rpartition(":")[2] for kind in ("http", "grpc", "metrics")
-        )
+        http, grpc, metrics = (getattr(self.endpoint, kind).rpartition(":")[2] for kind in ("http", "grpc", "metrics"))
         arguments = [
             str(program),
             f"--model-repository={self._repository}",

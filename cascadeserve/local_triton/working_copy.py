@@ -34,7 +34,9 @@ def model_names(repository: Path) -> list[str]:
 
     """
     if not repository.is_dir():
-        raise InvalidArtefact("is no folder; give the model repository that `cascadeserve export` wrote", path=repository)
+        raise InvalidArtefact(
+            "is no folder; give the model repository that `cascadeserve export` wrote", path=repository
+        )
     names = sorted(path.parent.name for path in repository.glob("*/config.pbtxt"))
     if not names:
         raise InvalidArtefact("holds no model (a folder with a config.pbtxt)", path=repository)

@@ -6,7 +6,10 @@ them: no clock, no I/O, no objects. Reason codes are small integers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NOT_DUE = 0
 DUE_FULL = 1

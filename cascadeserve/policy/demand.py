@@ -8,8 +8,11 @@ a jump test adds speed, and only work beyond the normal batching queues counts a
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from math import sqrt
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # a window of 50 requests has a relative standard error of 14 % under Poisson arrivals
 MIN_WINDOW_REQUESTS = 50

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HOLD = 0
 UP = 1
@@ -10,7 +13,12 @@ DOWN = 2
 
 
 def switch_gear(
-    current: int, upper_rate_per_s: Sequence[float], demand_per_s: float, now_s: float, low_since_s: float, dwell_s: float
+    current: int,
+    upper_rate_per_s: Sequence[float],
+    demand_per_s: float,
+    now_s: float,
+    low_since_s: float,
+    dwell_s: float,
 ) -> tuple[int, int, float]:
     """Gear for the demand: up at once, down after demand has been lower for `dwell_s`.
 

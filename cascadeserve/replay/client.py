@@ -68,6 +68,10 @@ class MalformedAnswer(Exception):  # noqa: N818 - named by what happened; never 
 class Sender(Protocol):
     """Sends requests of one run, each exactly once: never retried, neither here nor in the library below."""
 
+    @property
+    def unasked(self) -> int:
+        """Answers so far that came over the wire while no request waited for them."""
+
     async def send(self, request_id: str, rows: list[int], until_s: float) -> Reply:
         """Send these rows and wait for the reply until `until_s` on the event loop's clock; never raises for it."""
 

@@ -104,6 +104,11 @@ class GrpcSender:
         self._infer: grpc.aio.UnaryUnaryMultiCallable[bytes, service_pb2.ModelInferResponse] | None = None
         self._templates: dict[int, bytes] = {}
 
+    @property
+    def unasked(self) -> int:
+        """None: the library ends a call at its first answer."""
+        return 0
+
     def _template(self, rows: int) -> bytes:
         message = service_pb2.ModelInferRequest(model_name=self._question.model)
         message.parameters["timeout"].int64_param = self._question.timeout_us

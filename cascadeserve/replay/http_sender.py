@@ -1,12 +1,12 @@
-"""Requests over HTTP with the binary tensor extension, through aiohttp."""
+"""Requests over HTTP with the binary tensor extension."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import io
+import re
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import msgspec
@@ -16,7 +16,6 @@ from cascadeserve.errors import UsageError
 from cascadeserve.replay.client import (
     FOREIGN_ANSWER,
     NO_REPLY,
-    SECOND_ANSWER,
     Answer,
     MalformedAnswer,
     Outcome,
@@ -24,18 +23,16 @@ from cascadeserve.replay.client import (
     make_answer,
     read_raw,
 )
+from cascadeserve.replay.http_connection import ConnectionClosed, ConnectionPool, HttpAnswer, NotHttp
 from cascadeserve.replay.payload import ModelSignature, Question, TensorSignature
 
 if TYPE_CHECKING:
-    from aiohttp.client_proto import ResponseHandler
-    from aiohttp.connector import Connection
     from numpy.typing import NDArray
 
 _JSON_LENGTH = "Inference-Header-Content-Length"
 _OK = 200
 _REFUSALS = (503, 504)
-# Above this, aiohttp wants a stream instead of bytes and warns otherwise.
-_LARGE_BODY_BYTES = 1 << 20
+_MALFORMED = "malformed answer"
 _ID_PLACE = "@"
 
 
@@ -67,63 +64,35 @@ class _ErrorAnswer(msgspec.Struct):
     error: str
 
 
-class _WatchedResponse(aiohttp.ClientResponse):
-    """Remembers its connection, which aiohttp lets go of at the end of the body, to see what else came over it."""
-
-    answered_twice = False
-    _watched: ResponseHandler | None = None
-
-    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
-        """Read the head; a second response in the same stretch of bytes is parsed with it."""
-        protocol = self._watched = connection.protocol
-        await super().start(connection)
-        # With the body read to its end and no wish to close on the server's side, the only reason left for aiohttp not
-        # to use this connection again is that bytes nobody asked for arrived behind the answer.
-        keeps_alive = self.version is not None and self.version >= aiohttp.HttpVersion11
-        keeps_alive = keeps_alive and self.headers.get("Connection", "").lower() != "close"
-        if keeps_alive and self.content.is_eof() and protocol is not None:
-            self.answered_twice = protocol.should_close and protocol.exception() is None
-        return self
-
-    def abandon(self) -> None:
-        """Close the connection even if it went back to the pool: it carries answers to other requests."""
-        if self._watched is not None:
-            self._watched.close()
-
-
 class _Head:
-    """The JSON part of a request of a given number of rows, the same for all but its id."""
+    """The bytes before the tensors of a request of a given number of rows, the same for all but its id."""
 
-    def __init__(self, question: Question, rows: int, id_length: int) -> None:
-        head = {
-            "id": _ID_PLACE,
-            "parameters": {"timeout": question.timeout_us},
-            "inputs": [
-                {
-                    "name": tensor.name,
-                    "shape": [rows, *tensor.row_shape],
-                    "datatype": tensor.datatype,
-                    "parameters": {"binary_data_size": rows * tensor.row_bytes},
-                }
-                for tensor in question.inputs
-            ],
-            "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in question.outputs],
-        }
-        text = msgspec.json.encode(head)
-        self.before, _, self.after = text.partition(_ID_PLACE.encode())
-        length = len(self.before) + id_length + len(self.after)
-        self.headers = {_JSON_LENGTH: str(length), "Content-Type": "application/octet-stream"}
-
-
-def _open_session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=None),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        # Deadlines are kept by the callers; an answer is never compressed, so that its cost is the server's own.
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-        headers={"Accept-Encoding": "identity"},
-        response_class=_WatchedResponse,
-    )
+    def __init__(self, question: Question, rows: int, id_length: int, target: tuple[str, str]) -> None:
+        text = msgspec.json.encode(
+            {
+                "id": _ID_PLACE,
+                "parameters": {"timeout": question.timeout_us},
+                "inputs": [
+                    {
+                        "name": tensor.name,
+                        "shape": [rows, *tensor.row_shape],
+                        "datatype": tensor.datatype,
+                        "parameters": {"binary_data_size": rows * tensor.row_bytes},
+                    }
+                    for tensor in question.inputs
+                ],
+                "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in question.outputs],
+            }
+        )
+        before, _, self.after = text.partition(_ID_PLACE.encode())
+        json_length = len(before) + id_length + len(self.after)
+        body_length = json_length + sum(rows * tensor.row_bytes for tensor in question.inputs)
+        host, path = target
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\n"
+            f"{_JSON_LENGTH}: {json_length}\r\nContent-Length: {body_length}\r\n\r\n"
+        )
+        self.before = head.encode() + before
 
 
 def _model_url(address: str, model: str) -> str:
@@ -142,7 +111,7 @@ async def describe_model(address: str, model: str, timeout_s: float) -> ModelSig
     try:
         async with (
             asyncio.timeout(timeout_s),
-            _open_session() as session,
+            aiohttp.ClientSession() as session,
             session.get(_model_url(address, model)) as got,
         ):
             body = await got.read()
@@ -161,7 +130,7 @@ async def describe_model(address: str, model: str, timeout_s: float) -> ModelSig
     )
 
 
-def _read_answer(body: bytes, json_length: str | None, request_id: str, rows: int) -> Answer | None:
+def _read_answer(body: bytes, json_length: bytes | None, request_id: str, rows: int) -> Answer | None:
     """Read a 200; None when it answers another request."""
     try:
         split = len(body) if json_length is None else int(json_length)
@@ -190,67 +159,77 @@ def _read_answer(body: bytes, json_length: str | None, request_id: str, rows: in
 
 
 class HttpSender:
-    """Sends one POST per request over as many keep-alive connections as it takes.
+    """Sends one POST per request, each exactly once, over as many keep-alive connections as it takes.
 
-    aiohttp sends a request a second time only for idempotent methods, so a POST on a connection that the server has
-    just closed is lost, not repeated; the tests hold this.
+    A connection that the server closes just as it is used again loses its request: nothing is sent twice.
     """
 
     def __init__(self, address: str, question: Question) -> None:
         self._question = question
-        self._url = f"{_model_url(address, question.model)}/infer"
-        self._session: aiohttp.ClientSession | None = None
+        self._pool = ConnectionPool(address)
+        self._target = (self._pool.host_header, urlsplit(f"{_model_url(address, question.model)}/infer").path)
         self._heads: dict[tuple[int, int], _Head] = {}
 
-    async def send(self, request_id: str, rows: list[int], until_s: float) -> Reply:
-        """Send one request; see `Sender`."""
-        if self._session is None:
-            self._session = _open_session()
-        clock = asyncio.get_running_loop().time
+    @property
+    def unasked(self) -> int:
+        """See `Sender`."""
+        return self._pool.unasked
+
+    def _encode(self, request_id: str, rows: list[int]) -> bytes:
         key = (len(rows), len(request_id))
         head = self._heads.get(key)
         if head is None:
-            head = self._heads[key] = _Head(self._question, *key)
+            head = self._heads[key] = _Head(self._question, *key, self._target)
         chunks = [tensor.chunk(rows) for tensor in self._question.inputs]
-        body = b"".join((head.before, request_id.encode(), head.after, *chunks))
-        data = body if len(body) <= _LARGE_BODY_BYTES else io.BytesIO(body)
+        return b"".join((head.before, request_id.encode(), head.after, *chunks))
+
+    async def send(self, request_id: str, rows: list[int], until_s: float) -> Reply:
+        """Send one request; see `Sender`."""
+        clock = asyncio.get_running_loop().time
+        connection = None
+        keep = False
         try:
-            async with (
-                asyncio.timeout_at(until_s),
-                self._session.post(self._url, data=data, headers=head.headers, allow_redirects=False) as response,
-            ):
-                content = await response.read()
+            async with asyncio.timeout_at(until_s):
+                connection = await self._pool.acquire()
+                got = await connection.exchange(self._encode(request_id, rows))
+            reply = _judge(got, request_id, len(rows), clock())
+            # A connection that carries answers to other requests is of no more use.
+            keep = got.keep_alive and not reply.duplicated
         except TimeoutError:
             return Reply(Outcome.LOST, clock(), NO_REPLY)
-        except aiohttp.ClientConnectorError as error:
-            refused = error.os_error.errno == errno.ECONNREFUSED
-            what = "connection refused" if refused else f"cannot connect: {error.os_error.strerror or error.os_error}"
+        except OSError as error:
+            refused = _is_refused(error)
+            what = "connection refused" if refused else f"cannot connect: {error.strerror or error}"
             return Reply(Outcome.REFUSED if refused else Outcome.LOST, clock(), what)
-        except aiohttp.ClientResponseError as error:
-            return Reply(Outcome.FAILED, clock(), f"malformed answer: {error.message}")
-        except (aiohttp.ClientError, OSError) as error:
-            return Reply(Outcome.LOST, clock(), f"connection lost: {type(error).__name__}")
-        return _judge(response, content, request_id, len(rows), clock())
+        except NotHttp as error:
+            return Reply(Outcome.FAILED, clock(), f"{_MALFORMED}: {error}")
+        except ConnectionClosed as error:
+            return Reply(Outcome.LOST, clock(), f"connection lost: {error}")
+        finally:
+            if connection is not None:
+                (self._pool.release if keep else self._pool.drop)(connection)
+        return reply
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        await self._pool.close()
 
 
-def _judge(response: aiohttp.ClientResponse, body: bytes, request_id: str, rows: int, done_s: float) -> Reply:
-    assert isinstance(response, _WatchedResponse)
-    if response.status != _OK:
-        refused = response.status in _REFUSALS and bool(body)
-        error = f"{response.status} {_explain_error(body)}"
+def _is_refused(error: OSError) -> bool:
+    """Whether nobody listens; with several addresses asyncio puts all their errors into one text."""
+    numbers = re.findall(r"\[Errno (\d+)\]", str(error))
+    return bool(numbers) and all(int(number) == errno.ECONNREFUSED for number in numbers)
+
+
+def _judge(got: HttpAnswer, request_id: str, rows: int, done_s: float) -> Reply:
+    if got.status != _OK:
+        refused = got.status in _REFUSALS and bool(got.body)
+        error = f"{got.status} {_explain_error(got.body)}".strip()
         return Reply(Outcome.REFUSED if refused else Outcome.FAILED, done_s, error)
     try:
-        answer = _read_answer(body, response.headers.get(_JSON_LENGTH), request_id, rows)
+        answer = _read_answer(got.body, got.headers.get(_JSON_LENGTH.lower().encode()), request_id, rows)
     except MalformedAnswer as error:
-        return Reply(Outcome.FAILED, done_s, f"malformed answer: {error}")
+        return Reply(Outcome.FAILED, done_s, f"{_MALFORMED}: {error}")
     if answer is None:
-        response.abandon()
         return Reply(Outcome.LOST, done_s, FOREIGN_ANSWER, duplicated=1)
-    if response.answered_twice:
-        return Reply(Outcome.ANSWERED, done_s, SECOND_ANSWER, duplicated=1, answer=answer)
     return Reply(Outcome.ANSWERED, done_s, answer=answer)

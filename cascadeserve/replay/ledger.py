@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cascadeserve.replay.client import Outcome, Reply
+from cascadeserve.replay.client import SECOND_ANSWER, Outcome, Reply
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,12 +75,12 @@ class Records:
         self.errors: Counter[str] = Counter()
         self.live = LiveCounts()
 
-    def store(self, index: int, *, sent_s: float, done_s: float, reply: Reply) -> None:
-        """Store how request `index` ended."""
+    def store(self, index: int, sent_s: float, reply: Reply) -> None:
+        """Store how request `index` ended; `sent_s` and `reply.done_s` count from the run's start."""
         self.sent_s[index] = sent_s
-        self.done_s[index] = done_s
+        self.done_s[index] = reply.done_s
         self.outcome[index] = reply.outcome
-        self.live.count(reply, done_s - float(self.scheduled_s[index]))
+        self.live.count(reply, reply.done_s - float(self.scheduled_s[index]))
         if reply.error:
             known = reply.error in self.errors or len(self.errors) < _MAX_ERROR_TEXTS
             self.errors[reply.error if known else _OTHER_ERRORS] += 1
@@ -99,6 +99,12 @@ class Records:
             self.gear[index] = self.gears.index(answer.gear)
         if answer.certified is not None:
             self.certified[index] = answer.certified
+
+    def add_unasked(self, answers: int) -> None:
+        """Count answers that came while no request waited for them."""
+        if answers:
+            self.live.duplicated += answers
+            self.errors[SECOND_ANSWER] += answers
 
     def write(self, path: Path) -> None:
         """Write all arrays as .npz, for analyses that pair runs row by row."""

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cascadeserve.replay.client import GRACE_S
+from cascadeserve.replay.client import GRACE_S, Outcome, Reply
 from cascadeserve.replay.ledger import Records
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Time between the start of the loop and time 0 of the schedule, so that the first arrivals are not late by its set-up.
 _LEAD_S = 0.05
+# Such a request counts as lost, and the lag of the generator makes the run void.
+_TOO_LATE = "the generator itself was later than the deadline"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class OpenLoop:
         self._start_s = asyncio.get_running_loop().time() + _LEAD_S
         async with asyncio.TaskGroup() as group:
             self._pacer = group.create_task(self._pace(group), name="replay pacer")
+        self.records.add_unasked(self._sender.unasked)
         return self.records
 
     def interrupt(self) -> None:
@@ -86,7 +89,11 @@ class OpenLoop:
         sent_s = asyncio.get_running_loop().time()
         until_s = self._start_s + float(self._load.scheduled_s[index]) + self._load.timeout_s + GRACE_S
         request_id = f"{self._run_id}-{index:08d}"
+        if sent_s >= until_s:
+            self.records.store(index, sent_s - self._start_s, Reply(Outcome.LOST, sent_s - self._start_s, _TOO_LATE))
+            return
         reply = await self._sender.send(request_id, rows, until_s)
         # Errors are counted by their text, and Triton puts the id into it.
         reply.error = reply.error.replace(request_id, "<id>")
-        self.records.store(index, sent_s=sent_s - self._start_s, done_s=reply.done_s - self._start_s, reply=reply)
+        reply.done_s -= self._start_s
+        self.records.store(index, sent_s - self._start_s, reply)

@@ -1,0 +1,142 @@
+"""What the dispatcher knows of endpoints and families."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cascadeserve.gear_plan import Gear, LadderEntry, PlannedFamily
+    from orchestrator.backend import Backend
+    from orchestrator.rows import Segment
+
+
+@dataclass(slots=True)
+class EndpointState:
+    """One endpoint: whether it is up, what stands there, what is in flight."""
+
+    name: str
+    backend: Backend
+    slots: int
+    up: bool = False
+    # instances per model as Triton reported them last
+    instances: dict[str, int] = field(default_factory=dict)
+    # models about to be unloaded: nothing new is sent to them
+    leaving: set[str] = field(default_factory=set)
+    # models that may be sent there, with the largest number of batches in flight (None: the slots decide)
+    hosted: dict[str, int | None] = field(default_factory=dict)
+    in_flight: int = 0
+    in_flight_by_model: dict[str, int] = field(default_factory=dict)
+    # device-seconds sent and not yet answered
+    work_s: float = 0.0
+
+    def hosts(self, model: str) -> bool:
+        """Whether the model can be sent there at all."""
+        return self.up and model in self.hosted
+
+    def has_room(self, model: str) -> bool:
+        """Whether a batch of the model may leave for it now: slots + 1 batches are kept in flight."""
+        if not self.hosts(model) or self.in_flight > self.slots:
+            return False
+        limit = self.hosted[model]
+        return limit is None or self.in_flight_by_model.get(model, 0) < limit
+
+    def depart(self, batch: Batch) -> None:
+        """Count a batch that leaves for this endpoint."""
+        self.in_flight += 1
+        self.in_flight_by_model[batch.model] = self.in_flight_by_model.get(batch.model, 0) + 1
+        self.work_s += batch.work_s
+
+    def arrive(self, batch: Batch) -> None:
+        """Count its answer, whatever it was."""
+        self.in_flight -= 1
+        self.in_flight_by_model[batch.model] -= 1
+        self.work_s -= batch.work_s
+
+
+@dataclass(slots=True)
+class FamilyState:
+    """A family and the gear it is in."""
+
+    name: str
+    plan: PlannedFamily
+    gear: Gear
+    entry: LadderEntry
+
+    @classmethod
+    def in_first_gear(cls, name: str, plan: PlannedFamily, layout: str) -> FamilyState:
+        """State at start: the gear for rate 0 under a layout."""
+        gear = plan.gears_of(layout)[0]
+        return cls(name, plan, gear, plan.entry(gear.ladder_entry))
+
+    @property
+    def entry_model(self) -> str:
+        """Model at which new rows wait."""
+        return self.entry.stages[0].model
+
+    def shift(self, gear: Gear) -> None:
+        """Put a gear in force."""
+        self.gear = gear
+        self.entry = self.plan.entry(gear.ladder_entry)
+
+    def trigger(self, model: str) -> tuple[int, int, float]:
+        """(min_batch, max_batch, max_wait_s) of a model in this gear; a model without one drains at once."""
+        trigger = self.gear.triggers.get(model)
+        if trigger is None:
+            return 1, self.plan.models[model].max_batch, 0.0
+        return trigger.min_batch, trigger.max_batch, trigger.max_wait_s
+
+    def full_batch_s(self, model: str) -> float:
+        """Device-seconds of a model's largest batch in this gear."""
+        _, max_batch, _ = self.trigger(model)
+        return self.plan.models[model].batch_busy_s(max_batch)
+
+    def row_work_s(self, model: str) -> float:
+        """Device-seconds per row of a model at its largest batch in this gear."""
+        _, max_batch, _ = self.trigger(model)
+        return self.full_batch_s(model) / max_batch
+
+    def work_from_s(self, model: str) -> float:
+        """Device-seconds that a row waiting for `model` takes from there on, expected under this gear."""
+        reach = self.entry.reach
+        for position, stage in enumerate(self.entry.stages):
+            if stage.model == model and reach[position] > 0.0:
+                return sum(
+                    reach[later] / reach[position] * self.row_work_s(self.entry.stages[later].model)
+                    for later in range(position, len(reach))
+                )
+        return self.row_work_s(model)
+
+    def work_per_row_s(self) -> float:
+        """Device-seconds of one entry row through the cascade in force."""
+        return sum(
+            share * self.row_work_s(stage.model)
+            for share, stage in zip(self.entry.reach, self.entry.stages, strict=True)
+        )
+
+    def planned_work_s(self, rate_per_s: float, slots: int) -> float:
+        """Device-seconds that wait in normal batching at this rate, on `slots` slots.
+
+        A row waits for its trigger and then for the batches before it: at most one of every model on every slot.
+        """
+        turn_s = sum(self.full_batch_s(stage.model) for stage in self.entry.stages) / slots
+        planned_s = 0.0
+        for share, stage in zip(self.entry.reach, self.entry.stages, strict=True):
+            trigger = self.gear.triggers.get(stage.model)
+            wait_s = (trigger.max_wait_s if trigger else 0.0) + turn_s
+            least_rows = trigger.min_batch if trigger else 1
+            planned_s += max(float(least_rows), rate_per_s * share * wait_s) * self.work_from_s(stage.model)
+        return planned_s
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows on their way to an endpoint."""
+
+    model: str
+    family: FamilyState
+    endpoint: EndpointState
+    segments: list[Segment]
+    rows: int
+    # device-seconds it is expected to take
+    work_s: float
