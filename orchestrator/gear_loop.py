@@ -113,8 +113,9 @@ class GearLoop:
         switching = self._plan.switching
         current = self._layout_names.index(self._reconciler.in_force.name)
         if self._reconciler.aim != self._reconciler.in_force:
-            # One change at a time; it is given up when the load that called for it is gone.
-            if self._load_of(current) < switching.layout_down_fraction:
+            # One change at a time; a larger layout is given up when the load that called for it is gone.
+            aims_up = self._layout_names.index(self._reconciler.aim.name) > current
+            if aims_up and self._load_of(current) < switching.layout_down_fraction:
                 self._reconciler.aim_at(self._reconciler.in_force)
             return
         wanted, self._layout_wish, self._layout_wish_since_s = switch_layout(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 NOT_DUE = 0
 DUE_FULL = 1
 DUE_AGED = 2
+# A timer may fire a clock tick early; without slack its queue would not be due yet and the timer be set again for now.
+CLOCK_SLACK_S = 1e-6
 
 
 def due_reason(rows: int, oldest_since_s: float, min_batch: int, max_wait_s: float, now_s: float) -> int:
@@ -22,7 +24,7 @@ def due_reason(rows: int, oldest_since_s: float, min_batch: int, max_wait_s: flo
         return NOT_DUE
     if rows >= min_batch:
         return DUE_FULL
-    if now_s - oldest_since_s >= max_wait_s:
+    if now_s + CLOCK_SLACK_S >= due_at_s(oldest_since_s, max_wait_s):
         return DUE_AGED
     return NOT_DUE
 

@@ -67,11 +67,16 @@ def read_rows(path: Path) -> Rows:
 
 def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
-        archive = np.load(path, allow_pickle=False)
+        # opened here, since numpy leaves a file open that it finds to be no archive
+        with path.open("rb") as file:
+            return _read_archive(np.load(file, allow_pickle=False), path)
     except OSError as error:
         raise InvalidArtefact(f"cannot be read ({error.strerror or error}); check the path", path=path) from error
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InvalidArtefact(f"is no .npz file ({error})", path=path) from error
+
+
+def _read_archive(archive: object, path: Path) -> dict[str, NDArray[np.generic]]:
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise InvalidArtefact("is a single array; save the rows with numpy.savez", path=path)
     arrays = {}
@@ -81,8 +86,6 @@ def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
                 arrays[key] = archive[key]
             except ValueError as error:
                 raise InvalidArtefact("is an object array; store plain numbers", path=path, field=key) from error
-            except (OSError, zipfile.BadZipFile, EOFError) as error:
-                raise InvalidArtefact(f"is damaged ({error})", path=path, field=key) from error
     return arrays
 
 

@@ -1,0 +1,110 @@
+"""What every Backend must do: the fake and the real Triton pass the same suite, so that the fake cannot lie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from cascadeserve.gear_plan import TensorSpec
+from orchestrator.backend import CallRejected, EndpointDown
+from orchestrator.triton import TritonBackend
+from tests.fakes.fake_backend import FakeTriton
+from tests.fakes.servers import Stack, free_ports
+from tests.fakes.tiny import rows, write_repository
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from orchestrator.backend import Backend
+
+SPECS = (TensorSpec(name="x", datatype="FP32", shape=(3,)),)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("contract")
+    repository = folder / "repository"
+    repository.mkdir()
+    stack = Stack(folder, write_repository(repository), folder / "no-plan.json", ("a",))
+    try:
+        stack.start_triton("a")
+        yield stack
+    finally:
+        stack.stop()
+
+
+@pytest.fixture(params=["fake", pytest.param("triton", marks=[pytest.mark.triton])])
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    if request.param == "fake":
+        yield FakeTriton()
+        return
+    stack: Stack = request.getfixturevalue("stack")
+    backend = TritonBackend(f"127.0.0.1:{stack.ports['a'][1]}")
+    yield backend
+    await backend.load("small", timeout_s=30)
+    await backend.load("large", timeout_s=30)
+    await backend.close()
+
+
+@pytest.fixture(params=["fake", "triton"])
+async def dead_backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    backend: Backend = FakeTriton(down=True) if request.param == "fake" else TritonBackend(f"127.0.0.1:{free_ports(1)[0]}")
+    yield backend
+    await backend.close()
+
+
+async def test_answers_have_one_entry_per_row(backend: Backend) -> None:
+    answer = await backend.infer("large", SPECS, [rows([1, 2, 3], [0.1, 0.9, 0.5])], want_scores=False, timeout_s=10)
+    assert answer.label.tolist() == [101, 102, 103]
+    np.testing.assert_array_equal(answer.certainty, np.array([0.1, 0.9, 0.5], np.float32))
+    assert answer.scores is None
+
+
+async def test_scores_come_when_asked_for(backend: Backend) -> None:
+    batch = rows([4, 5], [0.25, 0.75])
+    answer = await backend.infer("small", SPECS, [batch], want_scores=True, timeout_s=10)
+    assert answer.scores is not None
+    np.testing.assert_array_equal(answer.scores, batch)
+
+
+async def test_ready_with_a_count_for_every_loaded_model(backend: Backend) -> None:
+    assert await backend.is_ready(timeout_s=10)
+    assert await backend.instance_counts(timeout_s=10) == {"small": 1, "large": 1}
+
+
+async def test_unknown_model_is_rejected(backend: Backend) -> None:
+    with pytest.raises(CallRejected, match="nope"):
+        await backend.infer("nope", SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=10)
+
+
+async def test_wrong_input_is_rejected(backend: Backend) -> None:
+    with pytest.raises(CallRejected):
+        await backend.infer("small", SPECS, [np.zeros((2, 5), np.float32)], want_scores=False, timeout_s=10)
+
+
+async def test_unloaded_model_has_no_count_and_is_rejected_until_loaded(backend: Backend) -> None:
+    await backend.unload("small", timeout_s=10)
+    assert await backend.instance_counts(timeout_s=10) == {"large": 1}
+    with pytest.raises(CallRejected):
+        await backend.infer("small", SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=10)
+    await backend.load("small", timeout_s=30)
+    assert await backend.instance_counts(timeout_s=10) == {"small": 1, "large": 1}
+
+
+async def test_load_of_an_unknown_model_is_rejected(backend: Backend) -> None:
+    with pytest.raises(CallRejected):
+        await backend.load("nope", timeout_s=10)
+
+
+async def test_a_server_that_is_gone_is_down_for_every_call(dead_backend: Backend) -> None:
+    assert not await dead_backend.is_ready(timeout_s=1)
+    with pytest.raises(EndpointDown):
+        await dead_backend.infer("small", SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=1)
+    with pytest.raises(EndpointDown):
+        await dead_backend.instance_counts(timeout_s=1)
+    with pytest.raises(EndpointDown):
+        await dead_backend.load("small", timeout_s=1)
+    with pytest.raises(EndpointDown):
+        await dead_backend.unload("small", timeout_s=1)

@@ -1,0 +1,113 @@
+"""FakeTriton: a Backend that answers like the tiny family on Triton does, with time and failures under control.
+
+It passes the same contract suite as `orchestrator.triton.TritonBackend` (tests/contract).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.backend import BatchAnswer, CallRejected, EndpointDown
+from tests.fakes.tiny import LABEL_OFFSET
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from cascadeserve.gear_plan import TensorSpec
+
+
+@dataclass
+class Call:
+    """One batch as the fake received it."""
+
+    at_s: float
+    model: str
+    rows: int
+
+
+@dataclass
+class FakeTriton:
+    """`instances` are what is loaded; `counts_on_load` is what a load finds in the config file."""
+
+    instances: dict[str, int] = field(default_factory=lambda: {"small": 1, "large": 1})
+    counts_on_load: dict[str, int] = field(default_factory=dict)
+    busy_s: dict[str, float] = field(default_factory=dict)
+    load_s: float = 0.0
+    down: bool = False
+    reject: str = ""
+    fail_loads: str = ""
+    calls: list[Call] = field(default_factory=list)
+    in_flight: int = 0
+    max_in_flight: int = 0
+    max_in_flight_by_model: dict[str, int] = field(default_factory=dict)
+    loads: list[str] = field(default_factory=list)
+
+    async def infer(
+        self,
+        model: str,
+        specs: Sequence[TensorSpec],
+        inputs: Sequence[NDArray[Any]],
+        *,
+        want_scores: bool,
+        timeout_s: float,
+    ) -> BatchAnswer:
+        """Answer after `busy_s`."""
+        self._check_up()
+        if model not in self.instances:
+            raise CallRejected(f"Request for unknown model: '{model}' is not found")
+        if [spec.name for spec in specs] != ["x"] or inputs[0].shape[1:] != (3,):
+            raise CallRejected("unexpected input")
+        x = inputs[0]
+        self.calls.append(Call(asyncio.get_running_loop().time(), model, len(x)))
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        of_model = self.max_in_flight_by_model
+        of_model[model] = of_model.get(model, 0) + 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.sleep(self.busy_s.get(model, 0.0))
+        except TimeoutError as error:
+            raise EndpointDown("DEADLINE_EXCEEDED") from error
+        finally:
+            self.in_flight -= 1
+        self._check_up()
+        if self.reject:
+            raise CallRejected(self.reject)
+        label = x[:, 0].astype("int64") + LABEL_OFFSET[model]
+        return BatchAnswer(label, x[:, 1].copy(), x.copy() if want_scores else None)
+
+    async def is_ready(self, *, timeout_s: float) -> bool:  # noqa: ARG002
+        """Ready unless `down`."""
+        return not self.down
+
+    async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:  # noqa: ARG002
+        """What is loaded."""
+        self._check_up()
+        return dict(self.instances)
+
+    async def load(self, model: str, *, timeout_s: float) -> None:  # noqa: ARG002
+        """Take the count the config file names."""
+        self._check_up()
+        await asyncio.sleep(self.load_s)
+        if self.fail_loads:
+            raise CallRejected(self.fail_loads)
+        if model not in LABEL_OFFSET:
+            raise CallRejected(f"failed to load '{model}'")
+        self.loads.append(model)
+        self.instances[model] = self.counts_on_load.get(model, 1)
+
+    async def unload(self, model: str, *, timeout_s: float) -> None:  # noqa: ARG002
+        """Forget the model."""
+        self._check_up()
+        self.instances.pop(model, None)
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    def _check_up(self) -> None:
+        if self.down:
+            raise EndpointDown("connection refused")

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cascadeserve.local_triton.working_copy import prepare_working_copy
+from cascadeserve.triton_config import instance_count, parse_config
+from tests.fakes.tiny import plan_document, rows, write_repository
+from tests.orchestrator.conftest import Rig, cluster, make_rig
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.looptime
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    source.mkdir()
+    return prepare_working_copy(write_repository(source), cluster(("a",)), tmp_path / "state")
+
+
+@contextlib.asynccontextmanager
+async def reconciling(rig: Rig) -> AsyncIterator[None]:
+    task = asyncio.create_task(rig.orchestrator.reconciler.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def count_on_disk(repository: Path, model: str) -> int:
+    return instance_count(parse_config((repository / model / "configs" / "a.pbtxt").read_text()))
+
+
+def aim(rig: Rig, layout: str) -> None:
+    rig.orchestrator.reconciler.aim_at(rig.orchestrator.plan.layout(layout))
+
+
+async def test_capacity_stands_before_the_layout_is_in_force(repository: Path) -> None:
+    rig = await make_rig(repository=repository, load_s=2.0, counts_on_load={"large": 2})
+    async with reconciling(rig):
+        aim(rig, "broad")
+        await asyncio.sleep(1.5)
+        assert rig.orchestrator.reconciler.in_force.name == "narrow"
+        assert count_on_disk(repository, "large") == 2
+        await asyncio.sleep(1.0)
+        assert rig.orchestrator.reconciler.in_force.name == "broad"
+    assert rig.fakes["a"].loads == ["large"]
+
+
+async def test_shrinking_holds_batches_to_the_remaining_instances_first(repository: Path) -> None:
+    rig = await make_rig(repository=repository, busy_s={"small": 0.1, "large": 0.1}, load_s=5.0)
+    fake = rig.fakes["a"]
+    fake.instances["large"] = 2
+    await rig.probe()
+    dispatcher = rig.orchestrator.dispatcher
+    futures = [
+        dispatcher.submit(rig.family, [rows([i], [0.1])], timeout_s=60.0, want_scores=False) for i in range(200)
+    ]
+    async with reconciling(rig):
+        await asyncio.sleep(1.0)  # the shrink 2 -> 1 is under way
+        fake.max_in_flight_by_model["large"] = 0
+        fake.max_in_flight = 0
+        await asyncio.sleep(0.5)
+        assert dispatcher.endpoints[0].hosted["large"] == 1
+        assert fake.in_flight <= 2
+        await asyncio.sleep(6.0)
+        assert dispatcher.endpoints[0].hosted["large"] is None
+    assert count_on_disk(repository, "large") == 1
+    await asyncio.gather(*futures)
+
+
+async def test_a_failed_load_keeps_the_old_layout_restores_the_file_and_backs_off(repository: Path) -> None:
+    rig = await make_rig(repository=repository)
+    rig.fakes["a"].fail_loads = "no memory"
+    async with reconciling(rig):
+        aim(rig, "broad")
+        await asyncio.sleep(20.0)
+        assert rig.orchestrator.reconciler.in_force.name == "narrow"
+        assert count_on_disk(repository, "large") == 1
+        text = rig.orchestrator.metrics.render()[0].decode()
+        line = next(line for line in text.splitlines() if line.startswith("cascadeserve_instance_changes_total{"))
+        assert 3 <= float(line.rpartition(" ")[2]) <= 6  # 1, 2, 4, 8 s apart
+        rig.fakes["a"].fail_loads = ""
+        rig.fakes["a"].counts_on_load = {"large": 2}
+        await asyncio.sleep(20.0)
+        assert rig.orchestrator.reconciler.in_force.name == "broad"
+
+
+async def test_an_unwritable_repository_keeps_the_old_layout(repository: Path) -> None:
+    rig = await make_rig(repository=repository)
+    (repository / "large" / "configs" / "a.pbtxt").unlink()
+    async with reconciling(rig):
+        aim(rig, "broad")
+        await asyncio.sleep(3.0)
+    assert rig.orchestrator.reconciler.in_force.name == "narrow"
+    assert rig.fakes["a"].loads == []
+
+
+async def test_a_broken_config_file_keeps_the_old_layout(repository: Path) -> None:
+    rig = await make_rig(repository=repository)
+    (repository / "large" / "configs" / "a.pbtxt").write_text("not a config {")
+    async with reconciling(rig):
+        aim(rig, "broad")
+        await asyncio.sleep(3.0)
+        assert rig.orchestrator.reconciler.in_force.name == "narrow"
+    assert rig.fakes["a"].loads == []
+
+
+async def test_missing_models_are_loaded_at_start(repository: Path) -> None:
+    rig = await make_rig(repository=repository)
+    del rig.fakes["a"].instances["small"]
+    await rig.probe()
+    assert not rig.orchestrator.data_plane.ready()
+    async with reconciling(rig):
+        await asyncio.sleep(0.1)
+    assert rig.orchestrator.data_plane.ready()
+
+
+async def test_surplus_models_are_unloaded_only_when_no_gear_in_force_uses_them(repository: Path) -> None:
+    document = plan_document()
+    family = document["families"]["family"]
+    family["gears"] = [
+        {
+            "name": "only", "layout": "narrow", "min_rate_per_s": 0.0, "max_rate_per_s": 1000.0,
+            "ladder_entry": "reference",
+        },
+    ]  # fmt: skip
+    document["layouts"] = [{"name": "narrow", "instances": {"a": {"large": 1}}}]
+    rig = await make_rig(document, repository=repository)
+    async with reconciling(rig):
+        await asyncio.sleep(0.5)
+    assert rig.fakes["a"].instances == {"large": 1}
+    assert rig.orchestrator.data_plane.ready()
+
+
+async def test_counts_are_left_alone_without_a_repository() -> None:
+    rig = await make_rig()
+    async with reconciling(rig):
+        aim(rig, "broad")
+        await asyncio.sleep(3.0)
+    assert rig.fakes["a"].loads == []
+    assert rig.orchestrator.reconciler.in_force.name == "narrow"

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.state import Batch, EndpointState, FamilyState
+from tests.fakes import tiny
+
+# device-seconds per row at the largest batch of a gear without triggers: 64 rows
+SMALL_ROW_S = 0.002 / 64
+LARGE_ROW_S = 0.010 / 64
+
+
+def family(gear: str = "calm") -> FamilyState:
+    plan = tiny.plan().families["family"]
+    state = FamilyState.in_first_gear("family", plan, "narrow")
+    state.shift(next(each for each in plan.gears if each.name == gear))
+    return state
+
+
+def endpoint(*, slots: int = 1, up: bool = True, **hosted: int | None) -> EndpointState:
+    return EndpointState("a", cast("Any", None), slots, up=up, hosted=dict(hosted))
+
+
+def batch(at: EndpointState, model: str = "small", work_s: float = 0.1) -> Batch:
+    return Batch(model, family(), at, [], 1, work_s)
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_one_batch_more_than_the_slots_is_kept_in_flight(slots: int) -> None:
+    at = endpoint(slots=slots, small=None)
+    sent = 0
+    while at.has_room("small"):
+        at.depart(batch(at))
+        sent += 1
+    assert sent == slots + 1
+    at.arrive(batch(at))
+    assert at.has_room("small")
+
+
+def test_a_held_model_has_room_up_to_its_limit_and_others_up_to_the_slots() -> None:
+    at = endpoint(slots=3, small=1, large=None)
+    at.depart(batch(at, "small"))
+    assert not at.has_room("small")
+    assert at.has_room("large")
+    at.arrive(batch(at, "small"))
+    assert at.has_room("small")
+
+
+def test_nothing_is_sent_to_an_endpoint_that_is_down_or_lacks_the_model() -> None:
+    assert not endpoint(up=False, small=None).has_room("small")
+    assert not endpoint(small=None).has_room("large")
+    assert not endpoint(small=None).hosts("large")
+
+
+@given(st.lists(st.tuples(st.sampled_from(["small", "large"]), st.floats(0.0, 1.0)), max_size=10), st.randoms())
+def test_when_every_batch_is_answered_nothing_is_in_flight(batches: list[tuple[str, float]], random: Any) -> None:
+    at = endpoint(slots=100, small=None, large=None)
+    sent = [batch(at, model, work_s) for model, work_s in batches]
+    for each in sent:
+        at.depart(each)
+    assert at.work_s == pytest.approx(sum(work_s for _, work_s in batches))
+    random.shuffle(sent)
+    for each in sent:
+        at.arrive(each)
+    assert at.in_flight == 0
+    assert not any(at.in_flight_by_model.values())
+    assert at.work_s == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_family_starts_in_the_gear_for_rate_0_and_shifts_gear_and_cascade_together() -> None:
+    plan = tiny.plan().families["family"]
+    state = FamilyState.in_first_gear("family", plan, "broad")
+    assert (state.gear.name, state.entry.name, state.entry_model) == ("wide", "cascade", "small")
+    alone = tiny.plan_document()
+    alone["families"]["family"]["gears"][0]["ladder_entry"] = "reference"
+    state.shift(tiny.plan(alone).families["family"].gears[0])
+    assert (state.gear.name, state.entry.name, state.entry_model) == ("calm", "reference", "large")
+
+
+def test_a_model_without_a_trigger_drains_at_once_up_to_its_own_largest_batch() -> None:
+    assert family("calm").trigger("small") == (1, 64, 0.0)
+    assert family("busy").trigger("small") == (8, 32, 0.01)
+    assert family("busy").trigger("large") == (1, 64, 0.0)
+
+
+def test_the_work_of_a_row_is_its_share_of_a_full_batch() -> None:
+    assert family("calm").row_work_s("small") == pytest.approx(SMALL_ROW_S)
+    assert family("busy").row_work_s("small") == pytest.approx((0.001 + 0.001 * 31 / 63) / 32)
+
+
+def test_a_row_is_expected_to_cost_what_the_stages_it_may_still_reach_cost() -> None:
+    state = family("calm")
+    assert state.work_per_row_s() == pytest.approx(SMALL_ROW_S + 0.3 * LARGE_ROW_S)
+    assert state.work_from_s("small") == pytest.approx(state.work_per_row_s())
+    assert state.work_from_s("large") == pytest.approx(LARGE_ROW_S)
+
+
+def test_rows_left_from_another_cascade_cost_their_own_model() -> None:
+    document = tiny.plan_document()
+    document["families"]["family"]["gears"][0]["ladder_entry"] = "reference"
+    state = FamilyState.in_first_gear("family", tiny.plan(document).families["family"], "narrow")
+    assert state.work_from_s("small") == pytest.approx(SMALL_ROW_S)
+
+
+def test_a_stage_that_no_row_is_expected_to_reach_does_not_divide_by_zero() -> None:
+    document = tiny.plan_document()
+    document["families"]["family"]["ladder"][1]["reach"] = [1.0, 0.0]
+    state = FamilyState.in_first_gear("family", tiny.plan(document).families["family"], "narrow")
+    assert state.work_per_row_s() == pytest.approx(SMALL_ROW_S)
+    assert state.work_from_s("large") == pytest.approx(LARGE_ROW_S)
+
+
+@given(st.floats(0.0, 1e5), st.integers(1, 8))
+def test_a_queue_that_waits_for_its_trigger_is_no_backlog(rate_per_s: float, slots: int) -> None:
+    state = family("busy")
+    min_batch, _, max_wait_s = state.trigger("small")
+    waiting_rows = max(min_batch, rate_per_s * max_wait_s)
+    planned_s = state.planned_work_s(rate_per_s, slots)
+    assert waiting_rows * state.work_from_s("small") <= planned_s
+    assert planned_s <= state.planned_work_s(rate_per_s * 1.5, slots)
+    assert state.planned_work_s(rate_per_s, slots + 1) <= planned_s
+
+
+def test_a_queue_that_outgrows_a_turn_of_all_models_is_backlog() -> None:
+    """At 1000 rows/s a turn is one full batch of each model, so 12 ms, and a tenth of a second's rows is too long."""
+    state = family("calm")
+    assert 100 * state.work_from_s("small") > state.planned_work_s(1000.0, 1)
