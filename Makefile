@@ -35,7 +35,7 @@ bench: $(INSTALLED) ## measure again what docs/ quotes
 bars: $(INSTALLED) ## decide every bar of benchmarks/bars.toml: make bars TIER=quick|full|soak|gpu
 	$(BIN)/python -m benchmarks.bars --tier $(TIER)
 
-containers: ## build and run docker-compose.cpu.yml, send it requests, take it down (needs a Docker engine)
+containers: $(INSTALLED) ## build and run docker-compose.cpu.yml, send it requests, take it down (needs a Docker engine)
 	deploy/try_containers.sh
 
 constraints: $(INSTALLED) ## write the installed versions to constraints.txt

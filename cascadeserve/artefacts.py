@@ -19,7 +19,7 @@ from cascadeserve.errors import InvalidArtefact
 
 T = TypeVar("T")
 
-_WITH_FIELD = re.compile(r"^(?P<what>.*?) - at `(?P<field>[^`]+)`$", re.DOTALL)
+_WITH_FIELD = re.compile(r"^(?P<what>.*?) - at (?:`key` in )?`(?P<field>[^`]+)`$", re.DOTALL)
 
 
 class Artefact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -33,7 +33,9 @@ def _read_bytes(path: Path) -> bytes:
         raise InvalidArtefact(f"cannot be read ({error.strerror}); check the path", path=path) from error
 
 
-def _explain(error: msgspec.MsgspecError, path: Path | str | None) -> InvalidArtefact:
+def _explain(error: msgspec.MsgspecError | UnicodeDecodeError, path: Path | str | None) -> InvalidArtefact:
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidArtefact("is not UTF-8 text", path=path)
     text = str(error)
     match = _WITH_FIELD.match(text)
     if match:
@@ -49,7 +51,7 @@ def decode_json(data: bytes, kind: type[T], *, path: Path | str | None = None) -
     """Decode strict JSON into `kind`; `path` is only for the error text."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _explain(error, path) from error
 
 
@@ -68,9 +70,7 @@ def read_toml(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.toml.decode(_read_bytes(path), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        if isinstance(error, msgspec.MsgspecError):
-            raise _explain(error, path) from error
-        raise InvalidArtefact("is not UTF-8 text", path=path) from error
+        raise _explain(error, path) from error
 
 
 def write_atomically(path: Path, data: bytes, *, temporary_directory: Path | None = None) -> None:

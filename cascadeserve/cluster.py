@@ -13,7 +13,9 @@ from cascadeserve.gear_plan import Count, Name
 if TYPE_CHECKING:
     from pathlib import Path
 
-Address = Annotated[str, Meta(pattern=r"^[^\s:/]+:[0-9]{1,5}$")]
+Address = Annotated[str, Meta(pattern=r"\A[^\s:/]+:[0-9]{1,5}\Z")]
+
+_LAST_PORT = 65535
 
 
 class CpuDevice(Artefact, frozen=True, kw_only=True, tag_field="kind", tag="cpu"):
@@ -68,6 +70,10 @@ def read_cluster(path: Path) -> Cluster:
         names.add(endpoint.name)
         for kind in ("grpc", "http", "metrics"):
             address = getattr(endpoint, kind)
+            if not 1 <= int(address.rpartition(":")[2]) <= _LAST_PORT:
+                raise InvalidArtefact(
+                    f"{address} has no port from 1 to {_LAST_PORT}", path=path, field=f"{field}.{kind}"
+                )
             if address in addresses:
                 raise InvalidArtefact(
                     f"{address} is used already at {addresses[address]}", path=path, field=f"{field}.{kind}"

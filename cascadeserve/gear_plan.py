@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from cascadeserve.cluster import Cluster
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=128)]
+Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.-]*\Z", max_length=128)]
 Seconds = Annotated[float, Meta(ge=0.0)]
 Count = Annotated[int, Meta(ge=1)]
 Datatype = Literal[
@@ -89,6 +89,8 @@ class LadderEntry(Artefact, frozen=True, kw_only=True):
             raise ValueError("a model may stand in one stage of a cascade only")
         if len(self.reach) != len(self.stages) or self.reach[0] != 1.0:
             raise ValueError("reach needs one share per stage, the first of them 1.0")
+        if any(later > earlier for earlier, later in pairwise(self.reach)):
+            raise ValueError("reach must not rise from stage to stage")
 
 
 class Trigger(Artefact, frozen=True, kw_only=True):
@@ -207,8 +209,9 @@ def _problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
             if model in owners:
                 yield f"{at}.models.{model}", f"belongs to family {owners[model]!r} already; a model has one family"
             owners[model] = family_name
-        if family_name in family.models:
-            yield at, "has the name of one of its models; requests for the cascade and for the model would be one"
+        if any(family_name in other.models for other in plan.families.values()):
+            yield at, "has the name of a model; requests for the cascade and for the model would be one"
+        yield from _duplicates(family.inputs, f"{at}.inputs")
         yield from _ladder_problems(family, at)
         yield from _gear_problems(plan, family, at)
     for index, layout in enumerate(plan.layouts):
@@ -250,7 +253,9 @@ def _gear_problems(plan: GearPlan, family: PlannedFamily, at: str) -> Problems:
 
 
 def _tiling_problems(gears: list[Gear], layout: str, at: str) -> Problems:
-    if not gears or gears[0].min_rate_per_s != 0.0:
+    if gears and all(gear.degraded for gear in gears):
+        yield at, f"layout {layout!r} has none but degraded gears; at least one must be planned for"
+    elif not gears or gears[0].min_rate_per_s != 0.0:
         yield at, f"no gear of layout {layout!r} starts at rate 0; the gears of a layout tile its rates from 0"
     for low, high in pairwise(gears):
         if low.upper_rate_per_s != high.min_rate_per_s:
@@ -272,9 +277,15 @@ def _model_use_problems(family: PlannedFamily, gear: Gear, layout: Layout, entry
         if not hosts:
             yield f"{field}.ladder_entry", f"uses {stage.model!r}, which layout {layout.name!r} places nowhere"
         weights = gear.load.get(stage.model)
-        if weights is not None and not any(weight > 0 for name, weight in weights.items() if name in hosts):
+        if weights is not None and not any(weights.get(name, 0.0) > 0.0 for name in hosts):
             yield f"{field}.load.{stage.model}", "gives no endpoint that hosts the model a weight above 0"
+    yield from _load_problems(family, gear, layout, field)
+
+
+def _load_problems(family: PlannedFamily, gear: Gear, layout: Layout, field: str) -> Problems:
     for model, weights in gear.load.items():
+        if model not in family.models:
+            yield f"{field}.load.{model}", "is no model of this family"
         for endpoint in weights:
             if model not in layout.instances.get(endpoint, {}):
                 yield f"{field}.load.{model}.{endpoint}", f"layout {layout.name!r} does not place the model there"
@@ -292,7 +303,7 @@ def _layout_problems(
                 yield f"{at}.instances.{endpoint}.{model}", f"is no model of any family of plan {plan.name!r}"
 
 
-def _duplicates(items: Sequence[LadderEntry | Gear | Layout], at: str) -> Problems:
+def _duplicates(items: Sequence[LadderEntry | Gear | Layout | TensorSpec], at: str) -> Problems:
     names: set[str] = set()
     for index, item in enumerate(items):
         if item.name in names:

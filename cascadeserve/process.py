@@ -28,6 +28,7 @@ async def spawn(
     """
     return await asyncio.create_subprocess_exec(
         sys.executable,
+        "-I",  # its folder must not come before the standard library
         str(Path(__file__).with_name("child.py")),
         str(os.getpid()),
         ",".join(map(str, cores)),

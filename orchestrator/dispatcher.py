@@ -34,8 +34,11 @@ _log = logging.getLogger(__name__)
 
 # seconds by which a deadline moves forward per second of waiting
 AGEING = 1.0
-# how much longer than its rows' deadlines a batch is waited for: its slot is busy until Triton answers
-CALL_GRACE_S = 1.0
+# A batch is waited for this long, whatever the deadlines of its rows: they expire by themselves, its slot stays busy
+# until Triton answers anyway, and cancelling a running call can crash Triton's python backend (2.51, measured).
+HANG_LIMIT_S = 60.0
+# at shutdown, calls whose rows have expired may take this much longer before they are cancelled
+CLOSE_GRACE_S = 3.0
 
 
 class Dispatcher:
@@ -161,6 +164,8 @@ class Dispatcher:
         for queue in self._queues.values():
             for segment in queue.take(queue.rows):
                 segment.ticket.fail(Unavailable("the server is shutting down"))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_GRACE_S)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -223,12 +228,11 @@ class Dispatcher:
         endpoint = batch.endpoint
         specs = batch.family.plan.inputs
         started_s = self._loop.time()
-        timeout_s = max(segment.ticket.deadline_s for segment in batch.segments) - started_s + CALL_GRACE_S
         want_scores = any(segment.ticket.scores is not None for segment in batch.segments)
         try:
             inputs = [_joined([segment.gather(i) for segment in batch.segments]) for i in range(len(specs))]
             answer = await endpoint.backend.infer(
-                batch.model, specs, inputs, want_scores=want_scores, timeout_s=timeout_s
+                batch.model, specs, inputs, want_scores=want_scores, timeout_s=HANG_LIMIT_S
             )
             self._metrics.batch(endpoint.name, batch.model, batch.rows, self._loop.time() - started_s)
             self._absorb(batch, answer)

@@ -51,7 +51,8 @@ class EndpointState:
         """Count its answer, whatever it was."""
         self.in_flight -= 1
         self.in_flight_by_model[batch.model] -= 1
-        self.work_s -= batch.work_s
+        # exactly 0 when idle: rounding left over would break ties between endpoints
+        self.work_s = self.work_s - batch.work_s if self.in_flight else 0.0
 
 
 @dataclass(slots=True)

@@ -13,12 +13,12 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cascadeserve.artefacts import write_atomically
 from cascadeserve.cluster import GpuDevice
 from cascadeserve.errors import InvalidArtefact
-from cascadeserve.triton_config import config_digest, format_config, parse_config, with_instance_count
+from cascadeserve.triton_config import format_config, instance_count, parse_config, with_instance_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,11 +79,14 @@ def _write_endpoint_config(copy: Path, model: str, endpoint: Endpoint) -> None:
     source = copy / model / "config.pbtxt"
     path = endpoint_config_path(copy, model, endpoint.name)
     config = parse_config(source.read_text(), path=source)
-    if path.exists() and config_digest(parse_config(path.read_text(), path=path)) == config_digest(config):
-        return
+    kind: Literal["cpu", "gpu"] = "gpu" if isinstance(endpoint.device, GpuDevice) else "cpu"
+    if path.exists():
+        present = parse_config(path.read_text(), path=path)
+        # the same but for the count, which is the orchestrator's to choose
+        if present == with_instance_count(config, max(instance_count(present), 1), kind=kind, gpu=0):
+            return
     path.parent.mkdir(exist_ok=True)
-    kind, gpu = ("gpu", 0) if isinstance(endpoint.device, GpuDevice) else ("cpu", None)
-    text = format_config(with_instance_count(config, 1, kind=kind, gpu=gpu))  # type: ignore[arg-type]
+    text = format_config(with_instance_count(config, 1, kind=kind, gpu=0))
     write_atomically(path, text.encode(), temporary_directory=copy)
 
 
@@ -105,7 +108,10 @@ def _same_files(source: Path, copy: Path) -> bool:
 def _replace_folder(source: Path, target: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent.parent))
     try:
-        shutil.copytree(source, staging / "new", ignore=shutil.ignore_patterns("configs", "__pycache__"))
+        for name, file in _files(source).items():
+            path = staging / "new" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, path)
         if (target / "configs").is_dir():
             shutil.copytree(target / "configs", staging / "new" / "configs")
         if target.exists():

@@ -34,17 +34,18 @@ def window_rate(times_s: Sequence[float], rows: Sequence[int], start: int, now_s
     return total / max(now_s - times_s[start], min_window_s)
 
 
-def is_up_jump(count: int, span_s: float, requests_per_s: float, row_dispersion: float, dispersion: float) -> bool:
+def is_up_jump(count: int, span_s: float, requests_per_s: float, dispersion: float) -> bool:
     """Whether `count` requests in the last `span_s` seconds are too many for `requests_per_s`.
 
-    The variance of the row count is that of Poisson arrivals times the plan's index of `dispersion` times
-    `row_dispersion` = mean(rows^2) / mean(rows)^2, the share that the spread of request sizes adds.
+    Requests are counted, not rows, so that a few large requests are no jump. Their variance is that of Poisson
+    arrivals times the plan's index of `dispersion`; the second term (Cornish-Fisher) corrects for the Poisson tail,
+    which is heavier than the normal one.
     """
     if count < JUMP_MIN_REQUESTS:
         return False
     expected = requests_per_s * span_s
-    deviation = sqrt(max(expected, 1.0) * dispersion * row_dispersion)
-    return count > expected + JUMP_DEVIATIONS * deviation
+    limit = JUMP_DEVIATIONS * sqrt(max(expected, 1.0) * dispersion) + JUMP_DEVIATIONS**2 / 6 * dispersion
+    return count > expected + limit
 
 
 def demand_per_s(
@@ -86,9 +87,7 @@ class ArrivalWindow:
             return rate_per_s
         count = len(times_s) - recent
         before_s = max(now_s - self._jump_span_s - times_s[0], self._window_s - self._jump_span_s)
-        mean_rows = sum(rows) / len(rows)
-        row_dispersion = sum(size * size for size in rows) / len(rows) / mean_rows**2
-        if is_up_jump(count, self._jump_span_s, recent / before_s, row_dispersion, self._dispersion):
+        if is_up_jump(count, self._jump_span_s, recent / before_s, self._dispersion):
             return max(rate_per_s, sum(rows[recent:]) / self._jump_span_s)
         return rate_per_s
 

@@ -50,7 +50,9 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
 
 @pytest.fixture(params=["fake", "triton"])
 async def dead_backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
-    backend: Backend = FakeTriton(down=True) if request.param == "fake" else TritonBackend(f"127.0.0.1:{free_ports(1)[0]}")
+    backend: Backend = (
+        FakeTriton(down=True) if request.param == "fake" else TritonBackend(f"127.0.0.1:{free_ports(1)[0]}")
+    )
     yield backend
     await backend.close()
 

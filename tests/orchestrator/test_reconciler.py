@@ -61,9 +61,7 @@ async def test_shrinking_holds_batches_to_the_remaining_instances_first(reposito
     fake.instances["large"] = 2
     await rig.probe()
     dispatcher = rig.orchestrator.dispatcher
-    futures = [
-        dispatcher.submit(rig.family, [rows([i], [0.1])], timeout_s=60.0, want_scores=False) for i in range(200)
-    ]
+    futures = [dispatcher.submit(rig.family, [rows([i], [0.1])], timeout_s=60.0, want_scores=False) for i in range(200)]
     async with reconciling(rig):
         await asyncio.sleep(1.0)  # the shrink 2 -> 1 is under way
         fake.max_in_flight_by_model["large"] = 0

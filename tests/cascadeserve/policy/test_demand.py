@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -89,7 +90,7 @@ def test_the_rate_falls_to_nothing_by_itself_when_arrivals_stop(per_s: float) ->
     window = ArrivalWindow()
     rates = [rate for _, rate in ticked(window, poisson(per_s, 5.0, seed=2), 65.0)]
     after = rates[51:]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(after, after[1:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(after))
     assert after[-1] < 1.0
 
 

@@ -19,7 +19,7 @@ def test_the_loop_wakes_up_on_time() -> None:
 
     loop = new_precise_loop()
     try:
-        # with the standard loop the median is 0.7 ms: 2.3 ms become 3
-        assert np.median(loop.run_until_complete(lags())) < 0.0005
+        # with the standard loop it is 0.7 ms, since 2.3 ms become 3; a busy machine delays some wake-ups, not all
+        assert np.quantile(loop.run_until_complete(lags()), 0.1) < 0.0005
     finally:
         loop.close()

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cascadeserve.replay.client import Answer, Outcome, Reply
 from cascadeserve.replay.ledger import LiveCounts, Records
 from cascadeserve.replay.rows import RequestRows
+from cascadeserve.replay.show import watch
 from cascadeserve.replay.summary import summarise
 
 
@@ -49,3 +54,17 @@ def test_live_quantiles_are_within_their_bins() -> None:
     for latency_s in np.linspace(0.001, 0.1, 1000):
         live.count(Reply(Outcome.ANSWERED, 0.0), float(latency_s))
     assert live.quantile_s(0.95) == pytest.approx(0.095, rel=0.03)
+
+
+async def test_progress_is_shown_on_a_terminal_only() -> None:
+    live = LiveCounts()
+    live.count(Reply(Outcome.ANSWERED, 0.0), 0.02)
+    live.sent = 3
+    for terminal in (True, False):
+        output = io.StringIO()
+        console = Console(file=output, force_terminal=terminal, width=200)
+        watcher = asyncio.create_task(watch(live, 10, console))
+        await asyncio.sleep(0.05)
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+        assert ("sent 3/10  answered 1  refused 0" in output.getvalue()) is terminal

@@ -1,0 +1,44 @@
+"""Run the test suite and write what became of every test file: `python -m benchmarks.suite --result FILE [PYTEST...]`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import click
+import pytest
+
+from cascadeserve.artefacts import write_json
+
+
+class _PerFile:
+    """Counts outcomes per test file."""
+
+    def __init__(self) -> None:
+        self.counts: defaultdict[str, dict[str, int]] = defaultdict(lambda: {"passed": 0, "failed": 0, "skipped": 0})
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self.counts[report.nodeid.partition("::")[0]][report.outcome] += 1
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.counts[report.nodeid.partition("::")[0]]["failed"] += 1
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--result", type=click.Path(path_type=Path), required=True)
+@click.argument("arguments", nargs=-1)
+def main(result: Path, arguments: tuple[str, ...]) -> None:
+    """Write {file: {passed, failed, skipped, all_passed}}; a file without a passed test has not all passed."""
+    plugin = _PerFile()
+    status = pytest.main(list(arguments), plugins=[plugin])
+    files = {
+        name: counts | {"all_passed": counts["passed"] > 0 and not counts["failed"] and not counts["skipped"]}
+        for name, counts in plugin.counts.items()
+    }
+    write_json(result, {"exit_status": int(status), "files": files})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Starts tritonserver in NVIDIA's container, for docker-compose.yml: the models of /models, from the working copy in
+# /state, under the endpoint's own configs. The same flags as cascadeserve/local_triton/server.py where they apply.
+set -euo pipefail
+
+load=()
+for config in /models/*/config.pbtxt; do
+  load+=("--load-model=$(basename "$(dirname "$config")")")
+done
+
+# Nobody is told this key, so what it guards is closed to everyone. The orchestrator needs health, inference, configs
+# and the repository over gRPC; the health check needs health over HTTP.
+key=$(head -c 32 /dev/urandom | sha256sum | cut -d ' ' -f 1)
+
+exec tritonserver \
+  --model-repository=/state/model_repository \
+  --model-control-mode=explicit \
+  "${load[@]}" \
+  --model-config-name=triton0 \
+  --disable-auto-complete-config \
+  --exit-timeout-secs=10 \
+  "--http-restricted-api=inference,model-config,model-repository,shared-memory,statistics,trace,logging:admin-key=$key" \
+  "--grpc-restricted-protocol=shared-memory,statistics,trace,logging:admin-key=$key"

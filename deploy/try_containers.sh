@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# Builds docker-compose.cpu.yml, sends it requests, kills its Triton, and takes everything down again.
+#
+#   deploy/try_containers.sh
+#   PLAN=./my_plan.json MODEL_REPOSITORY=./my_models deploy/try_containers.sh
+#
+# Prints PASS or FAIL per check; the exit status is 0 only if all passed. Needs a Docker engine with compose, and a
+# Python with tritonclient ($PYTHON, by default the project's environment).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-.venv/bin/python}
+READY_WITHIN_S=180
+export PLAN=${PLAN:-./examples/digits/gear_plan.json} MODEL_REPOSITORY=${MODEL_REPOSITORY:-./model_repository}
+
+stop_here() {
+  echo "Error: $*" >&2
+  exit 2
+}
+"$PYTHON" -c 'import tritonclient.http, tritonclient.grpc' ||
+  stop_here "$PYTHON has no tritonclient; \`make .venv/.installed\` makes one that has, or set PYTHON"
+[ -f "$PLAN" ] || stop_here "there is no gear plan at $PLAN; set PLAN"
+ls "$MODEL_REPOSITORY"/*/config.pbtxt >/dev/null ||
+  stop_here "there is no model in $MODEL_REPOSITORY; set MODEL_REPOSITORY"
+if docker compose version >/dev/null 2>&1; then
+  compose=(docker compose)
+elif command -v docker-compose >/dev/null; then
+  compose=(docker-compose)
+else
+  stop_here "neither 'docker compose' nor docker-compose is installed"
+fi
+# Its own project and free ports: what may be running on this machine stays as it is.
+read -r HTTP_PORT GRPC_PORT < <("$PYTHON" -c '
+import socket
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(s.getsockname()[1] for s in sockets))')
+export HTTP_PORT GRPC_PORT LISTEN=127.0.0.1
+gpu=("${compose[@]}" --file docker-compose.yml)
+compose+=(--project-name cascadeserve-try --file docker-compose.cpu.yml)
+
+failed=0
+finish() {
+  status=$?
+  trap - EXIT
+  if ((status || failed)); then
+    "${compose[@]}" logs --no-color --tail=40 || true
+  fi
+  # A second time if need be: compose removes containers side by side, and podman keeps one whose namespace others
+  # are still in.
+  down=("${compose[@]}" down --volumes --timeout 30)
+  check "everything taken down" eval '"${down[@]}" >/dev/null 2>&1 || "${down[@]}"' || true
+  ((status)) || status=$failed
+  exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+# check WHAT COMMAND...: runs the command and says how it went.
+check() {
+  local what=$1 began=$SECONDS
+  shift
+  if "$@"; then
+    echo "PASS: $what ($((SECONDS - began)) s)"
+  else
+    echo "FAIL: $what ($((SECONDS - began)) s)"
+    failed=1
+    return 1
+  fi
+}
+
+# client KIND: sends a request of three rows, made up from the plan's input specs, and checks the answer's form.
+client() {
+  "$PYTHON" - "$1" "$PLAN" <<'PY'
+import json
+import os
+import sys
+
+import numpy as np
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+
+kind, plan = sys.argv[1:]
+if kind == "http":
+    import tritonclient.http as protocol
+else:
+    import tritonclient.grpc as protocol
+ROWS = 3
+with protocol.InferenceServerClient(f"127.0.0.1:{os.environ[f'{kind.upper()}_PORT']}") as server:
+    for name, family in json.load(open(plan))["families"].items():
+        inputs = []
+        for spec in family["inputs"]:
+            shape = [ROWS, *(max(size, 1) for size in spec["shape"])]
+            inputs.append(protocol.InferInput(spec["name"], shape, spec["datatype"]))
+            inputs[-1].set_data_from_numpy(np.zeros(shape, triton_to_np_dtype(spec["datatype"])))
+        try:
+            label = server.infer(name, inputs).as_numpy("label")
+        except (InferenceServerException, OSError) as error:
+            sys.exit(f"{kind}: {error}")
+        if label is None or label.shape != (ROWS, 1):
+            sys.exit(f"{kind}: {name} answered {label!r} to {ROWS} rows")
+PY
+}
+
+# eventually COMMAND...: tries until the command succeeds.
+eventually() {
+  local give_up=$((SECONDS + READY_WITHIN_S))
+  until "$@" 2>/dev/null; do
+    ((SECONDS < give_up)) || return 1
+    sleep 0.5
+  done
+}
+
+ready() {
+  "$PYTHON" -c "from urllib.request import urlopen; urlopen('http://127.0.0.1:$HTTP_PORT/v2/health/ready', timeout=2)"
+}
+
+# From outside, the namespace's own address must answer on the orchestrator's port and refuse Triton's.
+only_orchestrator_reachable() {
+  local address
+  address=$("${compose[@]}" exec -T network python3 -c \
+    'import socket; print(socket.gethostbyname(socket.gethostname()))')
+  "$PYTHON" - "$address" <<'PY'
+import socket
+import sys
+
+
+def reachable(port):
+    try:
+        socket.create_connection((sys.argv[1], port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+if not reachable(8080):
+    # Docker Desktop: containers have no address on the host; the listening addresses are checked all the same
+    print(f"note: the host does not reach {sys.argv[1]} at all", file=sys.stderr)
+sys.exit(any(reachable(port) for port in (8000, 8001, 8002)))
+PY
+}
+
+# Inside the namespace: Triton's three ports are bound to loopback.
+triton_on_loopback() {
+  "${compose[@]}" exec -T triton python3 -c '
+import sys
+bound = set()
+for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+    for line in open(table).readlines()[1:]:
+        _, local, _, state, *_ = line.split()
+        address, port = local.split(":")
+        if state == "0A" and int(port, 16) in (8000, 8001, 8002):  # listening
+            bound.add((int(port, 16), address[-8:]))  # the last four bytes: 127.0.0.1 may be mapped into IPv6
+sys.exit(bound != {(port, "0100007F") for port in (8000, 8001, 8002)})'
+}
+
+# triton_process [SIGNAL]: prints which process the server is (pid and start time), and may send it a signal.
+triton_process() {
+  "${compose[@]}" exec -T triton python3 -c '
+import os, sys
+from pathlib import Path
+for process in Path("/proc").glob("[0-9]*"):
+    if (process / "comm").read_text() == "tritonserver\n":
+        print(process.name, (process / "stat").read_text().rpartition(")")[2].split()[19])
+        if sys.argv[1:]:
+            os.kill(int(process.name), int(sys.argv[1]))
+        sys.exit()
+sys.exit("no tritonserver")' "$@"
+}
+
+# Another tritonserver than the one given runs.
+restarted() {
+  local now
+  now=$(triton_process) && [ "$now" != "$1" ]
+}
+
+# That file cannot run without a GPU; that compose accepts it is better than nothing.
+check "docker-compose.yml accepted" "${gpu[@]}" config --quiet || true
+check "build" "${compose[@]}" build --quiet || exit 1
+check "start; orchestrator after a healthy Triton" "${compose[@]}" up --detach || exit 1
+check "ready through the published port" eventually ready || exit 1
+check "inference over HTTP" client http || true
+check "inference over gRPC" client grpc || true
+check "Triton not reachable from the host" only_orchestrator_reachable || true
+check "Triton bound to loopback" triton_on_loopback || true
+before=$(triton_process 9)
+check "Triton restarted after SIGKILL" eventually restarted "$before" || exit 1
+check "HTTP inference again" eventually client http || true
+check "gRPC inference again" eventually client grpc || true
+check "stop" "${compose[@]}" stop --timeout 30 || true

@@ -1,0 +1,46 @@
+"""`cascadeserve export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from export.loading import load_family
+from export.onnx_export import export_onnx
+from export.parity import check_parity
+from export.repository import write_model
+
+
+@click.command()
+@click.argument("reference", metavar="MODULE:ATTRIBUTE")
+@click.option("--repository", type=click.Path(path_type=Path), required=True, help="Model repository to write to.")
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0.0, min_open=True), default=1e-4, show_default=True,
+    help="Largest difference of a score from PyTorch's.",
+)  # fmt: skip
+def export(reference: str, repository: Path, tolerance: float) -> None:
+    """Export the models of a family to ONNX, check them against PyTorch, write them as Triton models.
+
+    A model that does not do what its source does is not written; models already written stay.
+    """
+    family = load_family(reference)
+    table = Table("model", "size", "max error", "label agreement", "batch difference", "written")
+    console = Console()
+    for model in track(family.models, description="exporting", console=Console(stderr=True), transient=True):
+        module = model.build().eval()
+        onnx_model = export_onnx(family, model, module)
+        parity = check_parity(family, model, module, onnx_model, tolerance)
+        changed = write_model(repository, family, model, onnx_model)
+        table.add_row(
+            model.name,
+            f"{len(onnx_model) / 1e6:.2f} MB",
+            f"{parity.max_abs_error:.1e}",
+            f"{parity.label_agreement:.4f}",
+            f"{parity.max_batch_difference:.1e}",
+            "yes" if changed else "unchanged",
+        )
+    console.print(table)

@@ -1,0 +1,36 @@
+"""Finds the family that `MODULE:ATTRIBUTE` names."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from cascadeserve.errors import UsageError
+from export.family import Family
+
+
+def load_family(reference: str) -> Family:
+    """Import a family, from the working directory too.
+
+    Raises:
+        UsageError: the reference is malformed, or names nothing that is a Family.
+
+    """
+    module_name, colon, attribute = reference.partition(":")
+    if not (module_name and colon and attribute):
+        raise UsageError(f"{reference!r} is not of the form MODULE:ATTRIBUTE, such as examples.digits.family:family")
+    # console scripts do not have the working directory on their path, `python -m` has
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise UsageError(f"{reference!r}: there is no module {error.name!r} here; run from its folder") from error
+        raise UsageError(f"{reference!r}: {module_name} needs {error.name!r}, which is not installed") from error
+    family = getattr(module, attribute, None)
+    if not isinstance(family, Family):
+        found = "nothing" if family is None else f"a {type(family).__name__}"
+        raise UsageError(f"{reference!r} names {found}, but an export.family.Family is needed")
+    return family

@@ -1,0 +1,120 @@
+"""Checks that an exported model does what its source does, and that a row's answer depends on that row alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from cascadeserve.errors import ExportRefused
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # must be set before the import
+
+import onnxruntime as ort
+
+from export.onnx_export import CascadeHead
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from export.family import Family, FamilyModel
+
+    Outputs = dict[str, NDArray[Any]]
+
+NUM_ROWS = 256
+# Scores of one row may differ by this much with the size of its batch: kernels sum in another order then.
+BATCH_TOLERANCE = 1e-5
+_OUTPUTS = ("label", "certainty", "scores")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest differences over NUM_ROWS rows; `label_agreement` is a share of rows."""
+
+    max_abs_error: float
+    label_agreement: float
+    max_batch_difference: float
+
+
+def check_parity(family: Family, model: FamilyModel, module: nn.Module, onnx_model: bytes, tolerance: float) -> Parity:
+    """Hold the exported model against PyTorch and against itself in other batches.
+
+    Raises:
+        ExportRefused: naming the model, what was measured and what is allowed.
+
+    """
+    rows = family.sample(NUM_ROWS)
+    source = _run_torch(family, module, rows)
+    session = _session(onnx_model)
+    exported = _run_onnx(session, rows, model.max_batch_size)
+    max_abs_error = max(_max_difference(source[name], exported[name]) for name in ("scores", "certainty"))
+    if not max_abs_error <= tolerance:
+        raise ExportRefused(
+            f"{model.name}: scores differ from PyTorch by up to {max_abs_error:.2e}, allowed are {tolerance:.0e}; "
+            "look for operators that export differently, or raise --tolerance if this is wanted"
+        )
+    # Where two classes are tied within the tolerance, either label is right.
+    agree = (source["label"] == exported["label"]).reshape(-1) | (source["certainty"].reshape(-1) <= 2 * tolerance)
+    if not agree.all():
+        raise ExportRefused(f"{model.name}: {np.count_nonzero(~agree)} of {NUM_ROWS} labels differ from PyTorch's")
+    difference = max(
+        _max_difference(exported["scores"], _run_onnx(session, rows, size)["scores"]) for size in _other_sizes(model)
+    )
+    difference = max(difference, _difference_beside_others(session, rows, exported, model.max_batch_size))
+    if not difference <= BATCH_TOLERANCE:
+        raise ExportRefused(
+            f"{model.name}: a row's scores change by up to {difference:.2e} with the rows it shares a batch with, "
+            f"allowed are {BATCH_TOLERANCE:.0e}; certificates need answers that depend on the row alone (batch "
+            "statistics and dynamic quantisation do not give them)"
+        )
+    return Parity(max_abs_error, float(np.mean(source["label"] == exported["label"])), difference)
+
+
+def _other_sizes(model: FamilyModel) -> list[int]:
+    return sorted({1, 3, min(8, model.max_batch_size)})
+
+
+def _difference_beside_others(session: ort.InferenceSession, rows: Outputs, exported: Outputs, size: int) -> float:
+    """The same rows in batches of other neighbours: shuffled, and beside rows far from any data."""
+    order = np.random.default_rng(0).permutation(NUM_ROWS)
+    shuffled = _run_onnx(session, {name: array[order] for name, array in rows.items()}, size)["scores"]
+    worst = _max_difference(exported["scores"][order], shuffled)
+    floats = {name: array for name, array in rows.items() if array.dtype.kind == "f"}
+    if floats and size > 1:
+        beside = {
+            name: np.concatenate([array[:1], np.repeat(array[1:2] * np.float32(100), size - 1, axis=0)])
+            if name in floats
+            else array[:size]
+            for name, array in rows.items()
+        }
+        outlying = _run_onnx(session, {name: a.astype(rows[name].dtype) for name, a in beside.items()}, size)
+        worst = max(worst, _max_difference(exported["scores"][:1], outlying["scores"][:1]))
+    return worst
+
+
+def _session(onnx_model: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(onnx_model, options, providers=["CPUExecutionProvider"])
+
+
+def _run_onnx(session: ort.InferenceSession, rows: Outputs, size: int) -> Outputs:
+    parts = [
+        session.run(list(_OUTPUTS), {name: array[start : start + size] for name, array in rows.items()})
+        for start in range(0, len(next(iter(rows.values()))), size)
+    ]
+    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(_OUTPUTS)}
+
+
+def _run_torch(family: Family, module: nn.Module, rows: Outputs) -> Outputs:
+    with torch.inference_mode():
+        outputs = CascadeHead(module).eval()(*(torch.from_numpy(rows[spec.name]) for spec in family.inputs))
+    return dict(zip(_OUTPUTS, (output.numpy() for output in outputs), strict=True))
+
+
+def _max_difference(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:
+    return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max())
