@@ -1,4 +1,4 @@
-"""Run the test suite and write what became of every test file: `python -m benchmarks.suite --result FILE [PYTEST...]`."""
+"""Run the tests, write what became of every file: `python -m benchmarks.suite --result FILE [PYTEST...]`."""
 
 from __future__ import annotations
 

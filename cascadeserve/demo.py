@@ -19,6 +19,8 @@ from rich.table import Table
 
 from cascadeserve.artefacts import Artefact, read_json, write_json
 from cascadeserve.errors import CascadeServeError, ServerStartFailed, UsageError
+from cascadeserve.gear_plan import read_gear_plan
+from cascadeserve.local_triton.working_copy import prepare_state_directory
 from cascadeserve.process import spawn, stop
 from cascadeserve.report import Ledger, ServingReport
 
@@ -35,6 +37,8 @@ class DemoReport(Artefact, frozen=True, kw_only=True):
     """What the demo prints; accuracies are shares of the rows that the cascade answered."""
 
     cascade: ServingReport
+    # share of the answered rows by the model that answered them
+    rows_by_model: dict[str, float]
     cascade_accuracy: float
     reference_accuracy: float
     ledger: Ledger
@@ -59,7 +63,7 @@ def demo(output: Path, state: Path) -> None:
 
 
 async def _demo(output: Path, state: Path, console: Console) -> DemoReport:
-    state.mkdir(parents=True, exist_ok=True)
+    prepare_state_directory(state)
     ports = _free_ports(5)
     cluster = state / "cluster.toml"
     cluster.write_text(_cluster_text(ports))
@@ -110,10 +114,24 @@ async def _demo(output: Path, state: Path, console: Console) -> DemoReport:
     paired = reference_labels[index] >= 0
     return DemoReport(
         cascade=cascade,
+        rows_by_model=_rows_by_model(cascade_answers),
         cascade_accuracy=float(np.mean((cascade_answers["label"][answered] == labels[index])[paired])),
         reference_accuracy=float(np.mean((reference_labels[index] == labels[index])[paired])),
         ledger=cascade.ledger,
     )
+
+
+def _rows_by_model(answers: dict[str, Any]) -> dict[str, float]:
+    """Which model a stage is depends on the gear that the request was in."""
+    family = read_gear_plan(_EXAMPLE / "gear_plan.json").families["digits"]
+    entries = {gear.name: family.entry(gear.ladder_entry) for gear in family.gears}
+    gear_of_row = np.repeat(answers["gear"], np.diff(answers["row_offset"]))
+    answered = answers["label"] >= 0
+    pairs, counts = np.unique(np.stack([gear_of_row[answered], answers["stage"][answered]]), axis=1, return_counts=True)
+    shares = dict.fromkeys(family.models, 0.0)
+    for gear, stage, count in zip(*pairs, counts, strict=True):
+        shares[entries[str(answers["gear_names"][gear])].stages[stage].model] += float(count / answered.sum())
+    return shares
 
 
 def _cascadeserve(*arguments: str) -> list[str]:
@@ -164,9 +182,7 @@ async def _replay(
     report, records = output.with_suffix(".json"), output.with_suffix(".npz")
     output.parent.mkdir(parents=True, exist_ok=True)
     command = [f"--url={url}", f"--model={model}", f"--rows={rows}", f"--cores={cores}"]
-    process = await spawn(
-        _cascadeserve("replay", *command, f"--report={report}", f"--records={records}", *options)
-    )
+    process = await spawn(_cascadeserve("replay", *command, f"--report={report}", f"--records={records}", *options))
     try:
         status = await process.wait()
     finally:
@@ -195,10 +211,10 @@ def _show(report: DemoReport, console: Console) -> None:
         )
     )
     console.print(ledger)
-    stages = Table("stage", "rows", "share", title="who answered")
-    for stage in cascade.stages:
-        stages.add_row(str(stage.stage), str(stage.rows), f"{stage.share:.1%}")
-    console.print(stages)
+    models = Table("model", "share of rows", title="who answered")
+    for model, share in report.rows_by_model.items():
+        models.add_row(model, f"{share:.1%}")
+    console.print(models)
     gears = Table("from", "to", "gear", title="gears")
     for span in cascade.gears:
         gears.add_row(f"{span.start_s:.1f} s", f"{span.end_s:.1f} s", span.gear)

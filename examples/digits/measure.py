@@ -39,7 +39,9 @@ def _session(repository: Path, model: str) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _answers(session: ort.InferenceSession, inputs: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _answers(
+    session: ort.InferenceSession, inputs: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     parts = [
         session.run(["label", "certainty"], {"image": inputs[start : start + _BATCH]})
         for start in range(0, len(inputs), _BATCH)

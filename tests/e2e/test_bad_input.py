@@ -28,7 +28,9 @@ GOOD: dict[str, Any] = {"name": "image", "shape": SHAPE, "datatype": "FP32", "da
 
 def post(stack: Stack, body: bytes, *, model: str = "digits", headers: dict[str, str] | None = None) -> tuple[int, str]:
     request = urllib.request.Request(
-        f"{stack.url}/v2/models/{model}/infer", data=body, headers={"Content-Type": "application/json"} | (headers or {})
+        f"{stack.url}/v2/models/{model}/infer",
+        data=body,
+        headers={"Content-Type": "application/json"} | (headers or {}),
     )
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
@@ -104,7 +106,13 @@ def test_http_oversize(digits: Stack) -> None:
 
 
 def grpc_code(stack: Stack, **changes: Any) -> tuple[grpc.StatusCode, str]:
-    fields: dict[str, Any] = {"model": "digits", "name": "image", "datatype": "FP32", "shape": SHAPE, "raw": bytes(4096)}
+    fields: dict[str, Any] = {
+        "model": "digits",
+        "name": "image",
+        "datatype": "FP32",
+        "shape": SHAPE,
+        "raw": bytes(4096),
+    }
     fields |= changes
     request = service_pb2.ModelInferRequest(model_name=fields["model"])
     request.inputs.add(name=fields["name"], datatype=fields["datatype"], shape=fields["shape"])

@@ -79,9 +79,7 @@ def test_grpc(digits: Stack) -> None:
         assert client.is_model_ready("digits")
         assert client.get_server_metadata(as_json=True)["name"] == "cascadeserve"
         check_metadata(client.get_model_metadata("digits", as_json=True))
-        outputs = [
-            tritonclient.grpc.InferRequestedOutput(name) for name in ("label", "certainty", "scores", "stage")
-        ]
+        outputs = [tritonclient.grpc.InferRequestedOutput(name) for name in ("label", "certainty", "scores", "stage")]
         result = client.infer(
             "digits", [tensor(tritonclient.grpc)], outputs=outputs, request_id="r-2", client_timeout=5.0
         )
