@@ -14,6 +14,8 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 
 _BIN_S = 0.5
+# shorter spans have no room for their name
+_NAMED_FROM_S = 1.5
 _COLOURS = {"reference": "#4c72b0", "careful": "#55a868", "brisk": "#dd8452", "overload": "#c44e52", "hasty": "#c44e52"}
 
 
@@ -23,7 +25,8 @@ def _colour(gear: str) -> str:
 
 def _percentile(times_s: Any, values: Any, edges: Any, q: float) -> Any:  # noqa: ANN401
     bins = np.digitize(times_s, edges) - 1
-    return np.array([np.percentile(values[bins == i], q) if (bins == i).any() else np.nan for i in range(len(edges) - 1)])
+    parts = [values[bins == i] for i in range(len(edges) - 1)]
+    return np.array([np.percentile(part, q) if len(part) else np.nan for part in parts])
 
 
 @click.command()
@@ -45,7 +48,7 @@ def main(folder: Path, output: Path) -> None:
             axis.axvspan(span["start_s"], span["end_s"], color=_colour(span["gear"]), alpha=0.15, linewidth=0)
         axis.spines[["top", "right"]].set_visible(False)
     for span in cascade["gears"]:
-        if span["end_s"] - span["start_s"] > 1.5:
+        if span["end_s"] - span["start_s"] > _NAMED_FROM_S:
             centre = (span["start_s"] + span["end_s"]) / 2
             rate.text(centre, 1.0, span["gear"].replace("-", "\n"), transform=rate.get_xaxis_transform(), ha="center",
                       va="bottom", fontsize=8, color=_colour(span["gear"]))  # fmt: skip

@@ -14,11 +14,46 @@ from tritonclient.grpc import model_config_pb2
 from cascadeserve.errors import InvalidArtefact
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from cascadeserve.gear_plan import TensorSpec
 
 ModelConfig = Any  # model_config_pb2.ModelConfig; tritonclient carries no types
 
 _READ_BYTES = 1 << 20
+
+
+def cascade_model_config(
+    name: str, inputs: Sequence[TensorSpec], *, num_classes: int, max_batch_size: int
+) -> ModelConfig:
+    """Complete config of an ONNX model with the outputs of a cascade stage: nothing is left to auto-completion.
+
+    No `dynamic_batching`: the orchestrator batches, and Triton's queue policies stall.
+    """
+    config = model_config_pb2.ModelConfig(
+        name=name, backend="onnxruntime", max_batch_size=max_batch_size, default_model_filename="model.onnx"
+    )
+    for spec in inputs:
+        config.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.shape)
+    for output, datatype, size in (("label", "INT64", 1), ("certainty", "FP32", 1), ("scores", "FP32", num_classes)):
+        config.output.add(name=output, data_type=_data_type(datatype), dims=[size])
+    config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
+    # One thread per instance: instances, not threads, are what a plan counts.
+    config.parameters["intra_op_thread_count"].string_value = "1"
+    for rows in sorted({1, max_batch_size}):
+        warmup = config.model_warmup.add(name=f"batch-{rows}", batch_size=rows)
+        for spec in inputs:
+            tensor = warmup.inputs[spec.name]
+            tensor.data_type = _data_type(spec.datatype)
+            tensor.dims.extend(max(size, 1) for size in spec.shape)
+            tensor.zero_data = True
+    return config
+
+
+def _data_type(datatype: str) -> int:
+    name = "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+    return int(model_config_pb2.DataType.Value(name))
 
 
 def parse_config(text: str, *, path: Path | str | None = None) -> ModelConfig:

@@ -7,41 +7,20 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritonclient.grpc import model_config_pb2
-
 from cascadeserve.errors import ExportRefused
-from cascadeserve.triton_config import format_config
+from cascadeserve.triton_config import cascade_model_config, format_config
 
 if TYPE_CHECKING:
     from export.family import Family, FamilyModel
 
 _VERSION = "1"
-_DATATYPES = {"BYTES": "TYPE_STRING"}
 
 
 def model_config(family: Family, model: FamilyModel) -> str:
-    """Complete `config.pbtxt` of a model: nothing is left to Triton's auto-completion.
-
-    No `dynamic_batching`: the orchestrator batches, and Triton's queue policies stall.
-    """
-    config = model_config_pb2.ModelConfig(
-        name=model.name, backend="onnxruntime", max_batch_size=model.max_batch_size, default_model_filename="model.onnx"
+    """Text of a model's `config.pbtxt`."""
+    return format_config(
+        cascade_model_config(model.name, family.inputs, num_classes=family.classes, max_batch_size=model.max_batch_size)
     )
-    for spec in family.inputs:
-        config.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.shape)
-    for name, datatype, dims in (("label", "INT64", 1), ("certainty", "FP32", 1), ("scores", "FP32", family.classes)):
-        config.output.add(name=name, data_type=_data_type(datatype), dims=[dims])
-    config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
-    # One thread per instance: instances, not threads, are what a plan counts.
-    config.parameters["intra_op_thread_count"].string_value = "1"
-    for rows in sorted({1, model.max_batch_size}):
-        warmup = config.model_warmup.add(name=f"batch-{rows}", batch_size=rows)
-        for spec in family.inputs:
-            tensor = warmup.inputs[spec.name]
-            tensor.data_type = _data_type(spec.datatype)
-            tensor.dims.extend(max(size, 1) for size in spec.shape)
-            tensor.zero_data = True
-    return format_config(config)
 
 
 def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model: bytes) -> bool:
@@ -83,7 +62,3 @@ def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model
             (staging / "old").rename(target)
         shutil.rmtree(staging, ignore_errors=True)
     return True
-
-
-def _data_type(datatype: str) -> int:
-    return int(model_config_pb2.DataType.Value(_DATATYPES.get(datatype, f"TYPE_{datatype}")))

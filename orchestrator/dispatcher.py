@@ -110,6 +110,9 @@ class Dispatcher:
 
     def endpoint_is_up(self, endpoint: EndpointState, instances: dict[str, int]) -> None:
         """Send to an endpoint from now on, to the models that have instances and are not about to leave."""
+        if not endpoint.up:
+            for each in self.endpoints:
+                each.sent_s = 0.0  # what came up again need not catch up with what the others did meanwhile
         endpoint.up = True
         endpoint.instances = {model: count for model, count in instances.items() if model in self._owner}
         hosted = endpoint.instances.keys() - endpoint.leaving
@@ -211,7 +214,11 @@ class Dispatcher:
         work_s = planned.batch_busy_s(min(queue.rows, max_batch))
         endpoint = self.endpoints[
             least_expected_work(
-                [endpoint.work_s for endpoint in self.endpoints], self._weights(model), self._room(model), work_s
+                [endpoint.work_s for endpoint in self.endpoints],
+                [endpoint.sent_s for endpoint in self.endpoints],
+                self._weights(model),
+                self._room(model),
+                work_s,
             )
         ]
         segments = queue.take(max_batch)

@@ -29,6 +29,8 @@ class EndpointState:
     in_flight_by_model: dict[str, int] = field(default_factory=dict)
     # device-seconds sent and not yet answered
     work_s: float = 0.0
+    # device-seconds sent since any endpoint last came up: equals are told apart by it
+    sent_s: float = 0.0
 
     def hosts(self, model: str) -> bool:
         """Whether the model can be sent there at all."""
@@ -46,6 +48,7 @@ class EndpointState:
         self.in_flight += 1
         self.in_flight_by_model[batch.model] = self.in_flight_by_model.get(batch.model, 0) + 1
         self.work_s += batch.work_s
+        self.sent_s += batch.work_s
 
     def arrive(self, batch: Batch) -> None:
         """Count its answer, whatever it was."""

@@ -207,7 +207,7 @@ WRONG: dict[str, tuple[Callable[[Document], Any], str, str]] = {
         "no model of any family",
     ),
     "model in two families": (second_family, "$.families.other.models.small", "one family"),
-    "family named like its model": (rename_family, "$.families.small", "name of one of its models"),
+    "family named like its model": (rename_family, "$.families.small", "has the name of a model"),
     # found missing when these tests were written
     "key that is no name": (
         lambda d: family_of(d)["models"].update({"no name": family_of(d)["models"]["small"]}),

@@ -204,11 +204,21 @@ async def test_every_request_gets_exactly_one_answer_while_gears_and_endpoints_c
     assert rig.orchestrator.dispatcher.open_tickets == 0
 
 
-async def test_close_refuses_what_waits() -> None:
+async def test_close_refuses_what_waits_and_lets_batches_in_flight_finish() -> None:
     rig = await make_rig(busy_s={"small": 1.0})
     futures = [submit(rig, [i], [0.9]) for i in range(200)]
     await asyncio.sleep(0.1)
     await rig.orchestrator.close()
     results = await asyncio.gather(*futures, return_exceptions=True)
-    assert len(results) == 200
-    assert all(isinstance(result, Unavailable | InternalError) for result in results)
+    assert [result.label.tolist() for result in results[:2] if not isinstance(result, BaseException)] == [[0], [1]]
+    assert all(isinstance(result, Unavailable) for result in results[2:])
+
+
+async def test_close_does_not_wait_for_a_batch_that_hangs(looptime: float) -> None:
+    rig = await make_rig(busy_s={"small": 1000.0})
+    future = submit(rig, [1], [0.9], timeout_s=2000.0)
+    await asyncio.sleep(0.1)
+    await rig.orchestrator.close()
+    with pytest.raises(InternalError):
+        await future
+    assert looptime < 10

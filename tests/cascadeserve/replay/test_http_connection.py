@@ -154,7 +154,7 @@ def test_second_answers_have_a_name() -> None:
         (b"HTTP/1.1 204 No Content\r\n\r\n", b"", True),
     ],
 )
-def test_responses_are_parsed_when_complete_and_not_before(data: bytes, body: bytes, keep_alive: bool) -> None:  # noqa: FBT001
+def test_responses_are_parsed_when_complete_and_not_before(data: bytes, body: bytes, keep_alive: bool) -> None:
     for length in range(len(data)):
         assert parse_response(data[:length], at_end=False) is None
     parsed = parse_response(data + b"more", at_end=False)

@@ -101,8 +101,8 @@ async def test_output_form(
     rest_address: str,
     plane: EchoPlane,
     requested: dict[str, bool] | None,
-    default: bool | None,  # noqa: FBT001
-    is_binary: bool,  # noqa: FBT001
+    default: bool | None,
+    is_binary: bool,
 ) -> None:
     rest: dict[str, Any] = {}
     if requested is not None:

@@ -172,7 +172,7 @@ async def test_large_answers(rpc_address: str, plane: EchoPlane) -> None:
 
 
 @pytest.mark.parametrize("reuse_port", [False, True])
-async def test_a_port_is_shared_only_on_purpose(plane: EchoPlane, reuse_port: bool) -> None:  # noqa: FBT001
+async def test_a_port_is_shared_only_on_purpose(plane: EchoPlane, reuse_port: bool) -> None:
     first, second = (build_rpc_server(plane, max_message_bytes=MAX_BYTES, reuse_port=reuse_port) for _ in range(2))
     port = first.add_insecure_port("127.0.0.1:0")
     await first.start()
