@@ -19,6 +19,11 @@ from cascadeserve.errors import CascadeServeError
 _COMMANDS = {
     "export": ("export.cli", "export", "Export a family of PyTorch models to a Triton model repository."),
     "triton": ("cascadeserve.local_triton.cli", "triton", "Run a real tritonserver on this machine."),
+    "prepare": (
+        "cascadeserve.local_triton.cli",
+        "prepare",
+        "Write the repository that Tritons elsewhere read.",
+    ),
     "serve": ("orchestrator.cli", "serve", "Serve the cascades of a gear plan in front of Triton."),
     "up": ("cascadeserve.up", "up", "Run local Tritons and the orchestrator together."),
     "replay": ("cascadeserve.replay.cli", "replay", "Send load to a server and keep the ledger of what came back."),

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import aiohttp
 import click
@@ -103,7 +103,7 @@ async def _demo(output: Path, state: Path, console: Console) -> DemoReport:
             duration_s = len(used) / 300
             _, reference_answers = await _replay(
                 output / "reference", triton_url, _REFERENCE, alone, cores,
-                "--rate=300", f"--duration={duration_s:.2f}", "--rows-per-request=20", "--timeout=20",
+                "--rate=300", f"--duration={duration_s:.2f}", "--rows-per-request=20", "--timeout=20", log=log,
             )  # fmt: skip
         finally:
             await stop(up, kill_after_s=40.0)
@@ -177,7 +177,7 @@ async def _wait_ready(url: str, up: asyncio.subprocess.Process, log: Path) -> No
 
 
 async def _replay(
-    output: Path, url: str, model: str, rows: Path, cores: str, *options: str
+    output: Path, url: str, model: str, rows: Path, cores: str, *options: str, log: IO[bytes] | None = None
 ) -> tuple[ServingReport, dict[str, Any]]:
     report, records = output.with_suffix(".json"), output.with_suffix(".npz")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,19 @@ def triton(
     asyncio.run(_run(server))
 
 
+@click.command()
+@click.option("--cluster", "cluster_path", type=click.Path(path_type=Path), required=True, help="Cluster file.")
+@click.option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
+@click.option("--state", type=click.Path(path_type=Path), default=".cascadeserve", show_default=True)
+def prepare(cluster_path: Path, repository: Path, state: Path) -> None:
+    """Write the working copy of a repository for servers that are started elsewhere (containers).
+
+    It is `<state>/model_repository`, with `configs/<endpoint>.pbtxt` for every endpoint of the cluster; start each
+    server on it with `--model-config-name=<endpoint>`. Safe to run again while servers run.
+    """
+    click.echo(prepare_working_copy(repository, read_cluster(cluster_path), state.resolve()))
+
+
 async def _run(server: LocalTriton) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
