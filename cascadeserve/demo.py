@@ -182,7 +182,9 @@ async def _replay(
     report, records = output.with_suffix(".json"), output.with_suffix(".npz")
     output.parent.mkdir(parents=True, exist_ok=True)
     command = [f"--url={url}", f"--model={model}", f"--rows={rows}", f"--cores={cores}"]
-    process = await spawn(_cascadeserve("replay", *command, f"--report={report}", f"--records={records}", *options))
+    process = await spawn(
+        _cascadeserve("replay", *command, f"--report={report}", f"--records={records}", *options), log=log
+    )
     try:
         status = await process.wait()
     finally:
