@@ -1,0 +1,1 @@
+"""Offline: records and profiles, cascade search, certificates; later the simulator and the plan."""

@@ -1,0 +1,94 @@
+"""The model repository that is committed, against the weights that are committed and the data they are for."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+
+from examples.digits.data import Rows, rows
+from examples.digits.family import WEIGHTS, family
+from export.onnx_export import export_onnx
+from export.repository import model_config
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from export.family import FamilyModel
+
+pytestmark = pytest.mark.torch
+ROOT = Path(__file__).parents[2]
+REPOSITORY = ROOT / "model_repository"
+NAMES = ("digits_linear", "digits_mlp", "digits_cnn", "digits_resnet")
+NUM_ROWS, NUM_COMPARED = 2_000, 500
+THRESHOLD = 0.7
+
+
+def answers(onnx_model: bytes, inputs: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = ort.InferenceSession(onnx_model, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    parts = [session.run(names, {"image": batch}) for batch in np.split(inputs, len(inputs) // 50)]
+    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
+
+
+@cache
+def search() -> Rows:
+    return rows("search", NUM_ROWS)
+
+
+@cache
+def committed(name: str) -> dict[str, NDArray[Any]]:
+    """Answers of a committed model, worked out once: the residual network takes seconds."""
+    return answers((REPOSITORY / name / "1" / "model.onnx").read_bytes(), search().inputs)
+
+
+def accuracy(label: NDArray[np.int64]) -> float:
+    return float(np.mean(label == search().labels))
+
+
+def test_the_family_the_weights_and_the_repository_hold_the_same_models() -> None:
+    assert tuple(model.name for model in family.models) == NAMES
+    assert {path.stem for path in WEIGHTS.glob("*.safetensors")} == set(NAMES)
+    assert {path.name for path in REPOSITORY.iterdir() if path.is_dir()} == set(NAMES)
+
+
+@pytest.mark.parametrize("model", family.models, ids=lambda model: model.name)
+def test_the_committed_config_is_the_one_that_an_export_writes(model: FamilyModel) -> None:
+    assert (REPOSITORY / model.name / "config.pbtxt").read_text() == model_config(family, model)
+    files = {path.relative_to(REPOSITORY / model.name).as_posix() for path in (REPOSITORY / model.name).rglob("*.*")}
+    assert files == {"config.pbtxt", "1/model.onnx"}
+
+
+@pytest.mark.parametrize("model", family.models, ids=lambda model: model.name)
+def test_the_committed_model_answers_as_an_export_of_the_committed_weights(model: FamilyModel) -> None:
+    onnx_model = export_onnx(family, model, model.build())
+    if onnx_model == (REPOSITORY / model.name / "1" / "model.onnx").read_bytes():
+        return  # with the PyTorch that wrote the repository; another one may write another graph
+    fresh, stored = answers(onnx_model, search().inputs[:NUM_COMPARED]), committed(model.name)
+    np.testing.assert_array_equal(fresh["label"], stored["label"][:NUM_COMPARED])
+    np.testing.assert_allclose(fresh["scores"], stored["scores"][:NUM_COMPARED], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(fresh["certainty"], stored["certainty"][:NUM_COMPARED], rtol=0, atol=1e-5)
+
+
+def test_every_model_is_more_accurate_than_the_one_before() -> None:
+    found = [accuracy(committed(name)["label"][:, 0]) for name in NAMES]
+    assert found == sorted(set(found))
+    assert found[-1] >= 0.97
+
+
+def test_a_cascade_sends_few_rows_on_and_stays_within_a_point_of_its_largest_model() -> None:
+    small, large = committed("digits_cnn"), committed("digits_resnet")["label"][:, 0]
+    goes_on = small["certainty"][:, 0] < THRESHOLD
+    assert 0.12 < np.mean(goes_on) < 0.25
+    assert accuracy(np.where(goes_on, large, small["label"][:, 0])) >= accuracy(large) - 0.01
+    assert accuracy(small["label"][:, 0]) < accuracy(large) - 0.01, "or there would be nothing to gain"

@@ -1,0 +1,87 @@
+"""A family of the smallest models that can be exported: 4 numbers in, 3 classes out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from export.family import Family, FamilyModel, TensorSpec
+from export.onnx_export import export_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLASSES = 3
+ROWS = np.random.default_rng(0).random((512, 4), dtype=np.float32)
+INPUT = TensorSpec(name="x", datatype="FP32", shape=(4,))
+FACTOR = TensorSpec(name="factor", datatype="INT32", shape=(1,))
+
+
+def linear() -> nn.Linear:
+    """The same weights every time."""
+    layer = nn.Linear(4, CLASSES)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(np.random.default_rng(1).normal(size=(CLASSES, 4))))
+        layer.bias.zero_()
+    return layer
+
+
+class Around(nn.Module):
+    """`forward` is a function of the linear layer and the inputs."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.layer = linear()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.function(self.layer, *inputs)
+
+
+def around(function: Callable[..., torch.Tensor]) -> Callable[[], nn.Module]:
+    return lambda: Around(function)
+
+
+def model_of(build: Callable[[], nn.Module] = linear, *, name: str = "tiny", max_batch_size: int = 8) -> FamilyModel:
+    return FamilyModel(name=name, build=build, max_batch_size=max_batch_size)
+
+
+def family_of(*models: FamilyModel) -> Family:
+    return Family(name="tiny", inputs=(INPUT,), classes=CLASSES, models=models, sample=lambda n: {"x": ROWS[:n]})
+
+
+def two_input_family(*models: FamilyModel) -> Family:
+    def sample(n: int) -> dict[str, Any]:
+        return {"x": ROWS[:n], "factor": np.arange(n, dtype=np.int32)[:, None] % 5}
+
+    return Family(name="tiny", inputs=(INPUT, FACTOR), classes=CLASSES, models=models, sample=sample)
+
+
+def exported(model: FamilyModel, family: Family | None = None) -> tuple[Family, nn.Module, bytes]:
+    family = family or family_of(model)
+    module = model.build().eval()
+    return family, module, export_onnx(family, model, module)
+
+
+def with_weights(onnx_model: bytes, change: Callable[[Any], Any]) -> bytes:
+    """The model with `change` applied to its largest initializer."""
+    model = onnx.load_model_from_string(onnx_model)
+    largest = max(model.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
+    changed = change(numpy_helper.to_array(largest).copy())
+    largest.CopyFrom(numpy_helper.from_array(changed.astype(np.float32), largest.name))
+    return model.SerializeToString()
+
+
+def with_next_label(onnx_model: bytes) -> bytes:
+    """The model with every label one too high, its scores untouched."""
+    model = onnx.load_model_from_string(onnx_model)
+    (producer,) = (node for node in model.graph.node if "label" in node.output)
+    producer.output[list(producer.output).index("label")] = "right_label"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([[1]], np.int64), "one"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["right_label", "one"], ["label"]))
+    return model.SerializeToString()
