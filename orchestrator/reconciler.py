@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from cascadeserve.errors import InvalidArtefact
 from orchestrator.backend import BackendError
 from orchestrator.reconcile import Step, steps
 from orchestrator.supervise import Kick
@@ -50,6 +51,7 @@ class Reconciler:
         self._kick = Kick()
         self._pending: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._failures: dict[tuple[str, str], tuple[int, float]] = {}
+        self._adopted = False
         self.aim: Layout = plan.layouts[0]
         self.in_force: Layout = plan.layouts[0]
         self._show_layout()
@@ -76,6 +78,8 @@ class Reconciler:
         """Start every step that is due and not under way."""
         endpoints = {endpoint.name: endpoint for endpoint in self._dispatcher.endpoints if endpoint.up}
         observed = {name: endpoint.instances for name, endpoint in endpoints.items()}
+        if not self._adopted and len(endpoints) == len(self._dispatcher.endpoints):
+            self._adopt(observed)
         growing, shrinking = steps(observed, self.aim.instances)
         if self._config is not None:
             for step in growing:
@@ -88,6 +92,17 @@ class Reconciler:
         if self._config is not None and self.in_force == self.aim:
             for step in shrinking:
                 self._start(step, endpoints[step.endpoint])
+
+    def _adopt(self, observed: dict[str, dict[str, int]]) -> None:
+        """Take over a layout that already stands, as after a restart of the orchestrator alone."""
+        self._adopted = True
+        standing = next(
+            (layout for layout in self._plan.layouts if steps(observed, layout.instances) == ([], [])), None
+        )
+        if standing is not None and self.aim == self.in_force != standing:
+            _log.info("layout %s already stands", standing.name)
+            self.aim = self.in_force = standing
+            self._show_layout()
 
     def _start(self, step: Step, endpoint: EndpointState) -> None:
         key = (step.endpoint, step.model)
@@ -116,7 +131,7 @@ class Reconciler:
             endpoint.leaving.discard(step.model)
             instances = await endpoint.backend.instance_counts(timeout_s=LOAD_TIMEOUT_S)
             self._dispatcher.endpoint_is_up(endpoint, instances)
-        except (BackendError, OSError) as error:
+        except (BackendError, OSError, InvalidArtefact) as error:
             self._failed(key, error)
             if previous is not None:
                 self._config.restore(step.endpoint, step.model, previous)

@@ -63,6 +63,8 @@ async def test_shrinking_holds_batches_to_the_remaining_instances_first(reposito
     dispatcher = rig.orchestrator.dispatcher
     futures = [dispatcher.submit(rig.family, [rows([i], [0.1])], timeout_s=60.0, want_scores=False) for i in range(200)]
     async with reconciling(rig):
+        await asyncio.sleep(0.1)
+        aim(rig, "narrow")
         await asyncio.sleep(1.0)  # the shrink 2 -> 1 is under way
         fake.max_in_flight_by_model["large"] = 0
         fake.max_in_flight = 0
@@ -109,6 +111,18 @@ async def test_a_broken_config_file_keeps_the_old_layout(repository: Path) -> No
         aim(rig, "broad")
         await asyncio.sleep(3.0)
         assert rig.orchestrator.reconciler.in_force.name == "narrow"
+        text = rig.orchestrator.metrics.render()[0].decode()
+        assert 'cascadeserve_instance_changes_total{endpoint="a",model="large",outcome="failed"}' in text
+    assert rig.fakes["a"].loads == []
+
+
+async def test_a_layout_that_stands_already_is_taken_over_at_start(repository: Path) -> None:
+    rig = await make_rig(repository=repository)
+    rig.fakes["a"].instances["large"] = 2
+    await rig.probe()
+    async with reconciling(rig):
+        await asyncio.sleep(3.0)
+    assert rig.orchestrator.reconciler.in_force.name == "broad"
     assert rig.fakes["a"].loads == []
 
 
