@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
-import os
-import socket
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import aiohttp
 import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cascadeserve.artefacts import Artefact, read_json, write_json
-from cascadeserve.errors import CascadeServeError, ServerStartFailed, UsageError
+from cascadeserve.artefacts import Artefact, write_json
+from cascadeserve.errors import CascadeServeError, UsageError
 from cascadeserve.gear_plan import read_gear_plan
-from cascadeserve.local_triton.working_copy import prepare_state_directory
-from cascadeserve.process import spawn, stop
+from cascadeserve.local_stack import LocalStack
 from cascadeserve.report import Ledger, ServingReport
 
 _EXAMPLE = Path("examples/digits")
@@ -30,7 +25,7 @@ _SLO_S = 0.15
 # rows per second: within the largest model's reach, far beyond it, within it again
 _BURST = ((5, 100), (8, 300), (8, 900), (8, 100))
 _NUM_ROWS = 4_000
-_START_TIMEOUT_S = 90.0
+_REFERENCE_RATE_PER_S = 300
 
 
 class DemoReport(Artefact, frozen=True, kw_only=True):
@@ -63,50 +58,20 @@ def demo(output: Path, state: Path) -> None:
 
 
 async def _demo(output: Path, state: Path, console: Console) -> DemoReport:
-    prepare_state_directory(state)
-    ports = _free_ports(5)
-    cluster = state / "cluster.toml"
-    cluster.write_text(_cluster_text(ports))
+    stack = LocalStack(state, plan=_EXAMPLE / "gear_plan.json", repository=Path("model_repository"))
     rows = state / "rows.npz"
     console.print(f"drawing {_NUM_ROWS} rows from the replay split of the digits family")
     labels = _write_rows(rows)
-    orchestrator_url, triton_url = f"http://127.0.0.1:{ports[3]}", f"http://127.0.0.1:{ports[0]}"
-    # Triton has core 0 (cluster file); whatever else there is goes to the orchestrator and the load generator
-    others = sorted(os.sched_getaffinity(0) - {0}) or [0]
-    cores = ",".join(map(str, others))
-    with (state / "up.log").open("wb") as log:
-        console.print("starting tritonserver and the orchestrator")
-        up = await spawn(
-            [
-                *_cascadeserve("up"),
-                f"--plan={_EXAMPLE / 'gear_plan.json'}",
-                f"--cluster={cluster}",
-                f"--state={state / 'up'}",
-                f"--http-port={ports[3]}",
-                f"--grpc-port={ports[4]}",
-                f"--cores={cores}",
-            ],
-            log=log,
+    console.print("starting tritonserver and the orchestrator")
+    async with stack.running():
+        burst = ",".join(f"{duration_s}x{rate_per_s}" for duration_s, rate_per_s in _BURST)
+        console.print(f"replaying a burst: {burst} (seconds x rows per second)")
+        cascade, cascade_answers = await stack.replay(
+            output / "cascade", stack.url, "digits", rows, f"--steps={burst}", f"--slo={_SLO_S}"
         )
-        try:
-            await _wait_ready(orchestrator_url, up, state / "up.log")
-            burst = ",".join(f"{duration_s}x{rate_per_s}" for duration_s, rate_per_s in _BURST)
-            console.print(f"replaying a burst: {burst} (seconds x rows per second)")
-            cascade, cascade_answers = await _replay(
-                output / "cascade", orchestrator_url, "digits", rows, cores, f"--steps={burst}", f"--slo={_SLO_S}"
-            )
-            console.print(f"the same rows through {_REFERENCE} alone")
-            used = np.unique(cascade_answers["row_index"])
-            alone = state / "alone.npz"
-            with np.load(rows) as drawn:
-                np.savez(alone, **{name: drawn[name][used] for name in drawn.files})
-            duration_s = len(used) / 300
-            _, reference_answers = await _replay(
-                output / "reference", triton_url, _REFERENCE, alone, cores,
-                "--rate=300", f"--duration={duration_s:.2f}", "--rows-per-request=20", "--timeout=20", log=log,
-            )  # fmt: skip
-        finally:
-            await stop(up, kill_after_s=40.0)
+        console.print(f"putting the same rows to {_REFERENCE} alone")
+        used = np.unique(cascade_answers["row_index"])
+        reference_answers = await _ask_reference(stack, output, rows, used)
     reference_labels = np.full(len(labels), -1)
     reference_labels[used[reference_answers["row_index"]]] = reference_answers["label"]
     answered = cascade_answers["label"] >= 0
@@ -119,6 +84,20 @@ async def _demo(output: Path, state: Path, console: Console) -> DemoReport:
         reference_accuracy=float(np.mean((reference_labels[index] == labels[index])[paired])),
         ledger=cascade.ledger,
     )
+
+
+async def _ask_reference(stack: LocalStack, output: Path, rows: Path, used: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Records of asking the largest model directly, once for every row that was used."""
+    alone = rows.with_name("alone.npz")
+    with np.load(rows) as drawn:
+        np.savez(alone, **{name: drawn[name][used] for name in drawn.files})
+    options = [f"--rate={_REFERENCE_RATE_PER_S}", f"--duration={len(used) / _REFERENCE_RATE_PER_S:.2f}"]
+    with stack.log.with_name("reference.log").open("wb") as log:
+        _, answers = await stack.replay(
+            output / "reference", stack.triton_url, _REFERENCE, alone, *options, "--rows-per-request=20",
+            "--timeout=20", log=log,
+        )  # fmt: skip
+    return answers
 
 
 def _rows_by_model(answers: dict[str, Any]) -> dict[str, float]:
@@ -134,26 +113,6 @@ def _rows_by_model(answers: dict[str, Any]) -> dict[str, float]:
     return shares
 
 
-def _cascadeserve(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cascadeserve", *arguments]
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _cluster_text(ports: list[int]) -> str:
-    """The example's cluster on free ports."""
-    text = (_EXAMPLE / "cluster.toml").read_text()
-    for kind, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
-        text = text.replace(f'{kind} = "127.0.0.1:{port}"', f'{kind} = "127.0.0.1:{ports[port - 8000]}"')
-    return text
-
-
 def _write_rows(path: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
     sys.path.insert(0, str(Path.cwd()))
     data = importlib.import_module("examples.digits.data")
@@ -161,38 +120,6 @@ def _write_rows(path: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
     np.savez(path, **{"input:image": rows.inputs, "label": rows.labels})
     labels: np.ndarray[Any, np.dtype[np.int64]] = rows.labels
     return labels
-
-
-async def _wait_ready(url: str, up: asyncio.subprocess.Process, log: Path) -> None:
-    loop = asyncio.get_running_loop()
-    give_up_s = loop.time() + _START_TIMEOUT_S
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
-        while loop.time() < give_up_s and up.returncode is None:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with session.get(f"{url}/v2/health/ready") as response:
-                    if response.status == 200:  # noqa: PLR2004
-                        return
-            await asyncio.sleep(0.1)
-    raise ServerStartFailed(f"the servers did not come up; {log} says why")
-
-
-async def _replay(
-    output: Path, url: str, model: str, rows: Path, cores: str, *options: str, log: IO[bytes] | None = None
-) -> tuple[ServingReport, dict[str, Any]]:
-    report, records = output.with_suffix(".json"), output.with_suffix(".npz")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    command = [f"--url={url}", f"--model={model}", f"--rows={rows}", f"--cores={cores}"]
-    process = await spawn(
-        _cascadeserve("replay", *command, f"--report={report}", f"--records={records}", *options), log=log
-    )
-    try:
-        status = await process.wait()
-    finally:
-        await stop(process, kill_after_s=5.0)
-    if not report.exists():
-        raise CascadeServeError(f"the load generator ended with status {status} and wrote no report")
-    with np.load(records) as arrays:
-        return read_json(report, ServingReport), {name: arrays[name] for name in arrays.files}
 
 
 def _show(report: DemoReport, console: Console) -> None:

@@ -1,0 +1,123 @@
+"""A whole serving stack on this machine for demos and benchmarks: `up` and `replay` as processes of their own.
+
+Triton is pinned to the cores of the cluster file, everything else to the other cores, so that the load generator never
+takes time from the models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+import aiohttp
+import numpy as np
+
+from cascadeserve.artefacts import read_json
+from cascadeserve.errors import CascadeServeError, ServerStartFailed
+from cascadeserve.local_triton.working_copy import prepare_state_directory
+from cascadeserve.process import spawn, stop
+from cascadeserve.report import ServingReport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+_START_TIMEOUT_S = 90.0
+_STOP_TIMEOUT_S = 40.0
+TRITON_CORE = 0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class LocalStack:
+    """One endpoint `triton0` on core 0 and an orchestrator, under a state directory, on free ports."""
+
+    def __init__(self, state: Path, *, plan: Path, repository: Path) -> None:
+        """Makes the state directory and a cluster file in it; nothing is started yet."""
+        prepare_state_directory(state)
+        self._state = state
+        self._plan = plan
+        self._repository = repository
+        http, grpc, metrics, self._http_port, self._grpc_port = free_ports(5)
+        self.triton_url = f"http://127.0.0.1:{http}"
+        self.url = f"http://127.0.0.1:{self._http_port}"
+        self.log = state / "up.log"
+        self.cluster = state / "cluster.toml"
+        self.cluster.write_text(
+            "schema_version = 1\n[[endpoints]]\n"
+            f'name = "triton0"\nhttp = "127.0.0.1:{http}"\ngrpc = "127.0.0.1:{grpc}"\nmetrics = "127.0.0.1:{metrics}"\n'
+            f'device = {{ kind = "cpu", cores = [{TRITON_CORE}] }}\n'
+        )
+        # whatever else there is goes to the orchestrator and the load generator
+        others = sorted(os.sched_getaffinity(0) - {TRITON_CORE}) or [TRITON_CORE]
+        self._cores = ",".join(map(str, others))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start everything, wait until it is ready, and stop it in the end."""
+        with self.log.open("wb") as log:
+            up = await spawn(
+                [
+                    *_cascadeserve("up"),
+                    f"--plan={self._plan}",
+                    f"--cluster={self.cluster}",
+                    f"--repository={self._repository}",
+                    f"--state={self._state / 'up'}",
+                    f"--http-port={self._http_port}",
+                    f"--grpc-port={self._grpc_port}",
+                    f"--cores={self._cores}",
+                ],
+                log=log,
+            )
+            try:
+                await self._wait_ready(up)
+                yield
+            finally:
+                await stop(up, kill_after_s=_STOP_TIMEOUT_S)
+
+    async def replay(
+        self, output: Path, url: str, model: str, rows: Path, *options: str, log: IO[bytes] | None = None
+    ) -> tuple[ServingReport, dict[str, Any]]:
+        """Run the load generator; returns its report and its records, kept as `<output>.json` and `<output>.npz`."""
+        report, records = output.with_suffix(".json"), output.with_suffix(".npz")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        report.unlink(missing_ok=True)
+        command = [f"--url={url}", f"--model={model}", f"--rows={rows}", f"--cores={self._cores}"]
+        process = await spawn(
+            _cascadeserve("replay", *command, f"--report={report}", f"--records={records}", *options), log=log
+        )
+        try:
+            status = await process.wait()
+        finally:
+            await stop(process, kill_after_s=5.0)
+        if not report.exists():
+            raise CascadeServeError(f"the load generator ended with status {status} and wrote no report")
+        with np.load(records) as arrays:
+            return read_json(report, ServingReport), {name: arrays[name] for name in arrays.files}
+
+    async def _wait_ready(self, up: asyncio.subprocess.Process) -> None:
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + _START_TIMEOUT_S
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
+            while loop.time() < give_up_s and up.returncode is None:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with session.get(f"{self.url}/v2/health/ready") as response:
+                        if response.status == 200:  # noqa: PLR2004
+                            return
+                await asyncio.sleep(0.1)
+        raise ServerStartFailed(f"the servers did not come up; {self.log} says why")
+
+
+def _cascadeserve(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "cascadeserve", *arguments]
