@@ -7,6 +7,7 @@ command share one run. Exit status 1 when any bar of the tier fails or could not
 from __future__ import annotations
 
 import operator
+import re
 import shlex
 import subprocess
 import sys
@@ -52,32 +53,43 @@ class Bars(Artefact, frozen=True, kw_only=True):
 
 def resolve(document: Any, pointer: str) -> Any:  # noqa: ANN401
     """Value at a JSON pointer (RFC 6901); raises KeyError when there is none."""
+    if pointer and not pointer.startswith("/"):
+        raise KeyError(pointer)
     value = document
     for part in pointer.split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")
         try:
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        except (KeyError, IndexError, ValueError, TypeError) as error:
+            value = value[_index(key)] if isinstance(value, list) else value[key]
+        except (KeyError, IndexError, TypeError) as error:
             raise KeyError(pointer) from error
     return value
 
 
-def _run(command: str) -> float | None:
-    """Seconds the command took; None if it could not be started. Its exit status is for the result file to tell."""
+def _index(key: str) -> int:
+    if not re.fullmatch("0|[1-9][0-9]*", key):
+        raise KeyError(key)
+    return int(key)
+
+
+def _run(command: str) -> tuple[float, int] | None:
+    """Seconds the command took and its exit status; None if it could not be started."""
     arguments = [sys.executable if part == "python" else part for part in shlex.split(command)]
     started_s = time.monotonic()
     try:
-        subprocess.run(arguments, cwd=ROOT, check=False)
+        status = subprocess.run(arguments, cwd=ROOT, check=False).returncode
     except OSError as error:
         Console(stderr=True).print(f"{command}: {error}")
         return None
-    return time.monotonic() - started_s
+    return time.monotonic() - started_s, status
 
 
-def _value(bar: Bar, wall_s: float | None, started_s: float) -> Any:  # noqa: ANN401
+def _value(bar: Bar, run: tuple[float, int] | None, started_s: float) -> Any:  # noqa: ANN401
     """The measured value, or None where the command left none behind."""
-    if wall_s is None or bar.result == "wall_s":
-        return wall_s
+    if run is None:
+        return None
+    if bar.result == "wall_s":
+        wall_s, status = run
+        return wall_s if status == 0 else None  # how fast it failed is no measurement
     path = ROOT / bar.result
     if not path.exists() or path.stat().st_mtime < started_s:
         return None  # an old file says nothing about this run
@@ -91,7 +103,10 @@ def _verdict(bar: Bar, value: Any) -> str:  # noqa: ANN401
     if value is None:
         return "NOT RUN"
     comparable = isinstance(value, bool) == isinstance(bar.wanted, bool)
-    return "PASS" if comparable and _COMPARATORS[bar.comparator](value, bar.wanted) else "FAIL"
+    try:
+        return "PASS" if comparable and _COMPARATORS[bar.comparator](value, bar.wanted) else "FAIL"
+    except TypeError:
+        return "FAIL"
 
 
 @click.command()
@@ -100,16 +115,18 @@ def _verdict(bar: Bar, value: Any) -> str:  # noqa: ANN401
 def main(tier: str, only: str) -> None:
     """Run the bars of a tier and print PASS, FAIL or NOT RUN for each."""
     bars = [bar for bar in read_toml(BARS, Bars).bars if bar.tier == tier and bar.id.startswith(only)]
+    if not bars:
+        raise click.UsageError(f"no bar of tier {tier} has an id that starts with {only!r}")
     console = Console()
     table = Table("bar", "verdict", "value", "wanted", title=f"tier {tier}")
     verdicts: dict[str, dict[str, Any]] = {}
     for command in dict.fromkeys(bar.command for bar in bars):
         console.print(f"[dim]{command}[/dim]")
         started_s = datetime.now(UTC).timestamp()
-        wall_s = _run(command)
+        run = _run(command)
         for bar in bars:
             if bar.command == command:
-                value = _value(bar, wall_s, started_s)
+                value = _value(bar, run, started_s)
                 verdict = _verdict(bar, value)
                 verdicts[bar.id] = {"verdict": verdict, "value": value, "wanted": f"{bar.comparator} {bar.wanted}"}
     for bar in bars:
@@ -118,7 +135,7 @@ def main(tier: str, only: str) -> None:
         table.add_row(bar.id, entry["verdict"], shown, entry["wanted"])
     console.print(table)
     write_json(RESULTS / f"bars-{tier}.json", verdicts)
-    sys.exit(any(entry["verdict"] != "PASS" for entry in verdicts.values()))
+    sys.exit(int(any(entry["verdict"] != "PASS" for entry in verdicts.values())))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cascadeserve.errors import UsageError
 from cascadeserve.gear_plan import TensorSpec
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ class FamilyModel:
     name: str
     build: Callable[[], nn.Module]
     max_batch_size: int
+
+    def __post_init__(self) -> None:
+        """Check the batch size."""
+        if self.max_batch_size < 1:
+            raise UsageError(f"model {self.name!r}: max_batch_size must be at least 1, got {self.max_batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ def load_family(reference: str) -> Family:
 
     """
     module_name, colon, attribute = reference.partition(":")
-    if not (module_name and colon and attribute):
+    if not (module_name and colon and attribute) or module_name.startswith("."):
         raise UsageError(f"{reference!r} is not of the form MODULE:ATTRIBUTE, such as examples.digits.family:family")
     # console scripts do not have the working directory on their path, `python -m` has
     if str(Path.cwd()) not in sys.path:

@@ -18,6 +18,8 @@ import onnxruntime as ort
 from export.onnx_export import CascadeHead
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
     from torch import nn
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 NUM_ROWS = 256
 # Scores of one row may differ by this much with the size of its batch: kernels sum in another order then.
 BATCH_TOLERANCE = 1e-5
+ORT_ERRORS = (ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError)
 _OUTPUTS = ("label", "certainty", "scores")
 
 
@@ -48,10 +51,29 @@ def check_parity(family: Family, model: FamilyModel, module: nn.Module, onnx_mod
 
     """
     rows = family.sample(NUM_ROWS)
-    source = _run_torch(family, module, rows)
+    source = _run_torch(family, module, rows, model.max_batch_size)
+    if source["scores"].shape != (NUM_ROWS, family.classes):
+        raise ExportRefused(
+            f"{model.name}: returns logits of shape {list(source['scores'].shape)} for {NUM_ROWS} rows, "
+            f"but the family has {family.classes} classes"
+        )
+    try:
+        return _compare(family, model, source, rows, onnx_model, tolerance)
+    except ORT_ERRORS as error:
+        raise ExportRefused(
+            f"{model.name}: the exported model does not run on every batch size ({_first_line(error)}); look for code "
+            "that fixes the batch size or ignores an input"
+        ) from error
+
+
+def _compare(
+    family: Family, model: FamilyModel, source: Outputs, rows: Outputs, onnx_model: bytes, tolerance: float
+) -> Parity:
     session = _session(onnx_model)
+    if unused := {spec.name for spec in family.inputs} - {entry.name for entry in session.get_inputs()}:
+        raise ExportRefused(f"{model.name}: does not use the input {min(unused)!r}, so it is not in its graph")
     exported = _run_onnx(session, rows, model.max_batch_size)
-    max_abs_error = max(_max_difference(source[name], exported[name]) for name in ("scores", "certainty"))
+    max_abs_error = _largest(_max_difference(source[name], exported[name]) for name in ("scores", "certainty"))
     if not max_abs_error <= tolerance:
         raise ExportRefused(
             f"{model.name}: scores differ from PyTorch by up to {max_abs_error:.2e}, allowed are {tolerance:.0e}; "
@@ -61,10 +83,10 @@ def check_parity(family: Family, model: FamilyModel, module: nn.Module, onnx_mod
     agree = (source["label"] == exported["label"]).reshape(-1) | (source["certainty"].reshape(-1) <= 2 * tolerance)
     if not agree.all():
         raise ExportRefused(f"{model.name}: {np.count_nonzero(~agree)} of {NUM_ROWS} labels differ from PyTorch's")
-    difference = max(
+    others = [
         _max_difference(exported["scores"], _run_onnx(session, rows, size)["scores"]) for size in _other_sizes(model)
-    )
-    difference = max(difference, _difference_beside_others(session, rows, exported, model.max_batch_size))
+    ]
+    difference = _largest([*others, *_differences_beside_others(session, rows, exported, model.max_batch_size)])
     if not difference <= BATCH_TOLERANCE:
         raise ExportRefused(
             f"{model.name}: a row's scores change by up to {difference:.2e} with the rows it shares a batch with, "
@@ -78,22 +100,30 @@ def _other_sizes(model: FamilyModel) -> list[int]:
     return sorted({1, 3, min(8, model.max_batch_size)})
 
 
-def _difference_beside_others(session: ort.InferenceSession, rows: Outputs, exported: Outputs, size: int) -> float:
+def _differences_beside_others(
+    session: ort.InferenceSession, rows: Outputs, exported: Outputs, size: int
+) -> list[float]:
     """The same rows in batches of other neighbours: shuffled, and beside rows far from any data."""
     order = np.random.default_rng(0).permutation(NUM_ROWS)
     shuffled = _run_onnx(session, {name: array[order] for name, array in rows.items()}, size)["scores"]
-    worst = _max_difference(exported["scores"][order], shuffled)
-    floats = {name: array for name, array in rows.items() if array.dtype.kind == "f"}
-    if floats and size > 1:
-        beside = {
-            name: np.concatenate([array[:1], np.repeat(array[1:2] * np.float32(100), size - 1, axis=0)])
-            if name in floats
-            else array[:size]
-            for name, array in rows.items()
-        }
-        outlying = _run_onnx(session, {name: a.astype(rows[name].dtype) for name, a in beside.items()}, size)
-        worst = max(worst, _max_difference(exported["scores"][:1], outlying["scores"][:1]))
-    return worst
+    differences = [_max_difference(exported["scores"][order], shuffled)]
+    if size > 1 and any(array.dtype.kind == "f" for array in rows.values()):
+        beside = {name: np.resize(array, (size, *array.shape[1:])) for name, array in rows.items()}
+        for name, array in beside.items():
+            if array.dtype.kind == "f":
+                array[1:] = rows[name][1] * array.dtype.type(100)
+        outlying = _run_onnx(session, beside, size)
+        differences.append(_max_difference(exported["scores"][:1], outlying["scores"][:1]))
+    return differences
+
+
+def _largest(values: Iterable[float]) -> float:
+    """Largest value, NaN if any is: the built-in max may lose it."""
+    return float(np.max(list(values)))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _session(onnx_model: bytes) -> ort.InferenceSession:
@@ -110,10 +140,15 @@ def _run_onnx(session: ort.InferenceSession, rows: Outputs, size: int) -> Output
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(_OUTPUTS)}
 
 
-def _run_torch(family: Family, module: nn.Module, rows: Outputs) -> Outputs:
+def _run_torch(family: Family, module: nn.Module, rows: Outputs, size: int) -> Outputs:
+    """In the same batches as ONNX Runtime, so that a model that looks at its batch mates is told from a wrong one."""
+    head = CascadeHead(module).eval()
+    parts = []
     with torch.inference_mode():
-        outputs = CascadeHead(module).eval()(*(torch.from_numpy(rows[spec.name]) for spec in family.inputs))
-    return dict(zip(_OUTPUTS, (output.numpy() for output in outputs), strict=True))
+        for start in range(0, NUM_ROWS, size):
+            batch = [torch.from_numpy(rows[spec.name][start : start + size]) for spec in family.inputs]
+            parts.append(head(*batch))
+    return {name: torch.cat([part[i] for part in parts]).numpy() for i, name in enumerate(_OUTPUTS)}
 
 
 def _max_difference(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:

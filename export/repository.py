@@ -38,9 +38,12 @@ def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model
         Path("config.pbtxt"): model_config(family, model).encode(),
         Path(_VERSION, "model.onnx"): onnx_model,
     }
+    if target.exists() and not target.is_dir():
+        raise ExportRefused(f"{target} is no folder; remove it or choose another --repository")
     if target.exists():
-        present = {path.relative_to(target) for path in target.rglob("*") if path.is_file()}
-        if foreign := sorted(map(str, present - wanted.keys())):
+        present = {path.relative_to(target) for path in target.rglob("*")} - {Path(_VERSION)}
+        # a file says more than the folder it is in
+        if foreign := sorted(present - wanted.keys(), key=lambda name: ((target / name).is_dir(), name)):
             raise ExportRefused(
                 f"{target} holds {foreign[0]}, which this command did not write; remove it or choose another "
                 "--repository"

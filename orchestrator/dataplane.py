@@ -105,7 +105,7 @@ class CascadeDataPlane:
             model_name=request.model_name,
             model_version=VERSION,
             id=request.id,
-            parameters={"gear": ticket.gear, "plan": self._dispatcher.plan_name, "certified": False},
+            parameters={"gear": ",".join(ticket.gears), "plan": self._dispatcher.plan_name, "certified": False},
             outputs=[_output(ticket, name) for name in outputs],
         )
 

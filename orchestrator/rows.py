@@ -25,7 +25,7 @@ class Ticket:
     """One client request of n rows: its inputs, the answers that came so far, and its future."""
 
     __slots__ = (
-        "arrived_s", "certainty", "deadline_s", "future", "gear", "inputs", "label", "remaining", "rows", "scores",
+        "arrived_s", "certainty", "deadline_s", "future", "gears", "inputs", "label", "remaining", "rows", "scores",
         "stage", "timer",
     )  # fmt: skip
 
@@ -46,7 +46,8 @@ class Ticket:
         self.arrived_s = arrived_s
         self.deadline_s = deadline_s
         self.future = future
-        self.gear = ""
+        # names of the gears its rows left in; several only if it was split and a shift fell between the parts
+        self.gears: list[str] = []
         self.timer: asyncio.TimerHandle | None = None
         self.label: NDArray[np.int64] = np.empty(rows, dtype=np.int64)
         self.certainty: NDArray[np.float32] = np.empty(rows, dtype=np.float32)
@@ -158,5 +159,5 @@ def bind(segment: Segment, gear: Gear, entry: LadderEntry) -> None:
     """Late binding: rows get their gear when they first leave, and keep it."""
     if segment.entry is None:
         segment.entry = entry
-        if not segment.ticket.gear:
-            segment.ticket.gear = gear.name
+        if gear.name not in segment.ticket.gears:
+            segment.ticket.gears.append(gear.name)

@@ -41,6 +41,7 @@ _NUM_HELD_OUT_IMAGES = 360
 # working set of a block (a few MB) stays in the cache.
 _BLOCK = 256
 _DIVISION_SEED = 20240
+_SEEDS = 1 << 32
 
 # Full severity. Lengths are shares of the image's side, angles are radians, grey values run from 0 to 1.
 _ROTATION = 0.60
@@ -118,13 +119,15 @@ def rows(split: Split, n: int, seed: int = 0) -> Rows:
     Fewer rows are a prefix of more rows. Different splits and different seeds are independent streams.
 
     Raises:
-        ValueError: the split is unknown, or `n` or `seed` is negative.
+        ValueError: the split is unknown, `n` is negative, or `seed` is outside 0 .. 2^32 - 1.
 
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-    if n < 0 or seed < 0:
-        raise ValueError(f"n and seed must not be negative, got n={n}, seed={seed}")
+    if n < 0:
+        raise ValueError(f"n must not be negative, got {n}")
+    if not 0 <= seed < _SEEDS:  # a larger one would take the place of another seed's blocks
+        raise ValueError(f"seed must be from 0 to {_SEEDS - 1}, got {seed}")
     images = _images()
     pool = images.pool(split)
     inputs = np.empty((n, 1, SIDE, SIDE), dtype=np.float32)

@@ -94,10 +94,17 @@ def test_every_row_of_the_test_set_in_batches_of_1_to_64(digits: Stack, transpor
         start = (start + size) % NUM_ROWS
         result, gear = ask(transport, digits, inputs[index])
         gears.add(gear)
-        label, stage, near = expected(gear, index)
         assert result.as_numpy("label").shape == (size, 1)
-        np.testing.assert_array_equal(result.as_numpy("label")[:, 0][~near], label[~near])
-        np.testing.assert_array_equal(result.as_numpy("stage")[:, 0][~near], stage[~near])
+        got = np.stack([result.as_numpy("label")[:, 0], result.as_numpy("stage")[:, 0]])
+        # a request that was split while the gear shifted has rows of both gears, and names both
+        right = np.zeros(size, np.bool_)
+        near = np.zeros(size, np.bool_)
+        for each in gear.split(","):
+            label, stage, undecidable = expected(each, index)
+            right |= (got == np.stack([label, stage])).all(axis=0)
+            near |= undecidable
+        assert (right | near).all()
+        assert right.mean() > 0.9
         seen[index] = True
         checked += int((~near).sum())
     assert checked > 0.99 * sum(range(1, 65))

@@ -155,7 +155,7 @@ def test_an_unknown_split_is_refused_with_the_known_ones(split: Any) -> None:
         rows(split, 1)
 
 
-@pytest.mark.parametrize(("n", "seed"), [(-1, 0), (1, -1)])
-def test_negative_numbers_are_refused(n: int, seed: int) -> None:
-    with pytest.raises(ValueError, match=f"n={n}, seed={seed}"):
+@pytest.mark.parametrize(("n", "seed", "sentence"), [(-1, 0, "n must not be"), (1, -1, "seed must be from 0")])
+def test_negative_numbers_are_refused(n: int, seed: int, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         rows("search", n, seed)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnxruntime as ort
 import pytest
@@ -10,6 +11,9 @@ from click.testing import CliRunner, Result
 
 from cascadeserve.errors import ExportRefused, UsageError
 from export.cli import export
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[2]
@@ -25,13 +29,13 @@ bad = family_of(model_of(name="first"), model_of(mixing, name="mixing"), model_o
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "export_cli_families.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return tmp_path / "repository"
+    yield tmp_path / "repository"
+    sys.modules.pop("export_cli_families", None)
 
 
 def run(reference: str, repository: Path, *arguments: str) -> Result:

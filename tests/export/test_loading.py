@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cascadeserve.errors import UsageError
 from export.loading import load_family
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MODULE = """
 from export.family import Family
@@ -17,13 +21,14 @@ nothing = None
 
 
 @pytest.fixture(autouse=True)
-def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty working directory whose modules are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return tmp_path
+    yield
+    for name in [name for name in sys.modules if name.startswith("loading_")]:
+        del sys.modules[name]
 
 
 def write(path: str, content: str = "") -> None:

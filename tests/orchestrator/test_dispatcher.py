@@ -99,8 +99,19 @@ async def test_late_binding_rows_take_the_gear_in_force_when_they_leave() -> Non
     waiting = submit(rig, [9], [0.9])
     rig.gear("busy")
     answers = await asyncio.gather(*leaving, waiting)
-    assert [ticket.gear for ticket in answers] == ["calm", "calm", "busy"]
+    assert [ticket.gears for ticket in answers] == [["calm"], ["calm"], ["busy"]]
     assert [ticket.label.tolist() for ticket in answers] == [[0], [1], [109]]
+
+
+async def test_a_split_request_names_every_gear_its_rows_left_in() -> None:
+    document = plan_document()
+    document["families"]["family"]["gears"][1]["ladder_entry"] = "reference"
+    rig = await make_rig(document, busy_s={"small": 1.0, "large": 1.0})
+    future = submit(rig, [7] * 160, [0.9] * 160)  # 64 and 64 leave, 32 wait
+    rig.gear("busy")
+    ticket = await future
+    assert ticket.gears == ["calm", "busy"]
+    assert sorted(ticket.label.tolist()) == [7] * 128 + [107] * 32
 
 
 async def test_bound_rows_keep_their_gear_through_the_cascade() -> None:
@@ -111,7 +122,7 @@ async def test_bound_rows_keep_their_gear_through_the_cascade() -> None:
     await asyncio.sleep(0.5)
     rig.gear("busy")
     answer = await ticket
-    assert (answer.gear, answer.stage.tolist()) == ("calm", [1])
+    assert (answer.gears, answer.stage.tolist()) == (["calm"], [1])
 
 
 async def test_a_row_is_refused_at_its_deadline_and_not_later(looptime: float) -> None:

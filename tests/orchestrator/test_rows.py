@@ -140,7 +140,7 @@ def test_rows_get_the_gear_in_force_when_they_first_leave_and_keep_it() -> None:
     assert first.entry is reference
     bind(part, busy, cascade)
     assert part.entry is cascade, "rows that left later took the gear of that moment"
-    assert part.ticket.gear == "calm", "a request is said to be of the gear its first rows left in"
+    assert part.ticket.gears == ["calm", "busy"], "a request names every gear that its rows left in"
 
 
 def test_only_rows_without_a_gear_can_be_taken_to_another_queue() -> None:
