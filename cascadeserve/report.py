@@ -10,7 +10,8 @@ from cascadeserve.artefacts import Artefact
 class Ledger(Artefact, frozen=True, kw_only=True):
     """What became of every request of a load test; the other six counts add up to `sent` plus `duplicated`.
 
-    refused: an error with a body (503, 504, UNAVAILABLE, DEADLINE_EXCEEDED) or a refused connection while draining.
+    refused: an error with a body (503, 504, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED by a server that shuts down) or
+    a refused connection while draining.
     failed: any other error that was answered (4xx, 500, INTERNAL, ...): a defect of client or server.
     lost: connection reset, or no reply by the deadline + 1 s. duplicated: a second answer to one request, or an
     answer with the id of another one. A request is correct when all its rows are; where the rows carry no labels, every

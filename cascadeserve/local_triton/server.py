@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -26,6 +27,9 @@ EXIT_TIMEOUT_S = 5
 # then it gets this much longer to unload before it is killed
 KILL_AFTER_S = EXIT_TIMEOUT_S + 10
 _READY_POLL_S = 0.05
+# shared memory of the Python-based backend; a younger file may belong to a server that is just starting
+_REGION = "/dev/shm/triton_onnxruntime_backend_shm_region_"  # noqa: S108 - where Triton puts it
+_STALE_AFTER_S = 60.0
 
 
 class LocalTriton:
@@ -96,6 +100,7 @@ class LocalTriton:
             ServerStartFailed: it ended or was not ready in time; it is gone then.
 
         """
+        _remove_stale_regions()
         cores = self.endpoint.device.cores if isinstance(self.endpoint.device, CpuDevice) else ()
         self._process = await spawn(self.command(), cores=cores, environment=self._environment(), log=self._log)
         try:
@@ -114,7 +119,7 @@ class LocalTriton:
         """End the server: ask, wait, kill what is left of its process group, and reap it."""
         if self._process is None:
             return
-        regions = _shared_memory_of_group(self._process.pid)
+        regions = _mapped_regions(self._process.pid)
         await stop(self._process, kill_after_s=KILL_AFTER_S)
         self._process = None
         # A server that was killed leaves the memory it shared with its stubs behind.
@@ -190,16 +195,27 @@ def prepare_backends(state: Path) -> Path:
     return backends
 
 
-def _shared_memory_of_group(group: int) -> set[Path]:
-    """Files under /dev/shm that Triton's python backend mapped in any process of a process group."""
+def _mapped_regions(group: int | None = None) -> set[Path]:
+    """Files of Triton's python backend under /dev/shm that processes (of a process group) have mapped."""
     regions: set[Path] = set()
     for process in Path("/proc").glob("[0-9]*"):
-        # any of these processes may end while we look
+        # any of these processes may end while we look, or belong to somebody else
         with contextlib.suppress(OSError):
-            if os.getpgid(int(process.name)) == group:
+            if group is None or os.getpgid(int(process.name)) == group:
                 files = (line.rpartition(" ")[2] for line in (process / "maps").read_text().splitlines())
-                regions |= {Path(file) for file in files if file.startswith("/dev/shm/triton_")}  # noqa: S108
+                regions |= {Path(file) for file in files if file.startswith(_REGION)}
     return regions
+
+
+def _remove_stale_regions() -> None:
+    """Remove shared memory that servers which crashed left behind: ours, old, and mapped by nobody."""
+    mapped = _mapped_regions()
+    for region in Path(_REGION).parent.glob(f"{Path(_REGION).name}*"):
+        with contextlib.suppress(OSError):
+            status = region.stat()
+            is_old = datetime.now(UTC).timestamp() - status.st_mtime > _STALE_AFTER_S
+            if region not in mapped and is_old and status.st_uid == os.getuid():
+                region.unlink()
 
 
 def _wheel_folder() -> Path:

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SERVICE = "/inference.GRPCInferenceService"
-_REFUSALS = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
-# Each request goes out exactly once, messages have no size limit, a server that comes back is found within a second.
+# gRPC servers answer CANCELLED to a call that reaches them while they shut down; we never cancel one ourselves.
+_REFUSALS = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED)
+# Messages have no size limit, a server that comes back is found within a second.
+# No retry policy is configured, so the library sends again only what it knows that no server has seen (a call that met
+# a GOAWAY), which is still one request to the server.
 _CHANNEL_OPTIONS = [
-    ("grpc.enable_retries", 0),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -26,6 +26,7 @@ from cascadeserve.replay.grpc_sender import _judge_error
         (StatusCode.UNAVAILABLE, "Stream removed (recvmsg:Connection reset by peer (104))", "", Outcome.LOST),
         (StatusCode.UNAVAILABLE, "Stream removed (GOAWAY received; Error code: 0; Debug Text: )", "", Outcome.LOST),
         (StatusCode.INTERNAL, "Received RST_STREAM with error code 2", "", Outcome.LOST),
+        (StatusCode.CANCELLED, "CANCELLED", "", Outcome.REFUSED),
         (StatusCode.CANCELLED, "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))", "", Outcome.LOST),
         (
             StatusCode.UNAVAILABLE,
