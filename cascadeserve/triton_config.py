@@ -12,12 +12,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from cascadeserve.errors import InvalidArtefact
+from cascadeserve.gear_plan import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    from cascadeserve.gear_plan import TensorSpec
 
 ModelConfig = Any  # model_config_pb2.ModelConfig; tritonclient carries no types
 
@@ -49,6 +48,19 @@ def cascade_model_config(
             tensor.dims.extend(max(size, 1) for size in spec.shape)
             tensor.zero_data = True
     return config
+
+
+def input_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """Inputs of a config, in its order."""
+    return tuple(
+        TensorSpec(name=entry.name, datatype=_datatype(entry.data_type), shape=tuple(entry.dims))
+        for entry in config.input
+    )
+
+
+def _datatype(data_type: int) -> Any:  # noqa: ANN401 - one of gear_plan.Datatype
+    name = model_config_pb2.DataType.Name(data_type)
+    return "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
 
 
 def _data_type(datatype: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from cascadeserve.cluster import Cluster, read_cluster
 from cascadeserve.errors import CascadeServeError, ServerStartFailed
 from cascadeserve.gear_plan import GearPlan, read_gear_plan
 from cascadeserve.local_triton.server import LocalTriton
-from cascadeserve.local_triton.working_copy import prepare_working_copy
+from cascadeserve.local_triton.working_copy import model_names, prepare_working_copy
+from cascadeserve.plan_fits import check_plan_fits_repository
 from cascadeserve.process import spawn, stop
 
 _log = logging.getLogger(__name__)
@@ -64,6 +66,10 @@ def up(
         raise click.BadParameter(
             f"{cores!r} is no list of core numbers such as 1 or 2,3", param_hint="--cores"
         ) from error
+    model_names(repository)  # says so if it is no repository
+    check_plan_fits_repository(plan, repository, path=plan_path)
+    if absent := set(pinned) - os.sched_getaffinity(0):
+        raise click.BadParameter(f"this process may not run on core {min(absent)}", param_hint="--cores")
     working_copy = prepare_working_copy(repository, cluster, state)
     asyncio.run(_run(plan, cluster, working_copy, state, arguments, pinned))
 

@@ -15,6 +15,7 @@ key=$(head -c 32 /dev/urandom | sha256sum | cut -d ' ' -f 1)
 exec tritonserver \
   --model-repository=/state/model_repository \
   --model-control-mode=explicit \
+  --strict-readiness=false \
   "${load[@]}" \
   --model-config-name=triton0 \
   --disable-auto-complete-config \

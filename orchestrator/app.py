@@ -137,15 +137,17 @@ async def _listen(
         await site.start()
     except OSError as error:
         await runner.cleanup()
+        where = f"{settings.host}:{settings.http_port}"
         raise ServerStartFailed(
-            f"cannot listen on {settings.host}:{settings.http_port} ({error.strerror}); choose another --http-port"
+            f"cannot listen on {where} ({error.strerror}); choose another --host or --http-port"
         ) from error
     try:
-        rpc_server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        rpc_server.add_insecure_port(f"{host}:{settings.grpc_port}")
     except RuntimeError as error:
         await runner.cleanup()
         raise ServerStartFailed(
-            f"cannot listen on {settings.host}:{settings.grpc_port}; choose another --grpc-port"
+            f"cannot listen on {settings.host}:{settings.grpc_port}; choose another --host or --grpc-port"
         ) from error
     await rpc_server.start()
     return runner, site, rpc_server

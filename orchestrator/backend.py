@@ -49,8 +49,11 @@ class Backend(Protocol):
     ) -> BatchAnswer:
         """Run one batch; `inputs[i]` has shape [n, *specs[i].shape]."""
 
-    async def is_ready(self, *, timeout_s: float) -> bool:
-        """Whether the server can be asked now; False also when it cannot be reached."""
+    async def is_live(self, *, timeout_s: float) -> bool:
+        """Whether the server is there; False also when it cannot be reached.
+
+        Not Triton's readiness, which is false while any model loads: which models can be asked, the counts tell.
+        """
 
     async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:
         """Instances per model that is loaded and ready."""

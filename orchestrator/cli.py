@@ -10,6 +10,7 @@ import click
 from cascadeserve.cluster import read_cluster
 from cascadeserve.errors import InvalidArtefact
 from cascadeserve.gear_plan import read_gear_plan
+from cascadeserve.plan_fits import check_plan_fits_repository
 from orchestrator.app import ServeSettings
 from orchestrator.app import serve as run_serve
 
@@ -49,5 +50,7 @@ def serve(
     plan = read_gear_plan(plan_path, cluster)
     if repository is not None and not repository.is_dir():
         raise InvalidArtefact("is no folder; give the repository that the endpoints serve", path=repository)
+    if repository is not None:
+        check_plan_fits_repository(plan, repository, path=plan_path)
     settings = ServeSettings(host, http_port, grpc_port, max_request_bytes, linger_s, drain_s)
     asyncio.run(run_serve(plan, cluster, settings, repository=repository))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cascadeserve.errors import DeadlineExceeded, InternalError, Unavailable
+from cascadeserve.policy.admission import in_time
 from cascadeserve.policy.balancing import least_expected_work
 from cascadeserve.policy.batching import NOT_DUE, due_at_s, due_reason, next_queue
 from cascadeserve.policy.escalation import accepted
@@ -34,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 # seconds by which a deadline moves forward per second of waiting
 AGEING = 1.0
+# no row counts as more patient than this many SLOs when queues are compared
+PATIENCE_SLOS = 4.0
 # A batch is waited for this long, whatever the deadlines of its rows: they expire by themselves, its slot stays busy
 # until Triton answers anyway, and cancelling a running call can crash Triton's python backend (2.51, measured).
 HANG_LIMIT_S = 60.0
@@ -55,6 +58,7 @@ class Dispatcher:
         self._metrics = metrics
         self._owner = {model: family for family in self.families.values() for model in family.plan.models}
         self._queues = {model: ModelQueue() for model in self._owner}
+        self._in_flight: set[Batch] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_tickets = 0
         self._wake: asyncio.TimerHandle | None = None
@@ -104,8 +108,7 @@ class Dispatcher:
         old_model = family.entry_model
         family.shift(gear)
         if family.entry_model != old_model:
-            for segment in self._queues[old_model].take_unbound():
-                self._queues[family.entry_model].push(segment)
+            self._queues[family.entry_model].merge(self._queues[old_model].take_unbound())
         self.pump()
 
     def endpoint_is_up(self, endpoint: EndpointState, instances: dict[str, int]) -> None:
@@ -113,6 +116,7 @@ class Dispatcher:
         if not endpoint.up:
             for each in self.endpoints:
                 each.sent_s = 0.0  # what came up again need not catch up with what the others did meanwhile
+            endpoint.generation += 1
         endpoint.up = True
         endpoint.instances = {model: count for model, count in instances.items() if model in self._owner}
         hosted = endpoint.instances.keys() - endpoint.leaving
@@ -148,6 +152,17 @@ class Dispatcher:
                 queue.drop_done()
                 work_s += queue.rows * family.work_from_s(model)
         return work_s
+
+    def is_needed(self, model: str) -> bool:
+        """Whether rows that are waiting or on their way may still come to a model, under the gear they left in."""
+        waiting = (segment for queue in self._queues.values() for segment in queue.segments)
+        on_the_way = (segment for batch in self._in_flight for segment in batch.segments)
+        return any(
+            stage.model == model
+            for segment in (*waiting, *on_the_way)
+            if segment.entry is not None
+            for stage in segment.entry.stages[segment.stage :]
+        )
 
     def queued_rows(self, model: str) -> int:
         """Rows waiting for a model."""
@@ -198,15 +213,17 @@ class Dispatcher:
                 elif not any(self._room(model)):
                     reason = NOT_DUE  # the answer that frees a slot pumps again
                 due.append(reason)
-                deadlines.append(head.ticket.deadline_s)
+                # Capped: a client that says it can wait for an hour must not hold up those behind it in the queue.
+                patience_s = PATIENCE_SLOS * self._owner[model].plan.slo_s
+                deadlines.append(min(head.ticket.deadline_s, head.since_s + patience_s))
                 oldest.append(head.since_s)
             chosen = next_queue(due, deadlines, oldest, now_s, AGEING)
             if chosen < 0:
                 break
-            self._dispatch(models[chosen])
+            self._dispatch(models[chosen], now_s)
         self._wake_at(wake_s)
 
-    def _dispatch(self, model: str) -> None:
+    def _dispatch(self, model: str, now_s: float) -> None:
         family = self._owner[model]
         queue = self._queues[model]
         _, max_batch, _ = family.trigger(model)
@@ -221,11 +238,23 @@ class Dispatcher:
                 work_s,
             )
         ]
-        segments = queue.take(max_batch)
-        for segment in segments:
-            bind(segment, family.gear, family.entry)
+        # the slots share what is in flight: all of it over the slots is ahead of this batch
+        ahead_s = endpoint.work_s / endpoint.slots
+        segments: list[Segment] = []
+        room = max_batch
+        while room > 0 and (taken := queue.take(room)):
+            for segment in taken:
+                if in_time(segment.ticket.deadline_s, now_s, ahead_s, work_s):
+                    bind(segment, family.gear, family.entry)
+                    segments.append(segment)
+                    room -= segment.rows
+                else:
+                    segment.ticket.fail(DeadlineExceeded("the answer would have come too late, so it was not begun"))
         rows = sum(segment.rows for segment in segments)
-        batch = Batch(model, family, endpoint, segments, rows, planned.batch_busy_s(rows))
+        if not rows:
+            return
+        batch = Batch(model, family, endpoint, segments, rows, planned.batch_busy_s(rows), endpoint.generation)
+        self._in_flight.add(batch)
         endpoint.depart(batch)
         task = self._loop.create_task(self._send(batch), name=f"batch-{model}-{endpoint.name}")
         self._tasks.add(task)
@@ -254,6 +283,7 @@ class Dispatcher:
                 raise
         finally:
             endpoint.arrive(batch)
+            self._in_flight.discard(batch)
             self.pump()
 
     def _absorb(self, batch: Batch, answer: BatchAnswer) -> None:
@@ -309,7 +339,8 @@ class Dispatcher:
                 segment.ticket.fail(Unavailable(f"endpoint '{batch.endpoint.name}' went away; try again"))
             else:
                 segment.ticket.fail(InternalError(f"model '{batch.model}' could not answer: {error}"))
-        if isinstance(error, EndpointDown):
+        # what an earlier life of the server left unanswered says nothing about this one
+        if isinstance(error, EndpointDown) and batch.generation == batch.endpoint.generation:
             self.on_endpoint_error(batch.endpoint)
 
     # -- helpers of the above -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Watches one endpoint: takes it in when it is ready, out when it is not, and reads its instance counts again."""
+"""Watches one endpoint: takes it in when it is there, out when it is not, and reads its instance counts again."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class EndpointMonitor:
         """Bring the dispatcher's view of the endpoint up to date."""
         endpoint = self._endpoint
         try:
-            ready = await endpoint.backend.is_ready(timeout_s=PROBE_TIMEOUT_S)
-            instances = await endpoint.backend.instance_counts(timeout_s=PROBE_TIMEOUT_S) if ready else {}
+            live = await endpoint.backend.is_live(timeout_s=PROBE_TIMEOUT_S)
+            instances = await endpoint.backend.instance_counts(timeout_s=PROBE_TIMEOUT_S) if live else {}
         except BackendError as error:
-            ready, instances = False, {}
+            live, instances = False, {}
             _log.warning("endpoint %s: %s", endpoint.name, error)
-        if ready:
+        if live:
             if not endpoint.up:
                 _log.info("endpoint %s is up: %s", endpoint.name, instances)
             self._dispatcher.endpoint_is_up(endpoint, instances)

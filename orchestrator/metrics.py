@@ -14,6 +14,7 @@ class Metrics:
     def __init__(self) -> None:
         """A fresh registry, so that several orchestrators may live in one process (tests)."""
         self.registry = CollectorRegistry()
+        self._models_seen: dict[str, set[str]] = {}
         self._requests = Counter(
             "cascadeserve_requests_total",
             "Requests by outcome: ok or the kind of error.",
@@ -144,8 +145,10 @@ class Metrics:
     def endpoint(self, name: str, *, up: bool, instances: dict[str, int]) -> None:
         """Show an endpoint's state."""
         self._endpoint_up.labels(name).set(up)
-        for model, count in instances.items():
-            self._instances.labels(name, model).set(count)
+        seen = self._models_seen.setdefault(name, set())
+        seen |= instances.keys()
+        for model in seen:  # one that is gone shows 0, not what it had last
+            self._instances.labels(name, model).set(instances.get(model, 0))
 
     def instance_change(self, endpoint: str, model: str, outcome: str) -> None:
         """Count an instance-group change."""

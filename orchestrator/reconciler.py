@@ -133,8 +133,7 @@ class Reconciler:
             self._dispatcher.endpoint_is_up(endpoint, instances)
         except (BackendError, OSError, InvalidArtefact) as error:
             self._failed(key, error)
-            if previous is not None:
-                self._config.restore(step.endpoint, step.model, previous)
+            await self._roll_back(step, endpoint, previous)
         except _NotYet:
             pass
         else:
@@ -157,13 +156,12 @@ class Reconciler:
             await asyncio.sleep(_DRAIN_POLL_S)
 
     async def _unload(self, step: Step, endpoint: EndpointState) -> None:
+        """Unload a model when neither a gear in force nor a row on its way needs it here."""
         used = {stage.model for family in self._dispatcher.families.values() for stage in family.entry.stages}
-        if step.model in used and not self._stands_elsewhere(step):
+        if not self._stands_elsewhere(step) and (step.model in used or self._dispatcher.is_needed(step.model)):
             raise _NotYet
         self._dispatcher.stop_sending(endpoint, step.model)
         await self._in_flight_at_most(0, step, endpoint)
-        if self._dispatcher.queued_rows(step.model) and not self._stands_elsewhere(step):
-            raise _NotYet
         await endpoint.backend.unload(step.model, timeout_s=LOAD_TIMEOUT_S)
 
     def _stands_elsewhere(self, step: Step) -> bool:
@@ -172,6 +170,16 @@ class Reconciler:
             for other in self._dispatcher.endpoints
             if other.name != step.endpoint
         )
+
+    async def _roll_back(self, step: Step, endpoint: EndpointState, previous: str | None) -> None:
+        """Put the file back; a model whose first load failed is unloaded, or it stays in the server as a failure."""
+        try:
+            if previous is not None and self._config is not None:
+                self._config.restore(step.endpoint, step.model, previous)
+            if step.present == 0:
+                await endpoint.backend.unload(step.model, timeout_s=LOAD_TIMEOUT_S)
+        except (BackendError, OSError) as error:
+            _log.warning("endpoint %s: rolling back %s failed too: %s", step.endpoint, step.model, error)
 
     def _failed(self, key: tuple[str, str], error: Exception) -> None:
         count, _ = self._failures.get(key, (0, 0.0))

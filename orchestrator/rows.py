@@ -117,6 +117,11 @@ class ModelQueue:
         self.segments.append(segment)
         self.rows += segment.rows
 
+    def merge(self, segments: list[Segment]) -> None:
+        """Take in segments of another queue, in order of arrival."""
+        self.segments = deque(sorted((*self.segments, *segments), key=lambda segment: segment.since_s))
+        self.rows += sum(segment.rows for segment in segments)
+
     def drop_done_head(self) -> None:
         """Forget rows at the head whose request was answered meanwhile (deadline, disconnect)."""
         while self.segments and self.segments[0].ticket.done:

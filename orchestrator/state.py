@@ -19,6 +19,8 @@ class EndpointState:
     backend: Backend
     slots: int
     up: bool = False
+    # counts how often it came up
+    generation: int = 0
     # instances per model as Triton reported them last
     instances: dict[str, int] = field(default_factory=dict)
     # models about to be unloaded: nothing new is sent to them
@@ -133,7 +135,7 @@ class FamilyState:
         return planned_s
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Batch:
     """Rows on their way to an endpoint."""
 
@@ -144,3 +146,5 @@ class Batch:
     rows: int
     # device-seconds it is expected to take
     work_s: float
+    # the endpoint's when it left
+    generation: int = 0

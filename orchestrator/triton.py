@@ -79,14 +79,14 @@ class TritonBackend:
             raise CallRejected(f"{model!r} at {self._address} answered {label.size} labels for {rows} rows")
         return BatchAnswer(label, certainty, scores)
 
-    async def is_ready(self, *, timeout_s: float) -> bool:
-        """See `Backend.is_ready`."""
+    async def is_live(self, *, timeout_s: float) -> bool:
+        """See `Backend.is_live`."""
         try:
-            with self._mapped_errors("readiness"):
-                response = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=timeout_s)
+            with self._mapped_errors("liveness"):
+                response = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=timeout_s)
         except (EndpointDown, CallRejected):
             return False
-        return bool(response.ready)
+        return bool(response.live)
 
     async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:
         """See `Backend.instance_counts`."""
@@ -94,11 +94,12 @@ class TritonBackend:
             index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout_s)
         counts: dict[str, int] = {}
         for model in index.models:
-            with self._mapped_errors(f"config of {model.name!r}"):
+            with contextlib.suppress(CallRejected), self._mapped_errors(f"config of {model.name!r}"):
+                # rejected: the model went away since the index was made
                 answer = await self._stub.ModelConfig(
                     service_pb2.ModelConfigRequest(name=model.name), timeout=timeout_s
                 )
-            counts[model.name] = instance_count(answer.config)
+                counts[model.name] = instance_count(answer.config)
         return counts
 
     async def load(self, model: str, *, timeout_s: float) -> None:

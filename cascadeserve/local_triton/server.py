@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import sysconfig
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -30,6 +32,7 @@ _READY_POLL_S = 0.05
 # shared memory of the Python-based backend; a younger file may belong to a server that is just starting
 _REGION = "/dev/shm/triton_onnxruntime_backend_shm_region_"  # noqa: S108 - where Triton puts it
 _STALE_AFTER_S = 60.0
+_SAFE_PATH = re.compile(r"[A-Za-z0-9_./+@=,:-]+")
 
 
 class LocalTriton:
@@ -49,6 +52,14 @@ class LocalTriton:
         self._state = state
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
+        self._id = f"cascadeserve-{uuid.uuid4()}"
+        if not _SAFE_PATH.fullmatch(str(state)):
+            raise UsageError(
+                f"the state directory {state} has characters that Triton's python backend hands to a shell; choose a "
+                "--state of letters, digits and _./+@=,:-"
+            )
+        if isinstance(endpoint.device, CpuDevice) and (absent := set(endpoint.device.cores) - os.sched_getaffinity(0)):
+            raise UsageError(f"endpoint {endpoint.name!r}: this process may not run on core {min(absent)}; name others")
         for field in ("grpc", "http", "metrics"):
             host = getattr(endpoint, field).rpartition(":")[0]
             if host not in ("127.0.0.1", "localhost"):
@@ -76,7 +87,11 @@ class LocalTriton:
         arguments = [
             str(program),
             f"--model-repository={self._repository}",
+            # told apart by it from another server that has the port already
+            f"--id={self._id}",
             "--model-control-mode=explicit",
+            # one model that loads or fails must not make the others look unready
+            "--strict-readiness=false",
             *(f"--load-model={model}" for model in self._models),
             f"--model-config-name={self.endpoint.name}",
             "--disable-auto-complete-config",
@@ -127,7 +142,7 @@ class LocalTriton:
             region.unlink(missing_ok=True)
 
     async def _wait_ready(self, timeout_s: float) -> None:
-        url = f"http://{self.endpoint.http}/v2/health/ready"
+        url = f"http://{self.endpoint.http}/v2"
         loop = asyncio.get_running_loop()
         give_up_s = loop.time() + timeout_s
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
@@ -138,8 +153,8 @@ class LocalTriton:
                         f"{self._process.returncode} while starting; its log says why{self._log_hint()}"
                     )
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    async with session.get(url) as response:
-                        if response.status == 200:  # noqa: PLR2004
+                    async with session.get(f"{url}/health/ready") as ready, session.get(url) as about:
+                        if ready.status == 200 and (await about.json())["name"] == self._id:  # noqa: PLR2004
                             return
                 await asyncio.sleep(_READY_POLL_S)
         raise ServerStartFailed(

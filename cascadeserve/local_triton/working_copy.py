@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import filecmp
+import os
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cascadeserve.artefacts import write_atomically
 from cascadeserve.cluster import GpuDevice
-from cascadeserve.errors import InvalidArtefact
+from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.triton_config import format_config, instance_count, parse_config, with_instance_count
 
 if TYPE_CHECKING:
@@ -45,10 +46,15 @@ def model_names(repository: Path) -> list[str]:
 
 def prepare_state_directory(state: Path) -> None:
     """Make the state directory; like a test cache it hides itself from git."""
-    state.mkdir(parents=True, exist_ok=True)
-    ignore = state / ".gitignore"
-    if not ignore.exists():
-        ignore.write_text("*\n")
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        ignore = state / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n")
+    except OSError as error:
+        raise UsageError(
+            f"the state directory {state} cannot be made ({error.strerror}); choose another --state"
+        ) from error
 
 
 def prepare_working_copy(repository: Path, cluster: Cluster, state: Path) -> Path:
@@ -59,14 +65,20 @@ def prepare_working_copy(repository: Path, cluster: Cluster, state: Path) -> Pat
     """
     prepare_state_directory(state)
     copy = state / "model_repository"
-    copy.mkdir(exist_ok=True)
-    with _locked(state / "working-copy.lock"):
-        names = model_names(repository)
-        for name in names:
-            if not _same_files(repository / name, copy / name):
-                _replace_folder(repository / name, copy / name)
-            for endpoint in cluster.endpoints:
-                _write_endpoint_config(copy, name, endpoint)
+    names = model_names(repository)
+    try:
+        copy.mkdir(exist_ok=True)
+        with _locked(state / "working-copy.lock"):
+            for name in names:
+                if not _same_files(repository / name, copy / name):
+                    _replace_folder(repository / name, copy / name)
+                for endpoint in cluster.endpoints:
+                    _write_endpoint_config(copy, name, endpoint)
+    except OSError as error:
+        what = f"{error.filename or copy}: {error.strerror}"
+        raise UsageError(
+            f"the working copy of {repository} cannot be written ({what}); choose another --state"
+        ) from error
     return copy
 
 
@@ -92,11 +104,13 @@ def _write_endpoint_config(copy: Path, model: str, endpoint: Endpoint) -> None:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Files of a model folder by relative name, without the endpoint configs and what Python leaves behind."""
-    return {
-        str(path.relative_to(folder)): path
-        for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] != "configs" and "__pycache__" not in path.parts
-    }
+    files: dict[str, Path] = {}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if Path(root) == folder:
+            folders[:] = [name for name in folders if name != "configs"]
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        files |= {str((Path(root) / name).relative_to(folder)): Path(root) / name for name in names}
+    return files
 
 
 def _same_files(source: Path, copy: Path) -> bool:

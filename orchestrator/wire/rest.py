@@ -160,7 +160,7 @@ async def _answer_errors_as_json(request: web.Request, handler: Handler) -> web.
     except RequestError as error:
         status = status_of(error).http
         if status == _SERVER_ERROR:
-            logger.exception("request failed")
+            logger.error("request failed: %s", error)  # noqa: TRY400 - where it was raised says nothing more
         headers = {"Retry-After": str(_RETRY_AFTER_S)} if status == _SERVICE_UNAVAILABLE else {}
         return _error_response(status, message_of(error), headers)
     except web.HTTPMethodNotAllowed as error:

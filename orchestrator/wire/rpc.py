@@ -53,7 +53,7 @@ def _answered(rpc: Rpc) -> Rpc:
         except RequestError as error:
             code, sentence = status_of(error).grpc, message_of(error)
             if code is grpc.StatusCode.INTERNAL:
-                logger.exception("request failed")
+                logger.error("request failed: %s", error)  # noqa: TRY400 - where it was raised says nothing more
         except Exception:
             logger.exception("request failed")
             code, sentence = grpc.StatusCode.INTERNAL, INTERNAL_ERROR

@@ -72,7 +72,7 @@ async def test_scores_come_when_asked_for(backend: Backend) -> None:
 
 
 async def test_ready_with_a_count_for_every_loaded_model(backend: Backend) -> None:
-    assert await backend.is_ready(timeout_s=10)
+    assert await backend.is_live(timeout_s=10)
     assert await backend.instance_counts(timeout_s=10) == {"small": 1, "large": 1}
 
 
@@ -101,7 +101,7 @@ async def test_load_of_an_unknown_model_is_rejected(backend: Backend) -> None:
 
 
 async def test_a_server_that_is_gone_is_down_for_every_call(dead_backend: Backend) -> None:
-    assert not await dead_backend.is_ready(timeout_s=1)
+    assert not await dead_backend.is_live(timeout_s=1)
     with pytest.raises(EndpointDown):
         await dead_backend.infer("small", SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=1)
     with pytest.raises(EndpointDown):

@@ -100,3 +100,27 @@ def test_the_repository_is_not_touched_and_no_telemetry_is_sent(stack: Stack) ->
     assert b"ORT_DISABLE_TELEMETRY=1" in environment
     stack.stop()
     assert {path: path.stat().st_mtime_ns for path in stack.repository.rglob("*")} == before
+
+
+def test_another_server_on_its_port_is_not_taken_for_it(stack: Stack) -> None:
+    stack.start_triton("a")
+    try:
+        arguments = ["triton", f"--cluster={stack.cluster}", f"--repository={stack.repository}"]
+        result = subprocess.run(
+            [sys.executable, "-m", "cascadeserve", *arguments, f"--state={stack.folder / 'other'}"],
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert "ready:" not in result.stderr
+        assert result.returncode == 1
+    finally:
+        stack.stop()
+
+
+def test_a_state_path_that_a_shell_would_interpret_is_refused(stack: Stack) -> None:
+    arguments = ["triton", f"--cluster={stack.cluster}", f"--repository={stack.repository}"]
+    result = subprocess.run(
+        [sys.executable, "-m", "cascadeserve", *arguments, f"--state={stack.folder / 'a b'}"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "--state" in result.stderr.splitlines()[-1]

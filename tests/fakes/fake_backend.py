@@ -6,6 +6,7 @@ It passes the same contract suite as `orchestrator.triton.TritonBackend` (tests/
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,17 @@ class FakeTriton:
     down: bool = False
     reject: str = ""
     fail_loads: str = ""
+    # one batch after the other, as one core does it
+    serial: bool = False
+    # calls under way end as if the connection had broken
+    fail_running: bool = False
     calls: list[Call] = field(default_factory=list)
     in_flight: int = 0
     max_in_flight: int = 0
     max_in_flight_by_model: dict[str, int] = field(default_factory=dict)
     loads: list[str] = field(default_factory=list)
+    unloads: list[str] = field(default_factory=list)
+    _core: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def infer(
         self,
@@ -68,20 +75,22 @@ class FakeTriton:
         of_model = self.max_in_flight_by_model
         of_model[model] = of_model.get(model, 0) + 1
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s), self._core if self.serial else contextlib.nullcontext():
                 await asyncio.sleep(self.busy_s.get(model, 0.0))
         except TimeoutError as error:
             raise EndpointDown("DEADLINE_EXCEEDED") from error
         finally:
             self.in_flight -= 1
         self._check_up()
+        if self.fail_running:
+            raise EndpointDown("connection reset")
         if self.reject:
             raise CallRejected(self.reject)
         label = x[:, 0].astype("int64") + LABEL_OFFSET[model]
         return BatchAnswer(label, x[:, 1].copy(), x.copy() if want_scores else None)
 
-    async def is_ready(self, *, timeout_s: float) -> bool:  # noqa: ARG002
-        """Ready unless `down`."""
+    async def is_live(self, *, timeout_s: float) -> bool:  # noqa: ARG002
+        """Live unless `down`."""
         return not self.down
 
     async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:  # noqa: ARG002
@@ -103,6 +112,7 @@ class FakeTriton:
     async def unload(self, model: str, *, timeout_s: float) -> None:  # noqa: ARG002
         """Forget the model."""
         self._check_up()
+        self.unloads.append(model)
         self.instances.pop(model, None)
 
     async def close(self) -> None:

@@ -233,3 +233,79 @@ async def test_close_does_not_wait_for_a_batch_that_hangs(looptime: float) -> No
     with pytest.raises(InternalError):
         await future
     assert looptime < 10
+
+
+async def test_under_overload_the_rows_that_are_served_are_answered_in_time() -> None:
+    """First in, first out would serve rows that expire on the way: goodput 0."""
+    document = plan_document()
+    document["families"]["family"]["models"]["small"]["busy_s"] = [[1, 0.1], [64, 0.1]]
+    document["families"]["family"]["gears"][0]["triggers"] = {
+        "small": {"min_batch": 1, "max_batch": 4, "max_wait_s": 0.0}
+    }
+    rig = await make_rig(document, busy_s={"small": 0.1})
+    rig.orchestrator.dispatcher.endpoints[0].slots = 1
+    fake = rig.fakes["a"]
+    fake.serial = True  # 40 rows per second
+    futures = []
+    for _ in range(600):
+        futures.append(submit(rig, [1], [0.9], timeout_s=0.63))
+        await asyncio.sleep(1 / 80)
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    answered = sum(not isinstance(result, BaseException) for result in results)
+    executed = sum(call.rows for call in fake.calls)
+    assert answered > 0.4 * len(results)
+    assert answered > 0.95 * executed
+
+
+async def test_a_patient_row_does_not_hold_up_those_behind_it() -> None:
+    document = plan_document()
+    other = document["families"]["family"] | {
+        "models": {"third": document["families"]["family"]["models"]["small"]},
+        "reference_model": "third",
+        "ladder": [{"name": "third", "stages": [{"model": "third"}], "reach": [1.0]}],
+        "gears": [
+            {"name": f"other-{layout}", "layout": layout, "min_rate_per_s": 0, "max_rate_per_s": rate,
+             "ladder_entry": "third"}
+            for layout, rate in (("narrow", 1000), ("broad", 4000))
+        ],
+    }  # fmt: skip
+    document["families"]["other"] = other
+    for layout in document["layouts"]:
+        layout["instances"]["a"]["third"] = 1
+    rig = await make_rig(document, busy_s={"small": 0.05, "third": 0.05})
+    rig.fakes["a"].instances["third"] = 1
+    rig.fakes["a"].serial = True
+    await rig.probe()
+    dispatcher = rig.orchestrator.dispatcher
+    hurried = []
+
+    async def hurry() -> None:
+        for _ in range(100):
+            hurried.append(
+                dispatcher.submit(dispatcher.families["other"], [rows([1], [0.9])], timeout_s=2.0, want_scores=False)
+            )
+            await asyncio.sleep(0.03)
+
+    task = asyncio.create_task(hurry())
+    await asyncio.sleep(0.2)
+    patient = submit(rig, [1], [0.9], timeout_s=3600.0)
+    behind = [submit(rig, [2], [0.9], timeout_s=2.9) for _ in range(10)]
+    answers = await asyncio.gather(*behind)
+    assert [answer.label.tolist() for answer in answers] == [[2]] * 10
+    await patient
+    await task
+    await asyncio.gather(*hurried, return_exceptions=True)
+
+
+async def test_a_late_failure_of_an_earlier_life_does_not_take_a_server_out() -> None:
+    rig = await make_rig(busy_s={"small": 5.0})
+    fake = rig.fakes["a"]
+    future = submit(rig, [1], [0.9], timeout_s=20.0)
+    await asyncio.sleep(1.0)
+    for fake.down in (True, False):
+        await rig.probe()
+    fake.fail_running = True
+    fake.busy_s = {}
+    with pytest.raises(Unavailable):
+        await future
+    assert rig.orchestrator.dispatcher.endpoints[0].up

@@ -160,3 +160,35 @@ async def test_counts_are_left_alone_without_a_repository() -> None:
         await asyncio.sleep(3.0)
     assert rig.fakes["a"].loads == []
     assert rig.orchestrator.reconciler.in_force.name == "narrow"
+
+
+async def test_rows_on_their_way_keep_the_model_they_may_still_need(repository: Path) -> None:
+    """Rows bound to a gear that used `large` are answered by it, though the layout drops it meanwhile."""
+    document = plan_document()
+    family = document["families"]["family"]
+    family["ladder"].append({"name": "small", "stages": [{"model": "small"}], "reach": [1.0]})
+    family["gears"][2]["ladder_entry"] = family["gears"][3]["ladder_entry"] = "small"
+    document["layouts"][1]["instances"] = {"a": {"small": 1}}
+    rig = await make_rig(document, repository=repository, busy_s={"small": 3.0})
+    future = rig.orchestrator.dispatcher.submit(rig.family, [rows([1], [0.1])], timeout_s=60.0, want_scores=False)
+    async with reconciling(rig):
+        await asyncio.sleep(0.5)
+        aim(rig, "broad")
+        rig.gear("wide")
+        await asyncio.sleep(2.0)
+        assert rig.fakes["a"].instances == {"small": 1, "large": 1}
+        assert (await future).label.tolist() == [101]
+        await asyncio.sleep(3.0)
+    assert rig.fakes["a"].instances == {"small": 1}
+
+
+async def test_a_model_whose_first_load_fails_is_unloaded_and_the_others_serve_on(repository: Path) -> None:
+    rig = await make_rig(repository=repository)
+    del rig.fakes["a"].instances["large"]
+    rig.fakes["a"].fail_loads = "bad model"
+    await rig.probe()
+    async with reconciling(rig):
+        await asyncio.sleep(5.0)
+    assert rig.fakes["a"].unloads
+    assert set(rig.fakes["a"].unloads) == {"large"}
+    assert rig.orchestrator.dispatcher.endpoints[0].hosts("small")

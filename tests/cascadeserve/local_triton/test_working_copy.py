@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cascadeserve.cluster import Cluster, CpuDevice, Endpoint, GpuDevice
-from cascadeserve.errors import InvalidArtefact
+from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.local_triton.working_copy import endpoint_config_path, model_names, prepare_working_copy
 from cascadeserve.triton_config import instance_count, parse_config
 from orchestrator.instance_config import InstanceConfig
@@ -189,7 +189,7 @@ def test_a_failed_copy_leaves_the_old_model_whole(
 
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "copytree", fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(UsageError, match="No space left"):
             prepare_working_copy(repository, CLUSTER, state)
     assert contents(copy) == before
     assert not list(state.glob(".staging-*"))

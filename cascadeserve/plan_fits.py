@@ -1,0 +1,40 @@
+"""Checks a gear plan against the model repository that is to serve it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cascadeserve.errors import InvalidArtefact
+from cascadeserve.triton_config import input_specs, parse_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cascadeserve.gear_plan import GearPlan, PlannedFamily
+
+
+def check_plan_fits_repository(plan: GearPlan, repository: Path, *, path: Path) -> None:
+    """Compare a plan, read from `path`, with the configs of a repository.
+
+    Raises:
+        InvalidArtefact: a model is missing there, takes other inputs or smaller batches.
+
+    """
+    for family_name, family in plan.families.items():
+        for field, problem in _problems(family, repository, f"$.families.{family_name}"):
+            raise InvalidArtefact(problem, path=path, field=field)
+
+
+def _problems(family: PlannedFamily, repository: Path, at: str) -> Iterator[tuple[str, str]]:
+    for name, planned in family.models.items():
+        file = repository / name / "config.pbtxt"
+        if not file.is_file():
+            yield f"{at}.models.{name}", f"is not in {repository}"
+            continue
+        config = parse_config(file.read_text(), path=file)
+        if planned.max_batch > max(config.max_batch_size, 1):
+            yield f"{at}.models.{name}.max_batch", f"is {planned.max_batch}, but {file} allows {config.max_batch_size}"
+        if (inputs := input_specs(config)) != family.inputs:
+            expected = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in inputs)
+            yield f"{at}.inputs", f"differ from those of model {name!r} in {file}: {expected}"
