@@ -27,6 +27,8 @@ _COMMANDS = {
     "serve": ("orchestrator.cli", "serve", "Serve the cascades of a gear plan in front of Triton."),
     "up": ("cascadeserve.up", "up", "Run local Tritons and the orchestrator together."),
     "replay": ("cascadeserve.replay.cli", "replay", "Send load to a server and keep the ledger of what came back."),
+    "record": ("planner.cli", "record", "Record what every model answers to labelled rows."),
+    "profile": ("planner.cli", "profile", "Measure how long the device is busy with batches of every model."),
     "demo": ("cascadeserve.demo", "demo", "Watch the digits cascade answer a burst on a real Triton."),
 }
 
@@ -42,7 +44,12 @@ class _LazyGroup(click.Group):
         try:
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] in ("cascadeserve", "export", "orchestrator"):
+            if error.name is None or error.name.partition(".")[0] in (
+                "cascadeserve",
+                "export",
+                "orchestrator",
+                "planner",
+            ):
                 raise
             extra = "export" if cmd_name == "export" else "local"
             message = f"`{cmd_name}` needs the package {error.name!r}: pip install 'cascadeserve[{extra}]'"

@@ -1,0 +1,333 @@
+"""`cascadeserve record` and `cascadeserve profile`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cascadeserve.artefacts import write_json
+from cascadeserve.cluster import CpuDevice, Endpoint, read_cluster
+from cascadeserve.errors import InvalidArtefact, UsageError
+from cascadeserve.replay.payload import InputRows, match_inputs
+from planner import profiling
+from planner.host import describe_host, find_server, is_local, resident_bytes
+from planner.profile import ModelProfile, Profile, batch_busy_s, check_profile, typical_spread_frac, work_rate
+from planner.recording import (
+    Recorder,
+    digest_models,
+    partial_folder,
+    read_rows_file,
+    record_family,
+    write_family,
+)
+from planner.triton_calls import TritonCalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from planner.recording import AnyRecords, RowsFile
+    from planner.records_files import Split
+    from planner.triton_calls import ServedModel
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_DEFAULT_BATCHES = "1,2,4,8,16,32,64"
+# from which spread on (`BusyEntry.spread_frac`) it is worth a word
+_DISTURBED_FRAC = 0.2
+
+
+def _choose_endpoint(cluster_path: Path, name: str | None) -> Endpoint:
+    cluster = read_cluster(cluster_path)
+    names = [endpoint.name for endpoint in cluster.endpoints]
+    if name is None and len(names) > 1:
+        raise UsageError(f"--endpoint: the cluster has several endpoints, name one of {', '.join(names)}")
+    if name is not None and name not in names:
+        raise UsageError(f"--endpoint: {name!r} is not in {cluster_path}; endpoints are {', '.join(names)}")
+    return cluster.endpoint(name or names[0])
+
+
+def _device_kind(endpoint: Endpoint) -> Literal["cpu", "gpu"]:
+    return "cpu" if isinstance(endpoint.device, CpuDevice) else "gpu"
+
+
+@contextlib.contextmanager
+def _progress(**totals: int) -> Iterator[Callable[[str, int], None]]:
+    """Show bars named by `totals` on a terminal; yields the function that advances one of them."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    # drawn by our own thread twice a second at most: the cores measured may be the ones that draw
+    with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
+        tasks = {name: progress.add_task(name, total=total) for name, total in totals.items()}
+        yield lambda name, steps: progress.advance(tasks[name], steps)
+
+
+@contextlib.contextmanager
+def _continued_by_running_again(partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        click.echo(f"what is done so far is in {partial}; the same command goes on from there", err=True)
+        raise
+
+
+@click.command(short_help="Record what every model of a family answers to labelled rows.")
+@click.option("--cluster", "cluster_path", type=_FILE, required=True, help="Cluster file.")
+@click.option("--endpoint", "endpoint_name", default=None, help="Endpoint to ask; may be left out if there is one.")
+@click.option("--rows", "rows_path", type=_FILE, required=True, help=".npz: `input:<TENSOR>`, `label`, maybe `group`.")
+@click.option("--split", type=click.Choice(["search", "calibration", "test"]), required=True, help="What they are for.")
+@click.option("--family", required=True, help="Name of the family.")
+@click.option("--model", "models", multiple=True, required=True, help="Model, repeatable, ordered cheap to dear.")
+@click.option("--repository", type=_FOLDER, default="model_repository", show_default=True, help="What Triton serves.")
+@click.option("--output", type=_FILE, required=True, help="Records file to write (.npz).")
+@click.option("--keep-scores", is_flag=True, help="Keep the scores of all classes too (FP16).")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Rows per call.")
+def record(
+    *,
+    cluster_path: Path,
+    endpoint_name: str | None,
+    rows_path: Path,
+    split: Split,
+    family: str,
+    models: tuple[str, ...],
+    repository: Path,
+    output: Path,
+    keep_scores: bool,
+    batch: int,
+) -> None:
+    """Put every row of a file to every model, through a running Triton, and keep the answers.
+
+    The endpoint must serve this repository (`cascadeserve triton`, `prepare`). An interrupted run is continued by the
+    same command. A records file is never overwritten: plans and certificates name it by its content.
+    """
+    if output.exists():
+        raise UsageError(f"--output: {output} exists; a records file is not overwritten, name another or remove it")
+    endpoint = _choose_endpoint(cluster_path, endpoint_name)
+    digests = digest_models(repository, models)
+    rows_file = read_rows_file(rows_path)
+    if rows_file.rows.labels is None:
+        raise InvalidArtefact("is missing; records need the right label of every row", path=rows_path, field="label")
+    partial = partial_folder(output)
+
+    async def run(on_rows: Callable[[str, int], None]) -> AnyRecords:
+        server = TritonCalls(endpoint.grpc)
+        try:
+            recorder = Recorder(server, rows_file, batch, keep_scores, partial, on_rows)
+            return await record_family(
+                recorder, digests, family=family, split=split, device_kind=_device_kind(endpoint)
+            )
+        finally:
+            await server.close()
+
+    with _continued_by_running_again(partial), _progress(**dict.fromkeys(models, len(rows_file.rows))) as on_rows:
+        records = asyncio.run(run(on_rows))
+    write_family(output, records)
+    table = Table("model", "accuracy", "mean certainty", title=f"{output}: {len(records)} rows, {split}")
+    for model, answers in records.models.items():
+        right = float(np.mean(answers.label == records.truth))
+        table.add_row(model, f"{right:.2%}", f"{float(np.mean(answers.certainty)):.3f}")
+    Console().print(table)
+
+
+def _parse_batches(text: str) -> list[int]:
+    try:
+        batches = sorted({int(part) for part in text.split(",")})
+    except ValueError as error:
+        raise UsageError(f"--batches {text}: give numbers of rows such as 1,8,64") from error
+    if batches[0] < 1:
+        raise UsageError(f"--batches {text}: a batch has at least one row")
+    return batches
+
+
+@contextlib.contextmanager
+def _beside_the_device(endpoint: Endpoint) -> Iterator[None]:
+    """Keep off the cores that are the device, if there are others: they are being measured."""
+    allowed = os.sched_getaffinity(0)
+    device = set(endpoint.device.cores) if isinstance(endpoint.device, CpuDevice) and is_local(endpoint.grpc) else set()
+    os.sched_setaffinity(0, allowed - device or allowed)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@click.command(short_help="Measure how long the device is busy with batches of every model.")
+@click.option("--cluster", "cluster_path", type=_FILE, required=True, help="Cluster file.")
+@click.option("--endpoint", "endpoint_name", default=None, help="Endpoint to measure; may be left out if there is one.")
+@click.option("--model", "models", multiple=True, required=True, help="Model, repeatable, ordered cheap to dear.")
+@click.option("--rows", "rows_path", type=_FILE, required=True, help=".npz with `input:<TENSOR>`: what is sent.")
+@click.option("--repository", type=_FOLDER, default="model_repository", show_default=True, help="What Triton serves.")
+@click.option("--output", type=_FILE, required=True, help="Profile to write (JSON).")
+@click.option("--batches", default=_DEFAULT_BATCHES, show_default=True, help="Batch sizes, rows.")
+@click.option("--repeats", type=click.IntRange(min=1), default=None, help="Windows per cell [default: 5].")
+@click.option("--quick", is_flag=True, help="Short windows: four small models in less than a minute.")
+@click.option(
+    "--allow-reload",
+    is_flag=True,
+    help="Also measure load_s and memory_bytes: every model is unloaded once and loaded again.",
+)
+@click.option("--pid", type=click.IntRange(min=1), default=None, help="The server's process, if it is not found.")
+def profile(
+    *,
+    cluster_path: Path,
+    endpoint_name: str | None,
+    models: tuple[str, ...],
+    rows_path: Path,
+    repository: Path,
+    output: Path,
+    batches: str,
+    repeats: int | None,
+    quick: bool,
+    allow_reload: bool,
+    pid: int | None,
+) -> None:
+    """Measure, through a running Triton, busy time by batch size and concurrency, alone and in pairs.
+
+    Nothing else may use the endpoint meanwhile; batches of others are noticed and refused. Models are unloaded only
+    with --allow-reload, because an orchestrator in front of the endpoint would fail its requests; without it load_s
+    and memory_bytes stay null. Memory is read from /proc (CPU endpoints of this machine). An interrupted run is
+    continued by the same command.
+    """
+    endpoint = _choose_endpoint(cluster_path, endpoint_name)
+    digests = digest_models(repository, models)
+    effort = profiling.QUICK if quick else profiling.THOROUGH
+    if repeats is not None:
+        effort = profiling.Effort(repeats, effort.window_s, effort.min_batches, effort.budget_s)
+    session = _ProfileSession(endpoint, digests, read_rows_file(rows_path), effort, partial_folder(output))
+    server_pid = pid or (find_server(int(endpoint.grpc.rpartition(":")[2])) if is_local(endpoint.grpc) else None)
+    with _continued_by_running_again(session.partial), _beside_the_device(endpoint):
+        measured = asyncio.run(
+            session.run(_parse_batches(batches), 1 if quick else 2, allow_reload=allow_reload, server_pid=server_pid)
+        )
+    check_profile(measured)
+    write_json(output, measured)
+    shutil.rmtree(session.partial, ignore_errors=True)
+    _show(measured, output)
+
+
+class _ProfileSession:
+    """One run of `profile` against one endpoint."""
+
+    def __init__(
+        self, endpoint: Endpoint, digests: dict[str, str], rows: RowsFile, effort: profiling.Effort, partial: Path
+    ) -> None:
+        self.partial = partial
+        self._endpoint = endpoint
+        self._digests = digests
+        self._rows = rows
+        self._effort = effort
+        self._inputs: dict[str, tuple[InputRows, ...]] = {}
+        self._encoded: dict[tuple[str, int], list[bytes]] = {}
+
+    async def run(
+        self, batches: list[int], pair_batches: int, *, allow_reload: bool, server_pid: int | None
+    ) -> Profile:
+        server = TritonCalls(self._endpoint.grpc)
+        try:
+            version = await server.server_version()
+            served = [await server.describe(model) for model in self._digests]
+            slots = self._endpoint.slots
+            cells = profiling.plan_cells(served, batches, slots=slots, pair_batches=pair_batches)
+            self._inputs = {model.name: match_inputs(self._rows.rows, model.signature) for model in served}
+            profiler = profiling.Profiler(server, self._requester(server), self._effort)
+            key = profiling.progress_key(
+                self._rows.digest, self._digests, version, self._endpoint, cells,
+                self._effort.window_s, self._effort.min_batches, [model.instances for model in served],
+            )  # fmt: skip
+            total = len(cells) * self._effort.repeats
+            with _progress(measuring=total) as advance:
+                visits = await profiler.repeat_all(
+                    cells,
+                    key=key,
+                    checkpoint=self.partial / "repeats.json",
+                    on_visit=lambda: advance("measuring", 1),
+                )
+            found: dict[str, ModelProfile] = {}
+            for model in served:
+                one = profiling.model_profile(model, cells, visits, slots=slots)
+                one = msgspec.structs.replace(one, digest=self._digests[model.name])
+                if allow_reload:
+                    one = await self._with_reload(profiler, model, one, server_pid)
+                found[model.name] = one
+        finally:
+            await server.close()
+        return Profile(
+            schema_version=1,
+            device_kind=_device_kind(self._endpoint),
+            slots=slots,
+            server_version=version,
+            repeats=len(visits),
+            host=describe_host() if is_local(self._endpoint.grpc) else None,
+            models=found,
+            pairs=profiling.pair_entries(cells, visits),
+        )
+
+    async def _with_reload(
+        self, profiler: profiling.Profiler, model: ServedModel, one: ModelProfile, server_pid: int | None
+    ) -> ModelProfile:
+        # what a process holds says nothing of the memory of a GPU
+        readable = server_pid if isinstance(self._endpoint.device, CpuDevice) else None
+        load_s, memory_bytes = await profiler.measure_reload(
+            model.name, one.max_batch, lambda: None if readable is None else resident_bytes(readable)
+        )
+        each_bytes = None if memory_bytes is None else memory_bytes // model.instances
+        return msgspec.structs.replace(one, load_s=load_s, memory_bytes=each_bytes)
+
+    def _requester(self, server: TritonCalls) -> Callable[[str, int], list[bytes]]:
+        """Encoded calls by model and batch size, made once; their rows go round through the file."""
+
+        def requests(model: str, batch: int) -> list[bytes]:
+            if (model, batch) not in self._encoded:
+                count = len(self._rows.rows)
+                self._encoded[model, batch] = [
+                    server.encode(model, self._inputs[model], [(turn * batch + row) % count for row in range(batch)])
+                    for turn in range(profiling.VARIANTS)
+                ]
+            return self._encoded[model, batch]
+
+        return requests
+
+
+def _show(measured: Profile, output: Path) -> None:
+    console = Console()
+    sizes = sorted({entry.batch for model in measured.models.values() for entry in model.busy})
+    title = f"{output}: busy time of one batch in ms, {measured.repeats} repeats"
+    table = Table("model", "in flight", *map(str, sizes), "overhead ms", "memory MB", "load s", title=title)
+    for name, model in measured.models.items():
+        for concurrency in range(1, measured.slots + 2):
+            busy = (
+                f"{batch_busy_s(model, size, concurrency) * 1e3:.2f}" if size <= model.max_batch else "-"
+                for size in sizes
+            )
+            rest = ("", "", "")
+            if concurrency == 1:
+                memory = "-" if model.memory_bytes is None else f"{model.memory_bytes / 1e6:.0f}"
+                load = "-" if model.load_s is None else f"{model.load_s:.2f}"
+                rest = (f"{model.overhead_s * 1e3:.2f}", memory, load)
+            table.add_row(name if concurrency == 1 else "", str(concurrency), *busy, *rest)
+    console.print(table)
+    if (spread := typical_spread_frac(measured)) > _DISTURBED_FRAC:
+        console.print(f"the median window takes {spread:.0%} longer: something else uses the device; add --repeats")
+    if measured.pairs:
+        pairs = Table("side by side", "rows", "ms per batch", "work per second", title="pairs at slots + 1 in flight")
+        for pair in measured.pairs:
+            pairs.add_row(
+                " + ".join(pair.models),
+                " + ".join(map(str, pair.batches)),
+                " + ".join(f"{each_s * 1e3:.2f}" for each_s in pair.interval_s),
+                f"{work_rate(measured, pair):.2f}",
+            )
+        console.print(pairs)

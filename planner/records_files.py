@@ -1,0 +1,251 @@
+"""Records files: one .npz per split, read strictly, and the ledger of what a calibration file was used for.
+
+A file holds `header` (JSON as uint8: `Header`), `truth`, `group_id` and per model `<model>/label`, `<model>/certainty`
+and, if they were kept, `<model>/scores`; shapes and types are those of `planner.records`. Nothing in it is pickled.
+
+**The ledger** `<file>.uses.json` lies beside a calibration file, because the chance delta of a false certificate
+belongs to the rows and not to a run of the planner. Each certified ladder takes half of what is left of delta: delta/2,
+delta/4, ... The sum never exceeds delta, so by the union bound *all* certificates from these rows hold together with
+probability 1 - delta, and nobody needs to know beforehand how many there will be; the price is small, since a bound
+grows with log(1/delta). The same ladder again is the same statement and no new use. The union bound does not cover a
+ladder that was chosen *in view of* an earlier certificate from the same rows. So a further ladder is refused unless the
+caller says so (`spend=True`), which takes responsibility for that; otherwise fresh rows are due. A use is written down
+before the rows are looked at, and stays when the same rows are recorded anew into the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import zipfile
+import zlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import msgspec
+import numpy as np
+
+from cascadeserve.artefacts import Artefact, decode_json, read_json, write_atomically, write_json
+from cascadeserve.errors import InvalidArtefact, UsageError
+from cascadeserve.gear_plan import Name
+from planner.records import (
+    CalibrationRecords,
+    HeldOutRecords,
+    ModelAnswers,
+    Provenance,
+    Records,
+    SearchRecords,
+    arrays,
+    problems,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+R = TypeVar("R", SearchRecords, CalibrationRecords, HeldOutRecords)
+Split = Literal["search", "calibration", "test"]
+
+_HEADER = "header"
+_SPLITS: dict[type[Records], Split] = {
+    SearchRecords: "search",
+    CalibrationRecords: "calibration",
+    HeldOutRecords: "test",
+}
+
+
+class RecordedModel(Provenance, frozen=True, kw_only=True):
+    """One model of a records file and what its answers were recorded with."""
+
+    name: Name
+
+
+class Header(Artefact, frozen=True, kw_only=True):
+    """What a records file says of itself; models from cheap to dear."""
+
+    schema_version: Literal[1]
+    family: Name
+    split: Split
+    models: Annotated[tuple[RecordedModel, ...], msgspec.Meta(min_length=1)]
+
+
+class Use(Artefact, frozen=True, kw_only=True):
+    """One certificate that calibration rows were used for; `date` is ISO 8601, UTC."""
+
+    ladder_digest: str
+    delta: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
+    date: str
+
+
+class UseLedger(Artefact, frozen=True, kw_only=True):
+    """All uses of the rows of one calibration file, in order."""
+
+    schema_version: Literal[1] = 1
+    uses: tuple[Use, ...] = ()
+
+    def find(self, ladder_digest: str) -> Use | None:
+        """The use of a ladder, if there was one."""
+        return next((use for use in self.uses if use.ladder_digest == ladder_digest), None)
+
+
+def write_records(path: Path, records: SearchRecords | CalibrationRecords | HeldOutRecords) -> None:
+    """Write records atomically; their type names the split. Folders are made.
+
+    Raises:
+        InvalidArtefact: the records could not be read again; nothing is written.
+
+    """
+    for name, problem in problems(records):
+        raise InvalidArtefact(problem, path=path, field=name)
+    origins = {name: msgspec.structs.asdict(answers.provenance) for name, answers in records.models.items()}
+    header = Header(
+        schema_version=1,
+        family=records.family,
+        split=_SPLITS[type(records)],
+        models=tuple(RecordedModel(name=name, **origin) for name, origin in origins.items()),
+    )
+    content = msgspec.json.encode(header)
+    # Names are checked on decoding only.
+    decode_json(content, Header, path=path)
+    file = io.BytesIO()
+    np.savez_compressed(file, **{_HEADER: np.frombuffer(content, dtype=np.uint8)}, **dict(arrays(records)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, file.getvalue())
+
+
+def read_search(path: Path) -> SearchRecords:
+    """Read the split on which everything is chosen.
+
+    Raises:
+        InvalidArtefact: naming the file and the array.
+
+    """
+    return _read(path, SearchRecords)
+
+
+def read_calibration(path: Path) -> CalibrationRecords:
+    """Read the split for the certificate. Only `planner.certificate` calls this; errors as in `read_search`."""
+    return _read(path, CalibrationRecords)
+
+
+def read_held_out(path: Path) -> HeldOutRecords:
+    """Read the test split; errors as in `read_search`."""
+    return _read(path, HeldOutRecords)
+
+
+def _read(path: Path, kind: type[R]) -> R:
+    found = _load(path)
+    if _HEADER not in found:
+        raise InvalidArtefact("is missing; this is no records file", path=path, field=_HEADER)
+    header = decode_json(found.pop(_HEADER).tobytes(), Header, path=f"{path}: {_HEADER}")
+    if header.split != _SPLITS[kind]:
+        problem = f"is {header.split!r}, but the {_SPLITS[kind]!r} split is wanted here; splits are never exchanged"
+        raise InvalidArtefact(problem, path=path, field=f"{_HEADER}: $.split")
+    names = [model.name for model in header.models]
+    if len(set(names)) != len(names):
+        raise InvalidArtefact("lists a model twice", path=path, field=f"{_HEADER}: $.models")
+    needed = {"truth", "group_id"} | {f"{name}/{kind}" for name in names for kind in ("label", "certainty")}
+    for name in sorted(needed - found.keys()):
+        raise InvalidArtefact("is missing; record the file again", path=path, field=name)
+    for name in sorted(found.keys() - needed - {f"{name}/scores" for name in names}):
+        raise InvalidArtefact("is an unknown array; models are named in the header", path=path, field=name)
+    records = kind(
+        family=header.family,
+        models={model.name: _answers(model, found) for model in header.models},
+        truth=found["truth"],  # type: ignore[arg-type]  # dtypes are checked below
+        group_id=found["group_id"],  # type: ignore[arg-type]
+    )
+    for name, problem in problems(records):
+        raise InvalidArtefact(problem, path=path, field=name)
+    return records
+
+
+def _answers(model: RecordedModel, found: dict[str, NDArray[np.generic]]) -> ModelAnswers:
+    origin = {name: getattr(model, name) for name in Provenance.__struct_fields__}
+    return ModelAnswers(
+        label=found[f"{model.name}/label"],  # type: ignore[arg-type]
+        certainty=found[f"{model.name}/certainty"],  # type: ignore[arg-type]
+        scores=found.get(f"{model.name}/scores"),  # type: ignore[arg-type]
+        provenance=Provenance(**origin),
+    )
+
+
+def _load(path: Path) -> dict[str, NDArray[np.generic]]:
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as members:
+            names = members.namelist()
+            if len(set(names)) != len(names):
+                raise InvalidArtefact("holds an array twice", path=path)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise InvalidArtefact(f"cannot be read ({error.strerror}); check the path", path=path) from error
+    # Whatever a damaged or foreign archive makes zipfile, zlib and numpy's header parser raise.
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, SyntaxError, NotImplementedError, KeyError) as error:
+        raise InvalidArtefact(f"is no .npz file of plain arrays ({error})", path=path) from error
+
+
+def ledger_path(records: Path) -> Path:
+    """Where the ledger of a calibration file lies."""
+    return records.with_name(f"{records.name}.uses.json")
+
+
+def read_ledger(records: Path) -> UseLedger:
+    """Ledger of a calibration file; empty if the file was never used."""
+    path = ledger_path(records)
+    return read_json(path, UseLedger) if path.exists() else UseLedger()
+
+
+def delta_available(records: Path, delta_total: float, ladder_digest: str, *, spend: bool = False) -> float:
+    """Delta that a certificate of this ladder may use on this calibration file: the module's text has the rule.
+
+    Raises:
+        UsageError: the rows were used for another ladder and `spend` is not set, or nothing is left of `delta_total`.
+
+    """
+    if not 0.0 < delta_total < 1.0:
+        raise UsageError(f"delta is {delta_total:g}, but must lie between 0 and 1")
+    ledger = read_ledger(records)
+    # A repeated use keeps its delta, whatever total is asked for now: it is the statement that was made.
+    if (known := ledger.find(ladder_digest)) is not None:
+        return known.delta
+    spent = sum(use.delta for use in ledger.uses)
+    if spent >= delta_total:
+        raise UsageError(
+            f"{records}: earlier certificates spent delta {spent:g} of {delta_total:g}; record fresh calibration rows"
+        )
+    if ledger.uses and not spend:
+        raise UsageError(
+            f"{records}: these rows certified another ladder on {ledger.uses[-1].date[:10]}; record fresh calibration "
+            "rows, or use --spend if the new ladder was not chosen in view of that certificate"
+        )
+    return (delta_total - spent) / 2.0
+
+
+def claim_delta(records: Path, delta_total: float, ladder_digest: str, *, spend: bool = False) -> float:
+    """Take `delta_available` and write the use into the ledger; to be called before the rows are looked at.
+
+    Safe against another process that does the same. Errors as in `delta_available`.
+    """
+    with _locked(records):
+        delta = delta_available(records, delta_total, ladder_digest, spend=spend)
+        ledger = read_ledger(records)
+        if ledger.find(ladder_digest) is None:
+            use = Use(ladder_digest=ladder_digest, delta=delta, date=datetime.now(UTC).isoformat(timespec="seconds"))
+            write_json(ledger_path(records), msgspec.structs.replace(ledger, uses=(*ledger.uses, use)))
+    return delta
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InvalidArtefact(f"cannot be read ({error.strerror}); check the path", path=path) from error
+    with file:
+        # released when the file is closed
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
