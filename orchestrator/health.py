@@ -36,6 +36,7 @@ class EndpointMonitor:
     async def probe(self) -> None:
         """Bring the dispatcher's view of the endpoint up to date."""
         endpoint = self._endpoint
+        changes = endpoint.changes
         try:
             live = await endpoint.backend.is_live(timeout_s=PROBE_TIMEOUT_S)
             instances = await endpoint.backend.instance_counts(timeout_s=PROBE_TIMEOUT_S) if live else {}
@@ -43,6 +44,8 @@ class EndpointMonitor:
             live, instances = False, {}
             _log.warning("endpoint %s: %s", endpoint.name, error)
         if live:
+            if endpoint.up and endpoint.changes != changes:
+                return  # read before or while instances changed; the next probe sees how it ended
             if not endpoint.up:
                 _log.info("endpoint %s is up: %s", endpoint.name, instances)
             self._dispatcher.endpoint_is_up(endpoint, instances)

@@ -120,6 +120,7 @@ class Reconciler:
         key = (step.endpoint, step.model)
         _log.info("endpoint %s: %s %d -> %d instances", step.endpoint, step.model, step.present, step.wanted)
         previous: str | None = None
+        endpoint.changes += 1
         try:
             if step.wanted == 0:
                 await self._unload(step, endpoint)
@@ -128,8 +129,8 @@ class Reconciler:
                     await self._hold_to(step, endpoint)
                 previous = self._config.write(step.endpoint, step.model, step.wanted)
                 await endpoint.backend.load(step.model, timeout_s=LOAD_TIMEOUT_S)
-            endpoint.leaving.discard(step.model)
             instances = await endpoint.backend.instance_counts(timeout_s=LOAD_TIMEOUT_S)
+            endpoint.leaving.discard(step.model)
             self._dispatcher.endpoint_is_up(endpoint, instances)
         except (BackendError, OSError, InvalidArtefact) as error:
             self._failed(key, error)
@@ -141,6 +142,7 @@ class Reconciler:
             self._metrics.instance_change(step.endpoint, step.model, "ok")
             asyncio.get_running_loop().call_soon(self._kick)  # once this task has left the pending ones
         finally:
+            endpoint.changes += 1
             endpoint.leaving.discard(step.model)
             self._dispatcher.limit_in_flight(endpoint, step.model, None)
 

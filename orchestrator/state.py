@@ -23,6 +23,8 @@ class EndpointState:
     generation: int = 0
     # instances per model as Triton reported them last
     instances: dict[str, int] = field(default_factory=dict)
+    # counts begun and ended changes of instances: what was read across one of them is stale
+    changes: int = 0
     # models about to be unloaded: nothing new is sent to them
     leaving: set[str] = field(default_factory=set)
     # models that may be sent there, with the largest number of batches in flight (None: the slots decide)

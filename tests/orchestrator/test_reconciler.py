@@ -192,3 +192,24 @@ async def test_a_model_whose_first_load_fails_is_unloaded_and_the_others_serve_o
     assert rig.fakes["a"].unloads
     assert set(rig.fakes["a"].unloads) == {"large"}
     assert rig.orchestrator.dispatcher.endpoints[0].hosts("small")
+
+
+async def test_what_a_probe_read_before_an_unload_does_not_bring_the_model_back(repository: Path) -> None:
+    rig = await make_rig(repository=repository)
+    endpoint = rig.orchestrator.dispatcher.endpoints[0]
+    fake = rig.fakes["a"]
+    stale = await fake.instance_counts(timeout_s=1)
+    asked = asyncio.Event()
+
+    async def slow_counts(*, timeout_s: float) -> dict[str, int]:  # noqa: ARG001
+        asked.set()
+        await asyncio.sleep(1.0)
+        return stale
+
+    fake.instance_counts = slow_counts  # type: ignore[method-assign]
+    probe = asyncio.create_task(rig.orchestrator.monitors["a"].probe())
+    await asked.wait()
+    endpoint.changes += 1
+    endpoint.hosted.pop("large")
+    await probe
+    assert not endpoint.hosts("large")
