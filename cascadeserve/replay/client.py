@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from cascadeserve.datatypes import FIXED_SIZE
 from cascadeserve.errors import UsageError
-from cascadeserve.replay.payload import DTYPE_OF, ModelSignature, Question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+    from cascadeserve.replay.payload import ModelSignature, Question
 
 # A reply is waited for this long after the deadline before the request counts as lost.
 GRACE_S = 1.0
@@ -131,7 +133,7 @@ def read_raw(datatype: str, data: bytes | memoryview) -> NDArray[np.generic]:
         MalformedAnswer: the datatype is unknown or the bytes are not a whole number of elements.
 
     """
-    dtype = DTYPE_OF.get(datatype)
+    dtype = FIXED_SIZE.get(datatype)
     if dtype is None or len(data) % dtype.itemsize:
         raise MalformedAnswer(f"an output of datatype {datatype} in {len(data)} bytes")
     return np.frombuffer(data, dtype=dtype)

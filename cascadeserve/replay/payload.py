@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cascadeserve.datatypes import FIXED_SIZE
 from cascadeserve.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,22 +15,6 @@ if TYPE_CHECKING:
 
     from cascadeserve.replay.rows import Rows
 
-DTYPE_OF = {
-    "BOOL": np.dtype("?"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    # numpy has no bfloat16: its bits are carried as uint16
-    "BF16": np.dtype("<u2"),
-}
 _REQUIRED_OUTPUT = "label"
 _OPTIONAL_OUTPUTS = ("stage", "certainty")
 
@@ -90,7 +75,7 @@ class Question:
 
 def _datatype_of(array: NDArray[np.generic]) -> str:
     little = array.dtype.newbyteorder("<")
-    return next((name for name, dtype in DTYPE_OF.items() if dtype == little), str(array.dtype))
+    return next((name for name, dtype in FIXED_SIZE.items() if dtype == little), str(array.dtype))
 
 
 def encode_rows(name: str, array: NDArray[np.generic], datatype: str | None = None) -> InputRows:
@@ -116,7 +101,7 @@ def match_inputs(rows: Rows, signature: ModelSignature) -> tuple[InputRows, ...]
     encoded = []
     for tensor in signature.inputs:
         array = rows.inputs[tensor.name]
-        if DTYPE_OF.get(tensor.datatype) != array.dtype.newbyteorder("<"):
+        if FIXED_SIZE.get(tensor.datatype) != array.dtype.newbyteorder("<"):
             raise UsageError(
                 f"input {tensor.name}: the rows are {array.dtype}, the model wants {tensor.datatype}; convert the rows"
             )

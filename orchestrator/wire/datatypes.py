@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cascadeserve.datatypes import FIXED_SIZE
 from cascadeserve.errors import InternalError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -21,23 +22,7 @@ if TYPE_CHECKING:
 
     Buffer = bytes | memoryview
 
-# The byte order is explicit because it is the wire's, whatever the host's is.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    "BF16": np.dtype("<u2"),
-    "BYTES": np.dtype(object),
-}
+DTYPES: dict[str, np.dtype[Any]] = FIXED_SIZE | {"BYTES": np.dtype(object)}
 
 MAX_DIM = 2**63 - 1
 _LENGTH = struct.Struct("<I")
