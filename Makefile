@@ -29,7 +29,7 @@ check: $(INSTALLED) ## formatting, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED) ## measure again what docs/ quotes
+bench: $(INSTALLED) ## measure what the orchestrator adds to a request
 	$(BIN)/python -m benchmarks.gateway
 
 bars: $(INSTALLED) ## decide every bar of benchmarks/bars.toml: make bars TIER=quick|full|soak|gpu
@@ -43,6 +43,6 @@ constraints: $(INSTALLED) ## write the installed versions to constraints.txt
 	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt
 
 clean: ## remove everything that is not in git
-	rm -rf $(VENV) .cascadeserve demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) .cascadeserve demo benchmarks/results/local build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	  .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

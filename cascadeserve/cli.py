@@ -83,6 +83,10 @@ def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except OSError as error:
+        what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        click.echo(f"Error: {what}", err=True)
+        sys.exit(1)
     except CascadeServeError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)

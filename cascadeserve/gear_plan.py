@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from cascadeserve.cluster import Cluster
 
-Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.-]*\Z", max_length=128)]
+NAME_PATTERN = r"\A[A-Za-z0-9_][A-Za-z0-9_.-]*\Z"
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=128)]
 Seconds = Annotated[float, Meta(ge=0.0)]
 Count = Annotated[int, Meta(ge=1)]
 Datatype = Literal[

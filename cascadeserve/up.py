@@ -18,6 +18,7 @@ from cascadeserve.local_triton.server import LocalTriton
 from cascadeserve.local_triton.working_copy import model_names, prepare_working_copy
 from cascadeserve.plan_fits import check_plan_fits_repository
 from cascadeserve.process import spawn, stop
+from cascadeserve.replay.settings import parse_cores
 
 _log = logging.getLogger(__name__)
 
@@ -60,12 +61,7 @@ def up(
         f"--http-port={http_port}",
         f"--grpc-port={grpc_port}",
     ]
-    try:
-        pinned = [int(core) for core in cores.split(",") if core]
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{cores!r} is no list of core numbers such as 1 or 2,3", param_hint="--cores"
-        ) from error
+    pinned = sorted(parse_cores(cores)) if cores else []
     model_names(repository)  # says so if it is no repository
     check_plan_fits_repository(plan, repository, path=plan_path)
     if absent := set(pinned) - os.sched_getaffinity(0):

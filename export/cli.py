@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from cascadeserve.errors import CascadeServeError, ExportRefused
 from export.loading import load_family
 from export.onnx_export import export_onnx
 from export.parity import check_parity
@@ -31,9 +32,16 @@ def export(reference: str, repository: Path, tolerance: float) -> None:
     table = Table("model", "size", "max error", "label agreement", "batch difference", "written")
     console = Console()
     for model in track(family.models, description="exporting", console=Console(stderr=True), transient=True):
-        module = model.build().eval()
-        onnx_model = export_onnx(family, model, module)
-        parity = check_parity(family, model, module, onnx_model, tolerance)
+        try:
+            module = model.build().eval()
+            onnx_model = export_onnx(family, model, module)
+            parity = check_parity(family, model, module, onnx_model, tolerance)
+        except CascadeServeError:
+            raise
+        except Exception as error:
+            # the family's own code, or an exporter that cannot do what it needs: one sentence says which model
+            what = (str(error).strip().splitlines() or [""])[0]
+            raise ExportRefused(f"{model.name}: {type(error).__name__}: {what}") from error
         changed = write_model(repository, family, model, onnx_model)
         table.add_row(
             model.name,

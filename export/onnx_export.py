@@ -43,7 +43,7 @@ class CascadeHead(nn.Module):
 
 def export_onnx(family: Family, model: FamilyModel, module: nn.Module) -> bytes:
     """Serialised ONNX model of `module` with the cascade head; the batch axis is dynamic."""
-    sample = family.sample(_EXAMPLE_ROWS)
+    sample = family.checked_sample(_EXAMPLE_ROWS)
     example = tuple(torch.from_numpy(sample[spec.name]) for spec in family.inputs)
     names = [spec.name for spec in family.inputs]
     outputs = ["label", "certainty", "scores"]
@@ -58,7 +58,7 @@ def export_onnx(family: Family, model: FamilyModel, module: nn.Module) -> bytes:
             opset_version=OPSET,
             input_names=names,
             output_names=outputs,
-            dynamic_axes={name: {0: "n"} for name in [*names, *outputs]},
+            dynamic_axes=_variable_axes(family) | {name: {0: "n"} for name in outputs},
         )
     graph = onnx.load_model_from_string(buffer.getvalue())
     graph.ir_version = IR_VERSION
@@ -67,6 +67,14 @@ def export_onnx(family: Family, model: FamilyModel, module: nn.Module) -> bytes:
         node.doc_string = ""
     onnx.checker.check_model(graph, full_check=True)
     return graph.SerializeToString(deterministic=True)
+
+
+def _variable_axes(family: Family) -> dict[str, dict[int, str]]:
+    """The batch axis of every input, and the axes that its spec leaves open."""
+    return {
+        spec.name: {0: "n"} | {i: f"{spec.name}_{i}" for i, size in enumerate(spec.shape, start=1) if size == -1}
+        for spec in family.inputs
+    }
 
 
 @contextmanager

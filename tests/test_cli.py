@@ -156,7 +156,7 @@ def test_serve_refuses_a_repository_that_is_none(
 def test_up_refuses_cores_that_are_no_numbers(plan: Path, cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = outcome(["up", f"--plan={plan}", f"--cluster={cluster}", "--cores=1,x"], capsys)
     assert status == 2
-    assert "'1,x' is no list of core numbers" in err
+    assert "cores `1,x`: write core numbers such as" in err
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,10 @@ def parse_range(text: str) -> tuple[int, int]:
     return low, high
 
 
+# Linux is built for at most so many; a longer range would only fill the memory
+_LAST_CORE = 8191
+
+
 def parse_cores(text: str) -> set[int]:
     """Read core numbers: `1`, `0,2` or `2-3`."""
     cores: set[int] = set()
@@ -124,6 +128,8 @@ def parse_cores(text: str) -> set[int]:
         match = _RANGE.fullmatch(part.strip())
         if match is None:
             raise UsageError(f"cores `{text}`: write core numbers such as 1, 0,2 or 2-3")
+        if int(match["high"] or match["low"]) > _LAST_CORE:
+            raise UsageError(f"cores `{text}`: core numbers go up to {_LAST_CORE}")
         cores.update(range(int(match["low"]), int(match["high"] or match["low"]) + 1))
     return cores
 

@@ -13,8 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODULE = """
-from export.family import Family
-family = Family(name="{name}", inputs=(), classes=2, models=(), sample=lambda n: {{}})
+from export.family import Family, FamilyModel, TensorSpec
+family = Family(
+    name="{name}",
+    inputs=(TensorSpec(name="x", datatype="FP32", shape=(1,)),),
+    classes=2,
+    models=(FamilyModel(name="m", build=lambda: None, max_batch_size=1),),
+    sample=lambda n: {{}},
+)
 number = 3
 nothing = None
 """

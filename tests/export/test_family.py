@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from cascadeserve.errors import ExportRefused, UsageError
+from export.family import Family, FamilyModel, TensorSpec
+from export.parity import check_parity
+from tests.export.tiny_torch import CLASSES, INPUT, ROWS, exported, family_of, linear, model_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.torch
+
+
+def family(**changes: Any) -> Family:
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "inputs": (INPUT,),
+        "classes": CLASSES,
+        "models": (model_of(),),
+        "sample": lambda n: {"x": ROWS[:n]},
+    }
+    return Family(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"models": ()}, "has no models"),
+        ({"models": (model_of(), model_of())}, "two models named 'tiny'"),
+        ({"classes": 1}, "classes must be at least 2"),
+        ({"inputs": ()}, "has no inputs"),
+        ({"inputs": (TensorSpec(name="x", datatype="FP32", shape=()),)}, "at least one dimension"),
+    ],
+)
+def test_a_family_that_cannot_be_served_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        family(**changes)
+
+
+@pytest.mark.parametrize("name", ["../evil", "", "a/b", ".hidden", "-x", "a b"])
+def test_a_model_name_that_is_no_folder_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="a name is made of"):
+        model_of(name=name)
+
+
+def test_a_batch_size_below_one_is_refused() -> None:
+    with pytest.raises(UsageError, match="max_batch_size must be at least 1"):
+        FamilyModel(name="m", build=linear, max_batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("sample", "sentence"),
+    [
+        (lambda n: {"y": ROWS[:n]}, "sample has the inputs"),
+        (lambda n: {"x": ROWS[:n, :3]}, r"gives float32 \[5, 3\], but it is stated as FP32 \[5, 4\]"),
+        (lambda n: {"x": ROWS[: n - 1]}, "gives float32"),
+        (lambda n: {"x": ROWS[:n].astype(np.float64)}, "gives float64"),
+        (lambda n: {"x": ROWS[:n].tolist()}, "gives None"),
+    ],
+)
+def test_a_sample_that_contradicts_the_inputs_is_refused(sample: Callable[[int], Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        family(sample=sample).checked_sample(5)
+
+
+def test_logits_of_another_number_of_classes_are_refused() -> None:
+    wide = family(classes=CLASSES + 2)
+    _, module, onnx_model = exported(model_of(), family_of(model_of()))
+    with pytest.raises(ExportRefused, match=f"but the family has {CLASSES + 2} classes"):
+        check_parity(wide, model_of(), module, onnx_model, 1e-4)
