@@ -53,8 +53,8 @@ def demo(output: Path, state: Path) -> None:
     report = asyncio.run(_demo(output, state.resolve(), console))
     write_json(output / "report.json", report)
     _show(report, console)
-    if report.ledger.lost or report.ledger.duplicated:
-        raise CascadeServeError("requests were lost or answered twice; the server's log says more")
+    if report.ledger.lost or report.ledger.duplicated or report.ledger.failed:
+        raise CascadeServeError("requests failed, were lost or answered twice; the logs under --state say more")
 
 
 async def _demo(output: Path, state: Path, console: Console) -> DemoReport:
