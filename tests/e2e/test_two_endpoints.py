@@ -48,18 +48,25 @@ def metrics(stack: Stack) -> dict[tuple[str, str], float]:
     return {(endpoint, model): float(rows) for endpoint, model, rows in found}
 
 
+KEYS = [(endpoint, model) for endpoint in ("a", "b") for model in ("small", "large")]
+
+
 def test_triton_counts_the_batches_where_the_orchestrator_sent_them(stack: Stack, tmp_path: Path) -> None:
-    before = {key: stats(stack, *key)[0] for key in (("a", "small"), ("a", "large"), ("b", "small"), ("b", "large"))}
+    ran_before = {key: stats(stack, *key)[0] for key in KEYS}
+    sent_before = metrics(stack)
     rows = tiny_rows(tmp_path, escalated=0.3, count=200)
     report = start_replay(tmp_path, stack.url, rows, "--rate=40", "--duration=5", "--slo=0.5").result()
     assert report["ledger"]["answered_correct"] == report["ledger"]["sent"]
-    grown = {key: stats(stack, *key)[0] - count for key, count in before.items()}
-    assert grown["a", "small"] == report["ledger"]["sent"]
-    assert grown["b", "large"] == report["stages"][1]["rows"]
-    assert grown["b", "small"] == grown["a", "large"] == 0
-    sent = metrics(stack)
-    assert sent["a", "small"] == grown["a", "small"]
-    assert sent["b", "large"] == grown["b", "large"]
+    ran = {key: stats(stack, *key)[0] - count for key, count in ran_before.items()}
+    sent_after = metrics(stack)
+    assert ran == {key: sent_after.get(key, 0) - sent_before.get(key, 0) for key in KEYS}
+    assert ran["a", "small"] + ran["b", "small"] == report["ledger"]["sent"]
+    assert ran["a", "large"] + ran["b", "large"] == report["stages"][1]["rows"]
+    # most of it in the gear whose weights send the small model to a and the large one to b; a machine that stalls
+    # makes what arrives together look like a surge, and the next gear has no weights
+    assert ran["a", "small"] > ran["b", "small"]
+    if {span["gear"] for span in report["gears"]} == {"calm"}:
+        assert ran["b", "small"] == ran["a", "large"] == 0
 
 
 def test_instance_groups_change_both_ways_under_load_and_no_request_fails(stack: Stack, tmp_path: Path) -> None:
