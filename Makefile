@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TIER ?= quick
+ONLY ?=
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check bench bars containers constraints clean help
@@ -32,8 +33,8 @@ check: $(INSTALLED) ## formatting, lint, types, import rules
 bench: $(INSTALLED) ## measure what the orchestrator adds to a request
 	$(BIN)/python -m benchmarks.gateway
 
-bars: $(INSTALLED) ## decide every bar of benchmarks/bars.toml: make bars TIER=quick|full|soak|gpu
-	$(BIN)/python -m benchmarks.bars --tier $(TIER)
+bars: $(INSTALLED) ## decide the bars of benchmarks/bars.toml: make bars TIER=quick|full|soak|gpu [ONLY=prefix]
+	$(BIN)/python -m benchmarks.bars --tier $(TIER) --only '$(ONLY)'
 
 containers: $(INSTALLED) ## build and run docker-compose.cpu.yml, send it requests, take it down (needs a Docker engine)
 	deploy/try_containers.sh

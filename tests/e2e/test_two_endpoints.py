@@ -55,7 +55,7 @@ def test_triton_counts_the_batches_where_the_orchestrator_sent_them(stack: Stack
     ran_before = {key: stats(stack, *key)[0] for key in KEYS}
     sent_before = metrics(stack)
     rows = tiny_rows(tmp_path, escalated=0.3, count=200)
-    report = start_replay(tmp_path, stack.url, rows, "--rate=40", "--duration=5", "--slo=0.5").result()
+    report = start_replay(tmp_path, stack.url, rows, "--rate=40", "--duration=5", "--slo=0.5", "--timeout=10").result()
     assert report["ledger"]["answered_correct"] == report["ledger"]["sent"]
     ran = {key: stats(stack, *key)[0] - count for key, count in ran_before.items()}
     sent_after = metrics(stack)
@@ -89,7 +89,7 @@ def test_instance_groups_change_both_ways_under_load_and_no_request_fails(stack:
 def test_requests_are_spread_over_both_endpoints_when_the_gear_names_no_weights(stack: Stack, tmp_path: Path) -> None:
     before = [stats(stack, endpoint, "small")[0] for endpoint in ("a", "b")]
     rows = tiny_rows(tmp_path)
-    report = start_replay(tmp_path, stack.url, rows, "--rate=200", "--duration=4", "--slo=0.5").result()
+    report = start_replay(tmp_path, stack.url, rows, "--rate=200", "--duration=4", "--slo=0.5", "--timeout=10").result()
     assert report["ledger"]["lost"] == 0
     shares = [stats(stack, endpoint, "small")[0] - count for endpoint, count in zip(("a", "b"), before, strict=True)]
     assert min(shares) > 0.1 * sum(shares)
