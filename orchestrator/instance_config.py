@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cascadeserve.artefacts import write_atomically
-from cascadeserve.cluster import GpuDevice
-from cascadeserve.triton_config import format_config, parse_config, with_instance_count
+from cascadeserve.endpoint_config import endpoint_config_path, with_instances_of, write_config, write_config_text
+from cascadeserve.triton_config import parse_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,21 +33,12 @@ class InstanceConfig:
             InvalidArtefact: it is no model config.
 
         """
-        path = self._path(endpoint, model)
+        path = endpoint_config_path(self._repository, model, endpoint)
         former = path.read_text()
-        gpu = 0 if isinstance(self._cluster.endpoint(endpoint).device, GpuDevice) else None
-        kind = "cpu" if gpu is None else "gpu"
-        changed = with_instance_count(parse_config(former, path=path), count, kind=kind, gpu=gpu)  # type: ignore[arg-type]
-        self._replace(path, format_config(changed))
+        config = parse_config(former, path=path)
+        write_config(self._repository, path, with_instances_of(self._cluster.endpoint(endpoint), config, count))
         return former
 
     def restore(self, endpoint: str, model: str, text: str) -> None:
         """Put a former text back."""
-        self._replace(self._path(endpoint, model), text)
-
-    def _path(self, endpoint: str, model: str) -> Path:
-        return self._repository / model / "configs" / f"{endpoint}.pbtxt"
-
-    def _replace(self, path: Path, text: str) -> None:
-        # Written beside the model folders: an extra file inside one would count as a changed model.
-        write_atomically(path, text.encode(), temporary_directory=self._repository)
+        write_config_text(self._repository, endpoint_config_path(self._repository, model, endpoint), text)

@@ -14,12 +14,11 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from cascadeserve.artefacts import write_atomically
-from cascadeserve.cluster import GpuDevice
+from cascadeserve.endpoint_config import endpoint_config_path, with_instances_of, write_config
 from cascadeserve.errors import InvalidArtefact, UsageError
-from cascadeserve.triton_config import format_config, instance_count, parse_config, with_instance_count
+from cascadeserve.triton_config import instance_count, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,24 +81,17 @@ def prepare_working_copy(repository: Path, cluster: Cluster, state: Path) -> Pat
     return copy
 
 
-def endpoint_config_path(repository: Path, model: str, endpoint: str) -> Path:
-    """File that a server started with `--model-config-name=<endpoint>` reads."""
-    return repository / model / "configs" / f"{endpoint}.pbtxt"
-
-
 def _write_endpoint_config(copy: Path, model: str, endpoint: Endpoint) -> None:
     source = copy / model / "config.pbtxt"
     path = endpoint_config_path(copy, model, endpoint.name)
     config = parse_config(source.read_text(), path=source)
-    kind: Literal["cpu", "gpu"] = "gpu" if isinstance(endpoint.device, GpuDevice) else "cpu"
     if path.exists():
         present = parse_config(path.read_text(), path=path)
         # the same but for the count, which is the orchestrator's to choose
-        if present == with_instance_count(config, max(instance_count(present), 1), kind=kind, gpu=0):
+        if present == with_instances_of(endpoint, config, max(instance_count(present), 1)):
             return
     path.parent.mkdir(exist_ok=True)
-    text = format_config(with_instance_count(config, 1, kind=kind, gpu=0))
-    write_atomically(path, text.encode(), temporary_directory=copy)
+    write_config(copy, path, with_instances_of(endpoint, config, 1))
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -45,6 +45,14 @@ def wait_gone(pids: set[int], timeout_s: float) -> None:
         time.sleep(0.1)
 
 
+def run_triton(stack: Stack, state: Path) -> subprocess.CompletedProcess[str]:
+    """`cascadeserve triton` on the stack's cluster, until it ends by itself."""
+    arguments = ["triton", f"--cluster={stack.cluster}", f"--repository={stack.repository}", f"--state={state}"]
+    return subprocess.run(
+        [sys.executable, "-m", "cascadeserve", *arguments], capture_output=True, text=True, timeout=100, check=False
+    )
+
+
 def test_it_serves_pinned_to_its_core_and_stops_on_sigterm(stack: Stack) -> None:
     stack.start_triton("a")
     process = stack.tritons["a"]
@@ -70,11 +78,7 @@ def test_nothing_is_left_when_the_parent_is_killed(stack: Stack) -> None:
 def test_a_taken_port_ends_it_with_a_sentence(stack: Stack) -> None:
     stack.start_triton("a")
     try:
-        arguments = ["triton", f"--cluster={stack.cluster}", f"--repository={stack.repository}"]
-        result = subprocess.run(
-            [sys.executable, "-m", "cascadeserve", *arguments, f"--state={stack.folder / 'other'}"],
-            capture_output=True, text=True, timeout=100, check=False,
-        )  # fmt: skip
+        result = run_triton(stack, stack.folder / "other")
         assert result.returncode == 1
         assert "Traceback" not in result.stderr
         assert result.stderr.splitlines()[-1].startswith("Error: ")
@@ -84,10 +88,7 @@ def test_a_taken_port_ends_it_with_a_sentence(stack: Stack) -> None:
 
 def test_a_model_that_cannot_load_ends_it_with_a_sentence(stack: Stack) -> None:
     (stack.repository / "small" / "1" / "model.onnx").write_bytes(b"no model")
-    arguments = ["triton", f"--cluster={stack.cluster}", f"--repository={stack.repository}", f"--state={stack.state}"]
-    result = subprocess.run(
-        [sys.executable, "-m", "cascadeserve", *arguments], capture_output=True, text=True, timeout=100, check=False
-    )
+    result = run_triton(stack, stack.state)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("Error: tritonserver of endpoint 'a' ended with status")
 
@@ -105,11 +106,7 @@ def test_the_repository_is_not_touched_and_no_telemetry_is_sent(stack: Stack) ->
 def test_another_server_on_its_port_is_not_taken_for_it(stack: Stack) -> None:
     stack.start_triton("a")
     try:
-        arguments = ["triton", f"--cluster={stack.cluster}", f"--repository={stack.repository}"]
-        result = subprocess.run(
-            [sys.executable, "-m", "cascadeserve", *arguments, f"--state={stack.folder / 'other'}"],
-            capture_output=True, text=True, timeout=100, check=False,
-        )  # fmt: skip
+        result = run_triton(stack, stack.folder / "other")
         assert "ready:" not in result.stderr
         assert result.returncode == 1
     finally:
@@ -117,10 +114,6 @@ def test_another_server_on_its_port_is_not_taken_for_it(stack: Stack) -> None:
 
 
 def test_a_state_path_that_a_shell_would_interpret_is_refused(stack: Stack) -> None:
-    arguments = ["triton", f"--cluster={stack.cluster}", f"--repository={stack.repository}"]
-    result = subprocess.run(
-        [sys.executable, "-m", "cascadeserve", *arguments, f"--state={stack.folder / 'a b'}"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    result = run_triton(stack, stack.folder / "a b")
     assert result.returncode == 2
     assert "--state" in result.stderr.splitlines()[-1]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cascadeserve.cluster import Cluster, CpuDevice, Endpoint, GpuDevice
+from cascadeserve.endpoint_config import endpoint_config_path
 from cascadeserve.errors import InvalidArtefact, UsageError
-from cascadeserve.local_triton.working_copy import endpoint_config_path, model_names, prepare_working_copy
+from cascadeserve.local_triton.working_copy import model_names, prepare_working_copy
 from cascadeserve.triton_config import instance_count, parse_config
 from orchestrator.instance_config import InstanceConfig
 
