@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cascadeserve.policy.work import planned_work_s, work_from_s
+
 if TYPE_CHECKING:
     from cascadeserve.gear_plan import Gear, LadderEntry, PlannedFamily
     from orchestrator.backend import Backend
@@ -106,35 +108,30 @@ class FamilyState:
 
     def work_from_s(self, model: str) -> float:
         """Device-seconds that a row waiting for `model` takes from there on, expected under this gear."""
-        reach = self.entry.reach
         for position, stage in enumerate(self.entry.stages):
-            if stage.model == model and reach[position] > 0.0:
-                return sum(
-                    reach[later] / reach[position] * self.row_work_s(self.entry.stages[later].model)
-                    for later in range(position, len(reach))
-                )
+            if stage.model == model:
+                return work_from_s(self.entry.reach, self._row_works_s(), position)
         return self.row_work_s(model)
 
     def work_per_row_s(self) -> float:
         """Device-seconds of one entry row through the cascade in force."""
-        return sum(
-            share * self.row_work_s(stage.model)
-            for share, stage in zip(self.entry.reach, self.entry.stages, strict=True)
-        )
+        return work_from_s(self.entry.reach, self._row_works_s(), 0)
 
     def planned_work_s(self, rate_per_s: float, slots: int) -> float:
-        """Device-seconds that wait in normal batching at this rate, on `slots` slots.
+        """Device-seconds that wait in normal batching at this rate, on `slots` slots."""
+        triggers = [self.trigger(stage.model) for stage in self.entry.stages]
+        return planned_work_s(
+            rate_per_s,
+            self.entry.reach,
+            self._row_works_s(),
+            [self.full_batch_s(stage.model) for stage in self.entry.stages],
+            [min_batch for min_batch, _, _ in triggers],
+            [max_wait_s for _, _, max_wait_s in triggers],
+            slots,
+        )
 
-        A row waits for its trigger and then for the batches before it: at most one of every model on every slot.
-        """
-        turn_s = sum(self.full_batch_s(stage.model) for stage in self.entry.stages) / slots
-        planned_s = 0.0
-        for share, stage in zip(self.entry.reach, self.entry.stages, strict=True):
-            trigger = self.gear.triggers.get(stage.model)
-            wait_s = (trigger.max_wait_s if trigger else 0.0) + turn_s
-            least_rows = trigger.min_batch if trigger else 1
-            planned_s += max(float(least_rows), rate_per_s * share * wait_s) * self.work_from_s(stage.model)
-        return planned_s
+    def _row_works_s(self) -> list[float]:
+        return [self.row_work_s(stage.model) for stage in self.entry.stages]
 
 
 @dataclass(slots=True, eq=False)

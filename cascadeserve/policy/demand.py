@@ -1,51 +1,84 @@
 """How much load there is: arrival rate plus a backlog that the gear in force did not plan for.
 
 The paper switches on the queries counted in a fixed window and holds a gear while the queue is long (section 5); both
-misfire (see its traps: window noise, latching). Here the rate comes from a window that always holds enough requests,
-a jump test adds speed, and only work beyond the normal batching queues counts as backlog.
+misfire (see its traps: window noise, latching). Here the rate comes from a long window, so that it stands still under
+constant load, unless some recent span of it holds significantly more or fewer requests than the rest: then from that
+span. And only work beyond the normal batching queues counts as backlog.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from math import sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# a window of 50 requests has a relative standard error of 14 % under Poisson arrivals
-MIN_WINDOW_REQUESTS = 50
-# an up-jump is believed at 4 standard deviations of the count it is judged by
-JUMP_DEVIATIONS = 4.0
-JUMP_MIN_REQUESTS = 8
+# Under Poisson arrivals the rate of 1,000 requests has a relative standard error of 3 %: at nine tenths of a gear's
+# range it stays in that gear. Burstier arrivals need more requests, by their index of dispersion.
+WINDOW_REQUESTS = 1000
+MIN_WINDOW_S = 1.0
+MAX_WINDOW_S = 60.0
+# recent spans that are held against the rest of the window: this long, and each this many times the one before
+SHORTEST_SPAN_S = 0.1
+SPAN_GROWTH = 1.5
+# A change is believed at this many standard deviations. Some ten spans are tried ten times a second, so that at 3 a
+# constant load would seem to change several times a minute.
+CHANGE_DEVIATIONS = 4.0
+CHANGE_MIN_REQUESTS = 8
+# of Anscombe's transform, which makes counts nearly normal with a variance of 1/4 whatever their mean
+_ANSCOMBE = 0.375
 
 
-def window_rate(times_s: Sequence[float], rows: Sequence[int], start: int, now_s: float, min_window_s: float) -> float:
-    """Rows per second over the requests from index `start` on (`times_s` rises; shapes [n]).
+def window_start(times_s: Sequence[float], start: int, stop: int, now_s: float, dispersion: float) -> int:
+    """Index of the oldest request that still counts, of those from `start` to `stop` (`times_s` rises)."""
+    oldest = first_at_or_after(times_s, start, stop, now_s - MAX_WINDOW_S)
+    surplus = stop - int(WINDOW_REQUESTS * dispersion)
+    if surplus > oldest:
+        oldest = max(oldest, min(surplus, first_at_or_after(times_s, oldest, stop, now_s - MIN_WINDOW_S)))
+    return oldest
 
-    The window reaches from the oldest of them to now, so that the rate falls by itself when arrivals stop.
+
+def arrival_rate_per_s(
+    times_s: Sequence[float], rows_before: Sequence[int], start: int, stop: int, now_s: float, dispersion: float
+) -> float:
+    """Rows per second at `now_s`, from the requests with index `start` to `stop` (exclusive).
+
+    `times_s` [n] rises; `rows_before` [n + 1] is the number of rows before each request, and last the total. Requests
+    are counted for the test, not rows, so that a few large requests are no change; their variance is that of Poisson
+    arrivals times the plan's index of `dispersion`. Of several spans that differ the most significant one is taken,
+    which is about as long as the change is old. The window reaches from the oldest request to now, so that the rate
+    falls by itself when arrivals stop.
     """
-    total = 0
-    for index in range(start, len(times_s)):
-        total += rows[index]
-    if total == 0:
+    if stop <= start:
         return 0.0
-    return total / max(now_s - times_s[start], min_window_s)
+    window_s = max(now_s - times_s[start], MIN_WINDOW_S)
+    rate_per_s = (rows_before[stop] - rows_before[start]) / window_s
+    most = CHANGE_DEVIATIONS
+    span_s = SHORTEST_SPAN_S
+    while 2.0 * span_s <= window_s:
+        first = first_at_or_after(times_s, start, stop, now_s - span_s)
+        recent = stop - first
+        to_rest = span_s / (window_s - span_s)
+        expected = (first - start) * to_rest
+        change = 2.0 * (sqrt(recent + _ANSCOMBE) - sqrt(expected + _ANSCOMBE)) / sqrt(dispersion * (1.0 + to_rest))
+        if change < -most or (change > most and recent >= CHANGE_MIN_REQUESTS):
+            most = abs(change)
+            rate_per_s = (rows_before[stop] - rows_before[first]) / span_s
+        span_s *= SPAN_GROWTH
+    return rate_per_s
 
 
-def is_up_jump(count: int, span_s: float, requests_per_s: float, dispersion: float) -> bool:
-    """Whether `count` requests in the last `span_s` seconds are too many for `requests_per_s`.
-
-    Requests are counted, not rows, so that a few large requests are no jump. Their variance is that of Poisson
-    arrivals times the plan's index of `dispersion`; the second term (Cornish-Fisher) corrects for the Poisson tail,
-    which is heavier than the normal one.
-    """
-    if count < JUMP_MIN_REQUESTS:
-        return False
-    expected = requests_per_s * span_s
-    limit = JUMP_DEVIATIONS * sqrt(max(expected, 1.0) * dispersion) + JUMP_DEVIATIONS**2 / 6 * dispersion
-    return count > expected + limit
+def first_at_or_after(times_s: Sequence[float], start: int, stop: int, when_s: float) -> int:
+    """Index of the first of `times_s[start:stop]` that is not before `when_s`; `stop` if there is none."""
+    low, high = start, stop
+    while low < high:
+        middle = (low + high) // 2
+        if times_s[middle] < when_s:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def demand_per_s(
@@ -61,43 +94,23 @@ def demand_per_s(
 
 
 class ArrivalWindow:
-    """The recent arrivals of one family, and the rate they tell of."""
+    """The recent arrivals of one family."""
 
-    def __init__(self, *, dispersion: float = 1.0, window_s: float = 1.0, jump_span_s: float = 0.1) -> None:
-        """`window_s` is reached back over at least; further if it holds fewer than MIN_WINDOW_REQUESTS."""
+    def __init__(self, *, dispersion: float = 1.0) -> None:
+        """`dispersion` is the plan's index of dispersion of the requests; 1 is Poisson."""
         self._dispersion = dispersion
-        self._window_s = window_s
-        self._jump_span_s = jump_span_s
         self._times_s: list[float] = []
-        self._rows: list[int] = []
+        self._rows_before: list[int] = [0]
 
     def add(self, now_s: float, rows: int) -> None:
         """Count one request."""
         self._times_s.append(now_s)
-        self._rows.append(rows)
+        self._rows_before.append(self._rows_before[-1] + rows)
 
     def rate_per_s(self, now_s: float) -> float:
-        """Rows per second at `now_s`: the window's rate, or that of the last moments if it jumped up."""
-        self._forget(now_s)
-        times_s, rows = self._times_s, self._rows
-        rate_per_s = window_rate(times_s, rows, 0, now_s, self._window_s)
-        recent = _first_at_or_after(times_s, now_s - self._jump_span_s)
-        # The older part of the window is what the recent part is held against.
-        if recent == 0 or recent == len(times_s):
-            return rate_per_s
-        count = len(times_s) - recent
-        before_s = max(now_s - self._jump_span_s - times_s[0], self._window_s - self._jump_span_s)
-        if is_up_jump(count, self._jump_span_s, recent / before_s, self._dispersion):
-            return max(rate_per_s, sum(rows[recent:]) / self._jump_span_s)
-        return rate_per_s
-
-    def _forget(self, now_s: float) -> None:
-        outside = _first_at_or_after(self._times_s, now_s - self._window_s)
-        surplus = min(outside, max(0, len(self._times_s) - MIN_WINDOW_REQUESTS))
-        if surplus:
-            del self._times_s[:surplus]
-            del self._rows[:surplus]
-
-
-def _first_at_or_after(times_s: list[float], when_s: float) -> int:
-    return bisect_left(times_s, when_s)
+        """Rows per second at `now_s`."""
+        start = window_start(self._times_s, 0, len(self._times_s), now_s, self._dispersion)
+        if start:
+            del self._times_s[:start]
+            del self._rows_before[:start]
+        return arrival_rate_per_s(self._times_s, self._rows_before, 0, len(self._times_s), now_s, self._dispersion)

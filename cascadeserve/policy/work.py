@@ -1,0 +1,45 @@
+"""Device time that rows still take, and how much of it waits in queues while everything goes as planned.
+
+All sequences run over the stages of one ladder entry: `reach` is the share of entry rows that gets to a stage,
+`row_work_s` device-seconds per row there, `full_batch_s` device-seconds of the largest batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def work_from_s(reach: Sequence[float], row_work_s: Sequence[float], stage: int) -> float:
+    """Device-seconds that a row waiting at `stage` is expected to take from there on."""
+    if reach[stage] <= 0.0:
+        return row_work_s[stage]
+    total_s = 0.0
+    for later in range(stage, len(reach)):
+        total_s += reach[later] / reach[stage] * row_work_s[later]
+    return total_s
+
+
+def planned_work_s(
+    rate_per_s: float,
+    reach: Sequence[float],
+    row_work_s: Sequence[float],
+    full_batch_s: Sequence[float],
+    min_batch: Sequence[int],
+    max_wait_s: Sequence[float],
+    slots: int,
+) -> float:
+    """Device-seconds that wait in normal batching at this rate, on `slots` slots.
+
+    A row waits for its trigger and then for the batches before it: at most one of every model on every slot.
+    """
+    turn_s = 0.0
+    for stage in range(len(reach)):
+        turn_s += full_batch_s[stage] / slots
+    planned_s = 0.0
+    for stage in range(len(reach)):
+        rows = rate_per_s * reach[stage] * (max_wait_s[stage] + turn_s)
+        planned_s += max(float(min_batch[stage]), rows) * work_from_s(reach, row_work_s, stage)
+    return planned_s
