@@ -15,7 +15,7 @@ help: ## list the targets
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,local,examples,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,local,planner,examples,dev]'
 	touch $@
 
 demo: $(INSTALLED) ## start a real Triton and the orchestrator, replay a burst, print the ledger

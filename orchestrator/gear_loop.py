@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadeserve.policy.demand import ArrivalWindow, demand_per_s
-from cascadeserve.policy.gear_switch import HOLD, UP, switch_gear, switch_layout
+from cascadeserve.policy.gear_switch import HOLD, TICK_S, UP, switch_gear, switch_layout
 
 if TYPE_CHECKING:
     from cascadeserve.gear_plan import Gear, GearPlan
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from orchestrator.state import FamilyState
 
 _log = logging.getLogger(__name__)
-
-TICK_S = 0.1
 
 
 @dataclass(slots=True)

@@ -110,11 +110,25 @@ class PairEntry(Artefact, frozen=True, kw_only=True):
     interval_s: tuple[Duration, Duration]
 
 
+class FrontCost(Artefact, frozen=True, kw_only=True):
+    """What the orchestrator itself takes, on cores that are not the device's.
+
+    Of one of its cores: request_s per request (parsing, queueing, answering), batch_s per batch sent to an endpoint,
+    row_s per row of a batch. path_s is latency that a request has beside that. Where load generator and orchestrator
+    share a core, the generator's share of it belongs into request_s.
+    """
+
+    request_s: Seconds = 0.0
+    batch_s: Seconds = 0.0
+    row_s: Seconds = 0.0
+    path_s: Seconds = 0.0
+
+
 class Profile(Artefact, frozen=True, kw_only=True):
     """Models by name from cheap to dear, all measured on one endpoint with `slots` slots.
 
     `host` is null where the endpoint was not on the machine that measured; `repeats` is the number of windows behind
-    each value.
+    each value. `front` is null where the orchestrator's own cost was not measured; it then counts as nothing.
     """
 
     schema_version: Literal[1]
@@ -125,6 +139,7 @@ class Profile(Artefact, frozen=True, kw_only=True):
     host: Host | None = None
     models: Annotated[dict[Name, ModelProfile], Meta(min_length=1)]
     pairs: tuple[PairEntry, ...] = ()
+    front: FrontCost | None = None
 
 
 def read_profile(path: Path) -> Profile:

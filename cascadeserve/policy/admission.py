@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# without a deadline of its own, a request is given up after this many SLOs (or busy times of its rows, if longer)
+DEADLINE_SLOS = 4.0
+
 
 def in_time(deadline_s: float, now_s: float, work_ahead_s: float, batch_busy_s: float) -> bool:
     """Whether a batch that leaves now can be answered before a deadline, by the plan's busy times.

@@ -16,6 +16,10 @@ DUE_FULL = 1
 DUE_AGED = 2
 # A timer may fire a clock tick early; without slack its queue would not be due yet and the timer be set again for now.
 CLOCK_SLACK_S = 1e-6
+# seconds by which a deadline moves forward per second of waiting
+AGEING = 1.0
+# no row counts as more patient than this many SLOs when queues are compared
+PATIENCE_SLOS = 4.0
 
 
 def due_reason(rows: int, oldest_since_s: float, min_batch: int, max_wait_s: float, now_s: float) -> int:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# how often it is decided
+TICK_S = 0.1
+
 HOLD = 0
 UP = 1
 DOWN = 2

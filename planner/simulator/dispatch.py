@@ -1,0 +1,211 @@
+"""The orchestrator's queues and its pump, as arrays: when which rows leave for where.
+
+It follows orchestrator/dispatcher.py step by step; tests/parity holds the two together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cascadeserve.policy import batching
+from planner.simulator.compiling import inlined
+from planner.simulator.device import depart
+from planner.simulator.policy import due_at_s, due_reason, in_time, least_expected_work, next_queue
+from planner.simulator.state import NONE, Devices, Flights, Knobs, Load, Queues, Rows, Served
+
+_NOT_DUE = batching.NOT_DUE
+_AGEING = batching.AGEING
+_PATIENCE_SLOS = batching.PATIENCE_SLOS
+
+
+@inlined
+def push(queues: Queues, rows: Rows, model: int, row: int, now_s: float) -> None:
+    """Append a row to a model's queue."""
+    rows.since_s[row] = now_s
+    rows.following[row] = NONE
+    if queues.first[model] == NONE:
+        queues.first[model] = row
+    else:
+        rows.following[queues.last[model]] = row
+    queues.last[model] = row
+    queues.rows[model] += 1
+
+
+@inlined
+def _pop(queues: Queues, rows: Rows, model: int) -> int:
+    row = queues.first[model]
+    queues.first[model] = rows.following[row]
+    if queues.first[model] == NONE:
+        queues.last[model] = NONE
+    queues.rows[model] -= 1
+    return row
+
+
+@inlined
+def drop_done(queues: Queues, rows: Rows, load: Load) -> None:
+    """Forget all waiting rows of requests that were refused."""
+    for model in range(len(queues.first)):
+        row = queues.first[model]
+        before = NONE
+        while row != NONE:
+            after = rows.following[row]
+            if not rows.done[load.request[row]]:
+                before = row
+            else:
+                queues.rows[model] -= 1
+                if before == NONE:
+                    queues.first[model] = after
+                else:
+                    rows.following[before] = after
+                if after == NONE:
+                    queues.last[model] = before
+            row = after
+
+
+@inlined
+def move_unbound(queues: Queues, rows: Rows, source: int, target: int) -> None:
+    """Rows that no gear was bound to go over to another model's queue, in order of their time."""
+    kept, moved = NONE, NONE
+    first_moved = NONE
+    row = queues.first[source]
+    queues.first[source], queues.last[source] = NONE, NONE
+    while row != NONE:
+        after = rows.following[row]
+        rows.following[row] = NONE
+        if rows.gear[row] == NONE:
+            if moved == NONE:
+                first_moved = row
+            else:
+                rows.following[moved] = row
+            moved = row
+            queues.rows[source] -= 1
+            queues.rows[target] += 1
+        else:
+            if kept == NONE:
+                queues.first[source] = row
+            else:
+                rows.following[kept] = row
+            kept = row
+        row = after
+    queues.last[source] = kept
+    _merge(queues, rows, target, first_moved)
+
+
+@inlined
+def _merge(queues: Queues, rows: Rows, target: int, other: int) -> None:
+    own = queues.first[target]
+    last = NONE
+    while own != NONE or other != NONE:
+        take_own = other == NONE or (own != NONE and rows.since_s[own] <= rows.since_s[other])
+        row = own if take_own else other
+        if take_own:
+            own = rows.following[own]
+        else:
+            other = rows.following[other]
+        if last == NONE:
+            queues.first[target] = row
+        else:
+            rows.following[last] = row
+        last = row
+    if last != NONE:
+        rows.following[last] = NONE
+    queues.last[target] = last
+
+
+@inlined
+def _find_room(served: Served, devices: Devices, layout: int, gear: int, model: int) -> bool:
+    """Mark in `devices.room` where a batch of the model may leave for now; returns whether there is any."""
+    found = False
+    for endpoint in range(len(served.slots)):
+        has_room = (
+            devices.in_flight[endpoint] <= served.slots[endpoint]
+            and served.instances[layout, endpoint, model] > 0
+            and served.weight[gear, model, endpoint] > 0.0
+        )
+        devices.room[endpoint] = has_room
+        found = found or has_room
+    return found
+
+
+@inlined
+def pump(
+    served: Served,
+    knobs: Knobs,
+    load: Load,
+    rows: Rows,
+    queues: Queues,
+    flights: Flights,
+    devices: Devices,
+    turn: int,
+    layout: int,
+    gear: int,
+    now_s: float,
+) -> tuple[float, int]:
+    """Send every batch that is due and has a free slot; returns when the next one can be due, and the next turn."""
+    while True:
+        wake_s = np.inf
+        for model in range(len(queues.first)):
+            while queues.first[model] != NONE and rows.done[load.request[queues.first[model]]]:
+                _pop(queues, rows, model)
+            row = queues.first[model]
+            queues.due[model] = _NOT_DUE
+            if row == NONE:
+                continue
+            since_s, max_wait_s = rows.since_s[row], served.max_wait_s[gear, model]
+            reason = due_reason(queues.rows[model], since_s, served.min_batch[gear, model], max_wait_s, now_s)
+            if reason == _NOT_DUE:
+                wake_s = min(wake_s, due_at_s(since_s, max_wait_s))
+            elif _find_room(served, devices, layout, gear, model):
+                queues.due[model] = reason
+            deadline_s = rows.seen_s[load.request[row]] + knobs.timeout_s
+            queues.deadline_s[model] = min(deadline_s, since_s + _PATIENCE_SLOS * knobs.slo_s)
+            queues.oldest_s[model] = since_s
+        model = next_queue(queues.due, queues.deadline_s, queues.oldest_s, now_s, _AGEING)
+        if model < 0:
+            return wake_s, turn
+        _dispatch(served, knobs, load, rows, queues, flights, devices, turn, layout, gear, model, now_s)
+        turn += 1
+
+
+@inlined
+def _dispatch(
+    served: Served,
+    knobs: Knobs,
+    load: Load,
+    rows: Rows,
+    queues: Queues,
+    flights: Flights,
+    devices: Devices,
+    turn: int,
+    layout: int,
+    gear: int,
+    model: int,
+    now_s: float,
+) -> None:
+    """Send one batch; rows that would come too late are refused instead."""
+    room = served.max_batch[gear, model]
+    work_s = served.planned_busy_s[model, min(queues.rows[model], room)]
+    _find_room(served, devices, layout, gear, model)
+    endpoint = least_expected_work(devices.planned_s, devices.sent_s, served.weight[gear, model], devices.room, work_s)
+    ahead_s = devices.planned_s[endpoint] / served.slots[endpoint]
+    chain, last, count = NONE, NONE, 0
+    while count < room and queues.first[model] != NONE:
+        row = _pop(queues, rows, model)
+        request = load.request[row]
+        if rows.done[request]:
+            continue
+        if not in_time(rows.seen_s[request] + knobs.timeout_s, now_s, ahead_s, work_s):
+            rows.done[request] = True
+            continue
+        if rows.gear[row] == NONE:
+            rows.gear[row] = gear
+        rows.following[row] = NONE
+        if last == NONE:
+            chain = row
+        else:
+            rows.following[last] = row
+        last = row
+        count += 1
+    if count:
+        places = len(flights.phase) // len(served.slots)
+        depart(served, flights, devices, endpoint, places, now_s, (model, chain, count, turn))

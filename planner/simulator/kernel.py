@@ -1,0 +1,175 @@
+"""The event loop: one run of a load through a plan, compiled.
+
+Events are totally ordered by time, then kind (the order in which the loop asks for them), then sequence: requests by
+number, endpoints by index, batches by departure. Nothing is drawn here, so one load gives one outcome, byte by byte.
+
+The orchestrator's own core is a queue of its own: taking in a request and handling the answer to a batch each occupy
+it for a while, in the order in which they come. With costs of 0 it is not there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cascadeserve.policy import gear_switch
+from planner.simulator.compiling import cached, inlined
+from planner.simulator.device import arrive, step
+from planner.simulator.dispatch import drop_done, pump, push
+from planner.simulator.gear_loop import tick
+from planner.simulator.policy import window_start
+from planner.simulator.state import (
+    AIM,
+    CHANGE,
+    GEAR,
+    LAYOUT,
+    NONE,
+    Control,
+    Devices,
+    Flights,
+    Knobs,
+    Load,
+    Queues,
+    Rows,
+    Served,
+    Ticks,
+)
+
+if TYPE_CHECKING:
+    from planner.simulator.state import Ints
+
+_TICK_S = gear_switch.TICK_S
+_NOTHING = -(1 << 62)
+
+
+@inlined
+def _absorb(served: Served, load: Load, rows: Rows, queues: Queues, chain: int, now_s: float, path_s: float) -> None:
+    """Handle the answer to a batch: its rows leave, or wait for their next stage."""
+    row = chain
+    while row != NONE:
+        after = rows.following[row]
+        request = load.request[row]
+        if not rows.done[request]:
+            entry = served.gear_entry[rows.gear[row]]
+            if rows.stage[row] >= served.leaves_at[entry, load.record[row]]:
+                rows.remaining[request] -= 1
+                if rows.remaining[request] == 0:
+                    rows.done[request] = True
+                    rows.latency_s[request] = now_s + path_s - load.times_s[request]
+            else:
+                rows.stage[row] += 1
+                push(queues, rows, served.stage_model[entry, rows.stage[row]], row, now_s)
+        row = after
+
+
+@inlined
+def _core_time_s(knobs: Knobs, flights: Flights, item: int) -> float:
+    """Time of the orchestrator's core for a request (from 0) or the answer to a batch (-1 - place)."""
+    if item >= 0:
+        return knobs.request_s
+    return knobs.batch_s + knobs.row_s * flights.rows[-1 - item]
+
+
+@cached
+def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of event
+    served: Served,
+    knobs: Knobs,
+    load: Load,
+    rows: Rows,
+    queues: Queues,
+    flights: Flights,
+    devices: Devices,
+    control: Control,
+    ticks: Ticks,
+    waiting: Ints,
+) -> tuple[int, int]:
+    """Run a load; fills everything but `served`, `knobs` and `load`.
+
+    `waiting` [n + P * F] has room for what waits for the orchestrator's core: requests by number, answered batches as
+    -1 - place. Returns the number of ticks and how many requests were unanswered when the last one arrived.
+    """
+    requests, endpoints = len(load.times_s), len(served.slots)
+    places = len(flights.phase) // endpoints
+    costs_core = knobs.request_s > 0.0 or knobs.batch_s > 0.0 or knobs.row_s > 0.0
+    first_waiting, num_waiting, on_core = 0, 0, False
+
+    arrived, seen, window, settled, turn, tick_number, unanswered = 0, 0, 0, 0, 0, 0, 0
+    tick_s, wake_s, core_s = _TICK_S, np.inf, np.inf
+
+    while True:
+        while settled < seen and rows.done[settled]:
+            settled += 1
+        if settled == requests and tick_s > knobs.until_s:
+            return tick_number, unanswered
+        device = 0
+        for endpoint in range(1, endpoints):
+            if devices.next_s[endpoint] < devices.next_s[device]:
+                device = endpoint
+        device_s = devices.next_s[device]
+        arrival_s = load.times_s[arrived] if arrived < requests else np.inf
+        expiry_s = rows.seen_s[settled] + knobs.timeout_s if settled < seen else np.inf
+        change_s = control.since_s[CHANGE]
+        now_s = min(device_s, core_s, arrival_s, change_s, tick_s, wake_s, expiry_s)
+        comes, handled, pumping = _NOTHING, _NOTHING, False
+
+        if device_s == now_s:
+            place = step(served, flights, devices, device, places, control.at[LAYOUT], now_s)
+            if place != NONE:
+                comes = -1 - place
+        elif core_s == now_s:
+            handled = waiting[first_waiting]
+            first_waiting = (first_waiting + 1) % len(waiting)
+            num_waiting -= 1
+            on_core, core_s = False, np.inf
+        elif arrival_s == now_s:
+            comes = arrived
+            arrived += 1
+            if arrived == requests:
+                for request in range(settled, requests):
+                    unanswered += not rows.done[request]
+        elif change_s == now_s:
+            control.at[LAYOUT], control.since_s[CHANGE] = control.at[AIM], np.inf
+            pumping = True
+        elif tick_s == now_s:
+            drop_done(queues, rows, load)
+            window = window_start(rows.seen_s, window, seen, now_s, knobs.dispersion)
+            pumping, demand = tick(served, knobs, load, rows, queues, control, window, seen, now_s)
+            if tick_number < len(ticks.gear):
+                ticks.gear[tick_number] = control.at[GEAR]
+                ticks.layout[tick_number] = control.at[LAYOUT]
+                ticks.demand_per_s[tick_number] = demand
+            tick_number += 1
+            tick_s = (tick_number + 1) * _TICK_S
+        elif wake_s == now_s:
+            # a busy core looks at the queues when it is done anyway
+            wake_s = np.inf
+            pumping = not on_core
+        else:
+            rows.done[settled] = True
+
+        if comes != _NOTHING:
+            if costs_core:
+                waiting[(first_waiting + num_waiting) % len(waiting)] = comes
+                num_waiting += 1
+            else:
+                handled = comes
+        if handled >= 0:
+            rows.seen_s[handled] = now_s
+            seen += 1
+            model = served.stage_model[served.gear_entry[control.at[GEAR]], 0]
+            for row in range(load.offset[handled], load.offset[handled + 1]):
+                push(queues, rows, model, row, now_s)
+            pumping = True
+        elif handled != _NOTHING:
+            place = -1 - handled
+            _absorb(served, load, rows, queues, flights.first[place], now_s, knobs.path_s)
+            arrive(flights, devices, place // places, place)
+            pumping = True
+        if num_waiting and not on_core:
+            on_core = True
+            core_s = now_s + _core_time_s(knobs, flights, waiting[first_waiting])
+        if pumping:
+            wake_s, turn = pump(
+                served, knobs, load, rows, queues, flights, devices, turn, control.at[LAYOUT], control.at[GEAR], now_s
+            )

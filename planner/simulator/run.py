@@ -1,0 +1,146 @@
+"""Simulator: a gear plan, records and a profile made into arrays, and runs of loads through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cascadeserve.policy.admission import DEADLINE_SLOS
+from cascadeserve.policy.gear_switch import TICK_S
+from planner.simulator import kernel, state
+from planner.simulator.served import build_served
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from cascadeserve.gear_plan import GearPlan
+    from planner.profile import Profile
+    from planner.records import Records
+    from planner.simulator.load import Load
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """What became of a load of n requests and r rows; times in seconds from its start.
+
+    latency_s [n] counts from the scheduled time and is NaN for refused requests. gear [n] is the one in which the
+    request's last row left, as an index into the family's gears (-1: none did); stage [r] answered the row (-1:
+    refused). Ticks are those of the gear loop. busy_s is device-seconds done per endpoint, batches and batch_rows what
+    was sent per model, and in_system_at_end the requests unanswered when the last one arrived.
+    """
+
+    load: Load
+    latency_s: NDArray[np.float64]
+    gear: NDArray[np.int16]
+    stage: NDArray[np.int8]
+    right: NDArray[np.bool_]
+    tick_s: NDArray[np.float64]
+    tick_gear: NDArray[np.int16]
+    tick_layout: NDArray[np.int16]
+    tick_demand_per_s: NDArray[np.float64]
+    busy_s: dict[str, float]
+    batches: dict[str, int]
+    batch_rows: dict[str, int]
+    in_system_at_end: int
+
+    @property
+    def refused(self) -> int:
+        """Requests without an answer."""
+        return int(np.isnan(self.latency_s).sum())
+
+    def quantile_s(self, share: float, *, from_s: float = 0.0) -> float:
+        """Latency quantile of the requests scheduled from `from_s` on; refused ones count as infinitely late."""
+        latency_s = np.where(np.isnan(self.latency_s), np.inf, self.latency_s)[self.load.times_s >= from_s]
+        return float(np.quantile(latency_s, share, method="inverted_cdf")) if len(latency_s) else 0.0
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the answered rows that are right."""
+        answered = self.stage >= 0
+        return float(self.right[answered].mean()) if answered.any() else None
+
+
+class Simulator:
+    """Runs loads through one family of a plan on simulated endpoints.
+
+    The device is the profile's, what the policy believes of it is the plan's `busy_s`. `slots` is by endpoint.
+    """
+
+    def __init__(
+        self, plan: GearPlan, family: str, records: Records, profile: Profile, *, slots: Mapping[str, int]
+    ) -> None:
+        """Endpoints are those in `slots`, in that order (of the cluster file, which breaks ties)."""
+        self._plan = plan
+        self.family = plan.families[family]
+        self._profile = profile
+        self._endpoints = list(slots)
+        self._layouts = [layout.name for layout in plan.layouts]
+        self._served, self._right = build_served(plan, self.family, records, profile, slots)
+
+    def run(
+        self, load: Load, *, timeout_s: float | None = None, hold_gear: str | None = None, layout: str | None = None
+    ) -> Simulation:
+        """Send a load; the default deadline is the orchestrator's, `hold_gear` keeps one gear whatever the demand."""
+        offset = np.concatenate(([0], np.cumsum(load.rows)))
+        sent = state.Load(load.times_s, offset, load.row_index, np.repeat(np.arange(len(load.rows)), load.rows))
+        rows, queues = state.empty_rows(sent), state.empty_queues(len(self.family.models))
+        endpoints = len(self._endpoints)
+        flights = state.idle_flights(endpoints, int(self._served.slots.max()) + 1)
+        devices = state.idle_devices(endpoints, len(self.family.models))
+        knobs = self._knobs(timeout_s, hold_gear, layout, load.duration_s)
+        room = int((max(load.duration_s, float(load.times_s[-1])) + knobs.timeout_s) / TICK_S) + 2
+        ticks = state.Ticks(np.zeros(room, np.int16), np.zeros(room, np.int16), np.zeros(room))
+        first = knobs.held_gear if hold_gear is not None else int(self._served.layout_gear[knobs.first_layout, 0])
+        control = state.first_gear(first, knobs.first_layout)
+        waiting = np.empty(len(load.rows) + len(flights.phase), np.int64)
+        num_ticks, unanswered = kernel.run(
+            self._served, knobs, sent, rows, queues, flights, devices, control, ticks, waiting
+        )
+        num_ticks = min(num_ticks, room)
+        answered = np.repeat(~np.isnan(rows.latency_s), load.rows)
+        entry = self._served.gear_entry[rows.gear]
+        right = self._right[entry, load.row_index] & answered
+        models = list(self.family.models)
+        return Simulation(
+            load=load,
+            latency_s=rows.latency_s,
+            gear=rows.gear[offset[1:] - 1],
+            stage=np.where(answered, rows.stage, np.int8(-1)),
+            right=right,
+            tick_s=TICK_S * np.arange(1, num_ticks + 1),
+            tick_gear=ticks.gear[:num_ticks],
+            tick_layout=ticks.layout[:num_ticks],
+            tick_demand_per_s=ticks.demand_per_s[:num_ticks],
+            busy_s=dict(zip(self._endpoints, devices.done_s.tolist(), strict=True)),
+            batches=dict(zip(models, devices.batches.tolist(), strict=True)),
+            batch_rows=dict(zip(models, devices.batch_rows.tolist(), strict=True)),
+            in_system_at_end=unanswered,
+        )
+
+    def _knobs(self, timeout_s: float | None, hold_gear: str | None, layout: str | None, until_s: float) -> state.Knobs:
+        switching, front = self._plan.switching, self._profile.front
+        gears = [gear.name for gear in self.family.gears]
+        held = state.NONE if hold_gear is None else gears.index(hold_gear)
+        first = 0 if layout is None else self._layouts.index(layout)
+        if hold_gear is not None:
+            first = self._layouts.index(self.family.gears[held].layout)
+        return state.Knobs(
+            slo_s=self.family.slo_s,
+            timeout_s=DEADLINE_SLOS * self.family.slo_s if timeout_s is None else timeout_s,
+            dispersion=self.family.dispersion,
+            gear_dwell_s=switching.gear_dwell_s,
+            layout_up_after_s=switching.layout_up_after_s,
+            layout_down_after_s=switching.layout_down_after_s,
+            layout_down_fraction=switching.layout_down_fraction,
+            request_s=front.request_s if front else 0.0,
+            batch_s=front.batch_s if front else 0.0,
+            row_s=front.row_s if front else 0.0,
+            path_s=front.path_s if front else 0.0,
+            held_gear=held,
+            first_layout=first,
+            until_s=until_s,
+        )

@@ -1,0 +1,183 @@
+"""From gear plan, records and profile to the arrays of `state.Served`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cascadeserve.errors import UsageError
+from cascadeserve.policy.work import work_from_s
+from planner.cascade_rows import cascade_answers
+from planner.profile import batch_busy_s, work_rate
+from planner.simulator.state import Served
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from cascadeserve.gear_plan import GearPlan, PlannedFamily
+    from planner.profile import Profile
+    from planner.records import Records
+
+# what bringing a model's instances into force takes where the profile does not say
+_LOAD_S = 1.0
+
+
+def build_served(
+    plan: GearPlan, family: PlannedFamily, records: Records, profile: Profile, slots: Mapping[str, int]
+) -> tuple[Served, NDArray[np.bool_]]:
+    """(arrays, right [E, R]): the latter tells which records an entry answers rightly.
+
+    Raises:
+        UsageError: profile or records lack a model of the family, or the plan names other endpoints.
+
+    """
+    used = {stage.model for entry in family.ladder for stage in entry.stages}
+    if missing := used - profile.models.keys():
+        raise UsageError(f"the profile has no model {', '.join(sorted(missing))}, which the plan uses")
+    if missing := {name for layout in plan.layouts for name in layout.instances} - slots.keys():
+        raise UsageError(f"the plan uses the endpoints {', '.join(sorted(missing))}, which the cluster does not have")
+    models = list(family.models)
+    answers = [cascade_answers(entry, records) for entry in family.ladder]
+    busy = [(family.models[name].batch_busy_s, _device_busy_s(profile, family, name)) for name in models]
+    largest = max(model.max_batch for model in family.models.values())
+    planned_busy_s, device_busy_s = (
+        np.array([[0.0, *(pair[which](rows) for rows in range(1, largest + 1))] for pair in busy]) for which in (0, 1)
+    )
+    way_s = np.array([_way_s(profile, name) for name in models]) / 2
+    served = Served(
+        **_of_entries(family, models),
+        leaves_at=np.array([answer.stage for answer in answers], np.int8),
+        **_of_gears(family, models, list(slots), planned_busy_s),
+        **_of_layouts(plan, family, models, list(slots), profile),
+        slots=np.array(list(slots.values()), np.int64),
+        planned_busy_s=planned_busy_s,
+        device_busy_s=device_busy_s,
+        going_s=way_s,
+        coming_s=way_s,
+        efficiency=_efficiency(profile, models),
+    )
+    return served, np.array([answer.label == records.truth for answer in answers])
+
+
+def _device_busy_s(profile: Profile, family: PlannedFamily, name: str) -> Callable[[int], float]:
+    if name not in profile.models:
+        return family.models[name].batch_busy_s
+    model = profile.models[name]
+    return lambda rows: batch_busy_s(model, rows, profile.slots + 1)
+
+
+def _way_s(profile: Profile, name: str) -> float:
+    """Latency of a call beside the time it occupies the device.
+
+    Under load a batch occupies the device for longer than alone, by what the server itself does there. That much of
+    the overhead of a lone call is in the busy time already.
+    """
+    if name not in profile.models:
+        return 0.0
+    model = profile.models[name]
+    sizes = [entry.batch for entry in model.entries(1)]
+    shared_s = np.median([batch_busy_s(model, n, profile.slots + 1) - batch_busy_s(model, n, 1) for n in sizes])
+    return max(model.overhead_s - max(float(shared_s), 0.0), 0.0)
+
+
+def _efficiency(profile: Profile, models: list[str]) -> NDArray[np.float64]:
+    efficiency = np.ones((len(models), len(models)))
+    for pair in profile.pairs:
+        if set(pair.models) <= set(models):
+            first, second = (models.index(name) for name in pair.models)
+            rate = work_rate(profile, pair)
+            efficiency[first, second] = efficiency[second, first] = min(rate, 1.0)
+    return efficiency
+
+
+def _of_entries(family: PlannedFamily, models: list[str]) -> dict[str, NDArray[Any]]:
+    most = max(len(entry.stages) for entry in family.ladder)
+    stage_model = np.zeros((len(family.ladder), most), np.int64)
+    reach = np.zeros((len(family.ladder), most))
+    for index, entry in enumerate(family.ladder):
+        stage_model[index, : len(entry.stages)] = [models.index(stage.model) for stage in entry.stages]
+        reach[index, : len(entry.stages)] = entry.reach
+    stages = np.array([len(entry.stages) for entry in family.ladder], np.int64)
+    return {"entry_stages": stages, "stage_model": stage_model, "reach": reach}
+
+
+def _of_gears(
+    family: PlannedFamily, models: list[str], endpoints: list[str], planned_busy_s: NDArray[np.float64]
+) -> dict[str, NDArray[Any]]:
+    gears, most = len(family.gears), max(len(entry.stages) for entry in family.ladder)
+    names = [entry.name for entry in family.ladder]
+    min_batch = np.ones((gears, len(models)), np.int64)
+    # a model without a trigger drains at once
+    max_batch = np.array([[family.models[name].max_batch for name in models]] * gears, np.int64)
+    max_wait_s = np.zeros((gears, len(models)))
+    weight = np.ones((gears, len(models), len(endpoints)))
+    for index, gear in enumerate(family.gears):
+        for name, trigger in gear.triggers.items():
+            model = models.index(name)
+            min_batch[index, model], max_batch[index, model] = trigger.min_batch, trigger.max_batch
+            max_wait_s[index, model] = trigger.max_wait_s
+        for name, weights in gear.load.items():
+            weight[index, models.index(name)] = [weights.get(endpoint, 0.0) for endpoint in endpoints]
+    full_batch_s = np.take_along_axis(planned_busy_s, max_batch.T, axis=1).T
+    row_work_s = full_batch_s / max_batch
+    onward_work_s = row_work_s.copy()
+    by_stage = np.zeros((4, gears, most))
+    for index, gear in enumerate(family.gears):
+        entry = family.entry(gear.ladder_entry)
+        chain = [models.index(stage.model) for stage in entry.stages]
+        for which, values in enumerate((row_work_s, full_batch_s, min_batch, max_wait_s)):
+            by_stage[which, index, : len(chain)] = values[index, chain]
+        for stage, model in enumerate(chain):
+            onward_work_s[index, model] = work_from_s(entry.reach, row_work_s[index, chain].tolist(), stage)
+    return {
+        "gear_entry": np.array([names.index(gear.ladder_entry) for gear in family.gears], np.int64),
+        "min_batch": min_batch,
+        "max_batch": max_batch,
+        "max_wait_s": max_wait_s,
+        "weight": weight,
+        "stage_row_work_s": by_stage[0],
+        "stage_full_batch_s": by_stage[1],
+        "stage_min_batch": by_stage[2].astype(np.int64),
+        "stage_max_wait_s": by_stage[3],
+        "onward_work_s": onward_work_s,
+    }
+
+
+def _of_layouts(
+    plan: GearPlan, family: PlannedFamily, models: list[str], endpoints: list[str], profile: Profile
+) -> dict[str, NDArray[Any]]:
+    names = [gear.name for gear in family.gears]
+    layouts, gears = len(plan.layouts), len(family.gears)
+    layout_gear = np.zeros((layouts, gears), np.int64)
+    upper_rate_per_s = np.full((layouts, gears), np.inf)
+    instances = np.zeros((layouts, len(endpoints), len(models)), np.int64)
+    gears_in = np.zeros(layouts, np.int64)
+    for index, layout in enumerate(plan.layouts):
+        of_layout = family.gears_of(layout.name)
+        gears_in[index] = len(of_layout)
+        layout_gear[index, : len(of_layout)] = [names.index(gear.name) for gear in of_layout]
+        upper_rate_per_s[index, : len(of_layout)] = [gear.upper_rate_per_s for gear in of_layout]
+        for endpoint, counts in layout.instances.items():
+            for name, count in counts.items():
+                if name in models:
+                    instances[index, endpoints.index(endpoint), models.index(name)] = count
+    load_s = np.array([_load_s(profile, name) for name in models])
+    grows = instances[None, :] > instances[:, None]  # [from, to, P, M]
+    return {
+        "gears_in": gears_in,
+        "layout_gear": layout_gear,
+        "upper_rate_per_s": upper_rate_per_s,
+        "max_rate_per_s": np.array([family.max_rate_per_s(layout.name) for layout in plan.layouts]),
+        "instances": instances,
+        # the steps of a change are taken side by side
+        "change_s": np.max(grows * load_s, axis=(2, 3)),
+    }
+
+
+def _load_s(profile: Profile, name: str) -> float:
+    load_s = profile.models[name].load_s if name in profile.models else None
+    return _LOAD_S if load_s is None else load_s

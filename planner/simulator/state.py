@@ -1,0 +1,228 @@
+"""What the compiled simulator works on: numbers and arrays only.
+
+Axes: M models, P endpoints, E ladder entries, K stages (of the longest entry), G gears, L layouts, R records,
+n requests, r rows, F batches in flight (of the endpoint with most slots), B largest batch + 1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cascadeserve.policy.gear_switch import HOLD
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Floats = NDArray[np.float64]
+
+# phases of a place for a batch in flight
+FREE, GOING, QUEUED, RUNNING, COMING = range(5)
+NONE = -1
+# places in `Control.at` and `Control.since_s`
+GEAR, LAYOUT, GEAR_LAYOUT, AIM, WISH = range(5)
+LOW, CHANGE = 0, 1
+
+
+class Served(NamedTuple):
+    """A gear plan, the devices under it, and how the recorded rows fare: all that stays as it is during a run."""
+
+    # of ladder entries
+    entry_stages: Ints  # [E]
+    stage_model: Ints  # [E, K]
+    reach: Floats  # [E, K]
+    leaves_at: NDArray[np.int8]  # [E, R] stage at which a record leaves
+    # of gears
+    gear_entry: Ints  # [G]
+    min_batch: Ints  # [G, M]
+    max_batch: Ints  # [G, M]
+    max_wait_s: Floats  # [G, M]
+    weight: Floats  # [G, M, P]
+    # the same by stage of the gear's entry, for the demand
+    stage_row_work_s: Floats  # [G, K]
+    stage_full_batch_s: Floats  # [G, K]
+    stage_min_batch: Ints  # [G, K]
+    stage_max_wait_s: Floats  # [G, K]
+    # device-seconds a row waiting for a model still takes
+    onward_work_s: Floats  # [G, M]
+    # of layouts: gears by rising rate
+    gears_in: Ints  # [L]
+    layout_gear: Ints  # [L, G]
+    upper_rate_per_s: Floats  # [L, G]
+    max_rate_per_s: Floats  # [L]
+    instances: Ints  # [L, P, M]
+    # seconds until a layout's instances stand, coming from another one
+    change_s: Floats  # [L, L]
+    # of models and endpoints
+    slots: Ints  # [P]
+    planned_busy_s: Floats  # [M, B] by rows, as the plan has it
+    device_busy_s: Floats  # [M, B] by rows, as the device has it
+    going_s: Floats  # [M] from the orchestrator to the device
+    coming_s: Floats  # [M] and back
+    efficiency: Floats  # [M, M] work done per second while two models share a slot
+
+
+class Knobs(NamedTuple):
+    """Numbers of a run; all durations in seconds."""
+
+    slo_s: float
+    timeout_s: float
+    dispersion: float
+    gear_dwell_s: float
+    layout_up_after_s: float
+    layout_down_after_s: float
+    layout_down_fraction: float
+    # what the orchestrator's own core spends on a request, a batch, a row of a batch
+    request_s: float
+    batch_s: float
+    row_s: float
+    # what a request's answer takes beside that
+    path_s: float
+    # gear that is never left, or NONE
+    held_gear: int
+    first_layout: int
+    until_s: float
+
+
+class Load(NamedTuple):
+    """Requests as the kernel sees them."""
+
+    times_s: Floats  # [n]
+    offset: Ints  # [n + 1] first row of each request
+    record: Ints  # [r]
+    request: Ints  # [r] the request of a row
+
+
+class Rows(NamedTuple):
+    """Rows and requests on their way."""
+
+    following: Ints  # [r] next row in the same queue or batch
+    since_s: Floats  # [r]
+    gear: NDArray[np.int16]  # [r] NONE until the row first leaves
+    stage: NDArray[np.int8]  # [r]
+    seen_s: Floats  # [n] when the orchestrator took the request in
+    remaining: Ints  # [n] rows without an answer
+    done: NDArray[np.bool_]  # [n]
+    latency_s: Floats  # [n] NaN: refused
+
+
+class Queues(NamedTuple):
+    """One queue per model, as a chain of rows, and room to compare them."""
+
+    first: Ints  # [M]
+    last: Ints  # [M]
+    rows: Ints  # [M]
+    due: Ints  # [M]
+    deadline_s: Floats  # [M]
+    oldest_s: Floats  # [M]
+
+
+class Flights(NamedTuple):
+    """Batches in flight, F places per endpoint."""
+
+    phase: Ints  # [P * F]
+    model: Ints  # [P * F]
+    first: Ints  # [P * F] chain of rows
+    rows: Ints  # [P * F]
+    # end of the phase while GOING or COMING, device-seconds left while RUNNING
+    until_s: Floats  # [P * F]
+    planned_s: Floats  # [P * F]
+    turn: Ints  # [P * F] order of departure
+
+
+class Devices(NamedTuple):
+    """Endpoints."""
+
+    in_flight: Ints  # [P]
+    planned_s: Floats  # [P] sent and not answered, by the plan's busy times
+    sent_s: Floats  # [P] ever sent
+    as_of_s: Floats  # [P] time to which the work of running batches is counted
+    next_s: Floats  # [P] when something happens there next
+    done_s: Floats  # [P] device-seconds done
+    room: NDArray[np.bool_]  # [P]
+    batches: Ints  # [M] batches sent by model
+    batch_rows: Ints  # [M] and rows in them
+
+
+class Control(NamedTuple):
+    """The gear loop: `at` [5] is the gear in force, the layout, that of the gear, the one aimed at, and the wish.
+
+    `since_s` [5]: since when demand is low (LOW), when the layout aimed at will stand (CHANGE), since when the wish
+    lasts (WISH).
+    """
+
+    at: Ints
+    since_s: Floats
+
+
+class Ticks(NamedTuple):
+    """What the gear loop saw and decided, tick by tick."""
+
+    gear: NDArray[np.int16]  # [t]
+    layout: NDArray[np.int16]  # [t]
+    demand_per_s: Floats  # [t]
+
+
+def empty_rows(load: Load) -> Rows:
+    """All requests still to come."""
+    requests, rows = len(load.times_s), len(load.record)
+    return Rows(
+        following=np.full(rows, NONE, np.int64),
+        since_s=np.zeros(rows),
+        gear=np.full(rows, NONE, np.int16),
+        stage=np.zeros(rows, np.int8),
+        seen_s=np.zeros(requests),
+        remaining=np.diff(load.offset),
+        done=np.zeros(requests, np.bool_),
+        latency_s=np.full(requests, np.nan),
+    )
+
+
+def empty_queues(models: int) -> Queues:
+    """Nothing waits."""
+    return Queues(
+        first=np.full(models, NONE, np.int64),
+        last=np.full(models, NONE, np.int64),
+        rows=np.zeros(models, np.int64),
+        due=np.zeros(models, np.int64),
+        deadline_s=np.zeros(models),
+        oldest_s=np.zeros(models),
+    )
+
+
+def first_gear(gear: int, layout: int) -> Control:
+    """As at the start of the orchestrator."""
+    return Control(at=np.array([gear, layout, layout, layout, HOLD]), since_s=np.array([-1.0, np.inf, 0.0, 0.0, 0.0]))
+
+
+def idle_flights(endpoints: int, places: int) -> Flights:
+    """Nothing is in flight."""
+    total = endpoints * places
+    ints = [np.zeros(total, np.int64) for _ in range(5)]
+    return Flights(
+        phase=ints[0],
+        model=ints[1],
+        first=ints[2],
+        rows=ints[3],
+        until_s=np.zeros(total),
+        planned_s=np.zeros(total),
+        turn=ints[4],
+    )
+
+
+def idle_devices(endpoints: int, models: int) -> Devices:
+    """All endpoints are up and idle."""
+    floats = [np.zeros(endpoints) for _ in range(4)]
+    return Devices(
+        in_flight=np.zeros(endpoints, np.int64),
+        planned_s=floats[0],
+        sent_s=floats[1],
+        as_of_s=floats[2],
+        next_s=np.full(endpoints, np.inf),
+        done_s=floats[3],
+        room=np.zeros(endpoints, np.bool_),
+        batches=np.zeros(models, np.int64),
+        batch_rows=np.zeros(models, np.int64),
+    )
