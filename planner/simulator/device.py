@@ -12,7 +12,8 @@ import numpy as np
 from planner.simulator.compiling import inlined
 from planner.simulator.state import COMING, FREE, GOING, NONE, QUEUED, RUNNING, Devices, Flights, Served
 
-_MOMENT_S = 1e-12
+# Work left of less than this is done: late in a long run time itself has no finer steps.
+_MOMENT_S = 1e-9
 
 
 @inlined

@@ -60,6 +60,8 @@ def build_served(
         coming_s=way_s,
         efficiency=_efficiency(profile, models),
     )
+    # one memory order, or the kernel would be compiled anew
+    served = Served(*(np.ascontiguousarray(array) for array in served))
     return served, np.array([answer.label == records.truth for answer in answers])
 
 

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from cascadeserve.artefacts import decode_json
+from cascadeserve.errors import UsageError
+from cascadeserve.gear_plan import GearPlan
+from cascadeserve.replay.arrivals import poisson, steps
+from planner.simulator import Simulator, draw_load
+from tests.fakes import tiny
+from tests.fakes.plans import make_plan, make_profile, make_records
+
+# the first run compiles the simulator
+pytestmark = pytest.mark.timeout(240)
+
+BUSY_S = {"small": [[1, 0.001], [64, 0.002]], "large": [[1, 0.002], [64, 0.010]]}
+ROWS = 2_000
+
+
+def tiny_simulator(document: dict | None = None) -> Simulator:
+    certainty = np.random.default_rng(0).random(ROWS)
+    plan = decode_json(msgspec.json.encode(document or tiny.plan_document()), GearPlan)
+    records = make_records({"small": certainty + 0.2, "large": certainty})
+    return Simulator(plan, "family", records, make_profile(BUSY_S), slots={"a": 1})
+
+
+def stepped(*profile: tuple[float, float], seed: int = 1):  # noqa: ANN201
+    rng = np.random.default_rng(seed)
+    return draw_load(steps(profile, rng), sum(seconds for seconds, _ in profile), ROWS, rng)
+
+
+def test_gears_follow_a_surge_and_come_back() -> None:
+    simulator = tiny_simulator()
+    simulation = simulator.run(stepped((30, 60), (10, 600), (30, 60)))
+    names = [simulator.family.gears[gear].name for gear in simulation.tick_gear]
+    at = lambda second: names[int(second * 10)]  # noqa: E731
+    assert (at(29), at(31), at(69)) == ("calm", "busy", "calm")
+    assert simulation.refused == 0
+    assert {simulator.family.gears[gear].name for gear in set(simulation.gear.tolist())} == {"calm", "busy"}
+
+
+def test_a_layout_comes_into_force_after_it_was_wanted_and_loaded() -> None:
+    simulator = tiny_simulator()
+    simulation = simulator.run(stepped((5, 100), (20, 2_000), (40, 50)))
+    changes = np.flatnonzero(np.diff(simulation.tick_layout))
+    up_s, down_s = simulation.tick_s[changes + 1]
+    # wanted for 1 s, then 1 s of loading (the profile does not say how long it takes)
+    assert 7.0 < up_s < 8.5
+    assert down_s > 35.0
+    wide = simulation.tick_gear[(simulation.tick_s > up_s + 0.1) & (simulation.tick_s < down_s - 0.1)]
+    assert {simulator.family.gears[gear].layout for gear in set(wide.tolist())} == {"broad"}
+
+
+def test_a_held_gear_is_never_left() -> None:
+    simulator = tiny_simulator()
+    simulation = simulator.run(stepped((5, 2_000)), hold_gear="wide")
+    assert {simulator.family.gears[gear].name for gear in set(simulation.tick_gear.tolist())} == {"wide"}
+
+
+def test_overload_is_refused_and_the_rest_is_answered_in_time() -> None:
+    busy_s = {"model": [[1, 0.01]]}
+    plan = make_plan(busy_s, [("model", None)], slo_s=0.05)
+    simulator = Simulator(plan, "family", make_records({"model": [0.5]}), make_profile(busy_s), slots={"a": 1})
+    rng = np.random.default_rng(2)
+    simulation = simulator.run(draw_load(poisson(200.0, 20.0, rng), 20.0, 1, rng), timeout_s=0.2)
+    answered = ~np.isnan(simulation.latency_s)
+    assert 0.45 < answered.mean() < 0.55
+    assert simulation.latency_s[answered].max() <= 0.2 + 1e-9
+    assert simulation.quantile_s(0.95) == np.inf
+    assert simulation.in_system_at_end > 5
+
+
+def test_accuracy_is_that_of_the_stage_that_answered() -> None:
+    certainty = np.array([0.9, 0.9, 0.1, 0.1])
+    plan = make_plan(BUSY_S, [("small", 0.5), ("large", None)], reach=[1.0, 0.5])
+    records = make_records({"small": certainty, "large": certainty}, truth=[0, 1, 0, 0])
+    simulator = Simulator(plan, "family", records, make_profile(BUSY_S), slots={"a": 1})
+    rng = np.random.default_rng(3)
+    simulation = simulator.run(draw_load(poisson(100.0, 60.0, rng), 60.0, 4, rng))
+    assert simulation.accuracy == pytest.approx(0.75, abs=0.03)
+    assert (simulation.stage == 1).mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_rows_of_two_endpoints_are_shared_by_their_weights() -> None:
+    plan = make_plan(BUSY_S, [("large", None)], instances={"a": {"large": 1}, "b": {"large": 1}})
+    document = msgspec.json.decode(msgspec.json.encode(plan))
+    document["families"]["family"]["gears"][0]["load"] = {"large": {"a": 1.0, "b": 3.0}}
+    weighted = decode_json(msgspec.json.encode(document), GearPlan)
+    rng = np.random.default_rng(4)
+    load = draw_load(poisson(300.0, 20.0, rng), 20.0, 1, rng)
+    records, profile = make_records({"large": [0.5]}), make_profile(BUSY_S)
+    even, uneven = (
+        Simulator(each, "family", records, profile, slots={"a": 1, "b": 1}).run(load).busy_s
+        for each in (plan, weighted)
+    )
+    assert even["a"] == pytest.approx(even["b"], rel=0.1)
+    assert uneven["b"] > 1.5 * uneven["a"]
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
+    plan, records = make_plan(BUSY_S, [("small", 0.5), ("large", None)]), make_records({"small": [0.5]})
+    with pytest.raises(UsageError, match="records hold only small"):
+        Simulator(plan, "family", records, make_profile(BUSY_S), slots={"a": 1})
+    both = make_records({"small": [0.5], "large": [0.5]})
+    with pytest.raises(UsageError, match="profile has no model large"):
+        Simulator(plan, "family", both, make_profile({"small": [[1, 0.1]]}), slots={"a": 1})
+    with pytest.raises(UsageError, match="endpoints a"):
+        Simulator(plan, "family", both, make_profile(BUSY_S), slots={"b": 1})
+    with pytest.raises(UsageError, match="no request"):
+        draw_load(np.array([]), 1.0, 1, np.random.default_rng(0))
+    with pytest.raises(UsageError, match="must rise"):
+        draw_load(np.array([1.0, 0.5]), 1.0, 1, np.random.default_rng(0))
