@@ -200,7 +200,7 @@ async def orchestrate(
         (((6, 80), (4, 700), (8, 250)), (1, 1), 1.0),
         (((6, 80), (4, 700), (8, 250)), (1, 9), 1.0),
         # beyond the top: rows are refused, and the backlog holds the gear
-        (((3, 100), (3, 4000), (8, 250)), (1, 1), 0.4),
+        (((3, 100), (2, 9000), (8, 250)), (1, 1), 0.2),
     ],
     ids=["single rows", "several rows", "overload"],
 )
