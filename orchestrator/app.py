@@ -8,8 +8,6 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from cascadeserve.errors import ServerStartFailed
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
@@ -21,7 +19,7 @@ from orchestrator.reconciler import Reconciler
 from orchestrator.state import EndpointState, FamilyState
 from orchestrator.supervise import forever
 from orchestrator.triton import TritonBackend
-from orchestrator.wire.rest import build_rest_app, build_rest_runner
+from orchestrator.wire.rest import RestServer
 from orchestrator.wire.rpc import build_rpc_server
 
 if TYPE_CHECKING:
@@ -106,13 +104,13 @@ async def serve(plan: GearPlan, cluster: Cluster, settings: ServeSettings, *, re
     stop = asyncio.Event()
     _install_signal_handlers(stop)
     loops = asyncio.create_task(orchestrator.run_loops(), name="control-loops")
-    runner, site, rpc_server = await _listen(orchestrator, settings)
+    rest_server, rpc_server = await _listen(orchestrator, settings)
     _log.info("listening on http://%s:%d and grpc://%s:%d", settings.host, settings.http_port, settings.host,
               settings.grpc_port)  # fmt: skip
     stopping = asyncio.create_task(stop.wait(), name="stop-signal")
     try:
         await asyncio.wait({loops, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        await _shut_down(orchestrator, settings, runner, site, rpc_server)
+        await _shut_down(orchestrator, settings, rest_server, rpc_server)
     finally:
         stopping.cancel()
         await orchestrator.close()
@@ -122,21 +120,19 @@ async def serve(plan: GearPlan, cluster: Cluster, settings: ServeSettings, *, re
         raise results[0]
 
 
-async def _listen(
-    orchestrator: Orchestrator, settings: ServeSettings
-) -> tuple[web.AppRunner, web.TCPSite, grpc.aio.Server]:
-    app = build_rest_app(
-        orchestrator.data_plane, max_body_bytes=settings.max_request_bytes, metrics=orchestrator.metrics.render
+async def _listen(orchestrator: Orchestrator, settings: ServeSettings) -> tuple[RestServer, grpc.aio.Server]:
+    data_plane = orchestrator.data_plane
+    rest_server = RestServer(
+        data_plane,
+        max_body_bytes=settings.max_request_bytes,
+        metrics=orchestrator.metrics.render,
+        closing=lambda: data_plane.draining,
+        close_timeout_s=settings.drain_s,
     )
-    app.on_response_prepare.append(_closing_while_draining(orchestrator.data_plane))
-    runner = build_rest_runner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, settings.host, settings.http_port, shutdown_timeout=settings.drain_s)
-    rpc_server = build_rpc_server(orchestrator.data_plane, max_message_bytes=settings.max_request_bytes)
+    rpc_server = build_rpc_server(data_plane, max_message_bytes=settings.max_request_bytes)
     try:
-        await site.start()
+        await rest_server.start(settings.host, settings.http_port)
     except OSError as error:
-        await runner.cleanup()
         where = f"{settings.host}:{settings.http_port}"
         raise ServerStartFailed(
             f"cannot listen on {where} ({error.strerror}); choose another --host or --http-port"
@@ -145,25 +141,24 @@ async def _listen(
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         rpc_server.add_insecure_port(f"{host}:{settings.grpc_port}")
     except RuntimeError as error:
-        await runner.cleanup()
+        await rest_server.close()
         raise ServerStartFailed(
             f"cannot listen on {settings.host}:{settings.grpc_port}; choose another --host or --grpc-port"
         ) from error
     await rpc_server.start()
-    return runner, site, rpc_server
+    return rest_server, rpc_server
 
 
 async def _shut_down(
     orchestrator: Orchestrator,
     settings: ServeSettings,
-    runner: web.AppRunner,
-    site: web.TCPSite,
+    rest_server: RestServer,
     rpc_server: grpc.aio.Server,
 ) -> None:
     data_plane = orchestrator.data_plane
     _log.info("stopping: not ready from now on, no new connections")
     data_plane.draining = True
-    await site.stop()
+    rest_server.stop_listening()
     # gRPC tells its clients to go elsewhere and lets the calls under way finish.
     rpc_stopped = asyncio.create_task(rpc_server.stop(settings.linger_s + settings.drain_s), name="grpc-server-stop")
     # Clients with an open HTTP connection may be sending at this moment: each is answered and told to close.
@@ -173,17 +168,8 @@ async def _shut_down(
         _log.warning("%d requests are refused unanswered", orchestrator.dispatcher.open_tickets)
         await orchestrator.dispatcher.close()
     await rpc_stopped
-    await runner.cleanup()
+    await rest_server.close()
     _log.info("stopped")
-
-
-def _closing_while_draining(data_plane: CascadeDataPlane):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    async def close(_request: web.Request, response: web.StreamResponse) -> None:
-        if data_plane.draining:
-            response.force_close()
-            response.headers["Connection"] = "close"
-
-    return close
 
 
 def _install_signal_handlers(stop: asyncio.Event) -> None:

@@ -154,8 +154,9 @@ def _checked_input(spec: TensorSpec, tensor: Tensor) -> NDArray[Any]:
     array = tensor.array
     if tensor.datatype != spec.datatype:
         raise InvalidRequest(f"input '{spec.name}' is {spec.datatype}, but the request has {tensor.datatype}")
-    fits = array.ndim == len(spec.shape) + 1 and all(
-        wanted in (-1, size) for wanted, size in zip(spec.shape, array.shape[1:], strict=True)
+    fits = array.shape[1:] == spec.shape or (
+        array.ndim == len(spec.shape) + 1
+        and all(wanted in (-1, size) for wanted, size in zip(spec.shape, array.shape[1:], strict=True))
     )
     if not fits or array.shape[0] < 1:
         expected = ",".join(map(str, (-1, *spec.shape)))

@@ -15,9 +15,10 @@ import numpy as np
 from cascadeserve.errors import DeadlineExceeded, InternalError, Unavailable
 from cascadeserve.policy.admission import in_time
 from cascadeserve.policy.balancing import least_expected_work
-from cascadeserve.policy.batching import NOT_DUE, due_at_s, due_reason, next_queue
+from cascadeserve.policy.batching import AGEING, NOT_DUE, PATIENCE_SLOS, due_at_s, due_reason, next_queue
 from cascadeserve.policy.escalation import accepted
 from orchestrator.backend import BackendError, EndpointDown
+from orchestrator.deadlines import Deadlines
 from orchestrator.rows import ModelQueue, Segment, Ticket, bind
 from orchestrator.state import Batch
 
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# seconds by which a deadline moves forward per second of waiting
-AGEING = 1.0
-# no row counts as more patient than this many SLOs when queues are compared
-PATIENCE_SLOS = 4.0
 # A batch is waited for this long, whatever the deadlines of its rows: they expire by themselves, its slot stays busy
 # until Triton answers anyway, and cancelling a running call can crash Triton's python backend (2.51, measured).
 HANG_LIMIT_S = 60.0
@@ -60,8 +57,9 @@ class Dispatcher:
         self._queues = {model: ModelQueue() for model in self._owner}
         self._in_flight: set[Batch] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open_tickets = 0
+        self._deadlines = Deadlines(self._expire)
         self._wake: asyncio.TimerHandle | None = None
+        self._wake_s = float("inf")
         self._loop = asyncio.get_running_loop()
 
     # -- from the data plane ------------------------------------------------------------------------------------
@@ -85,11 +83,16 @@ class Dispatcher:
         if (model := self._unserved_model(family)) is not None:
             ticket.fail(Unavailable(f"no endpoint serves model '{model}' now; try again shortly"))
             return future
-        self._open_tickets += 1
-        future.add_done_callback(lambda _: self._close_ticket(ticket))
-        ticket.timer = self._loop.call_at(ticket.deadline_s, self._expire, ticket)
-        self._queues[family.entry_model].push(Segment(ticket, ticket.rows, now_s))
-        self.pump()
+        self._deadlines.add(ticket)
+        model = family.entry_model
+        queue = self._queues[model]
+        queue.drop_done_head()
+        had_head = bool(queue.segments)
+        queue.push(Segment(ticket, ticket.rows, now_s))
+        # Whatever else could leave now has left: only this queue has changed. Behind a head it can only have become
+        # full; while there is no room for it, the answer that makes some pumps.
+        if not had_head or (queue.rows >= family.trigger(model)[0] and any(self._room(model))):
+            self.pump()
         return future
 
     def can_serve(self, family: FamilyState) -> bool:
@@ -99,7 +102,7 @@ class Dispatcher:
     @property
     def open_tickets(self) -> int:
         """Requests that have no answer yet."""
-        return self._open_tickets
+        return self._deadlines.clear_stale()
 
     # -- from the control loops ---------------------------------------------------------------------------------
 
@@ -171,14 +174,15 @@ class Dispatcher:
     async def drain(self, timeout_s: float) -> bool:
         """Wait until every request is answered; returns whether that came in time."""
         give_up_s = self._loop.time() + timeout_s
-        while self._open_tickets and self._loop.time() < give_up_s:  # noqa: ASYNC110 - rare, at shutdown only
+        while self.open_tickets and self._loop.time() < give_up_s:  # noqa: ASYNC110 - rare, at shutdown only
             await asyncio.sleep(0.01)
-        return not self._open_tickets
+        return not self.open_tickets
 
     async def close(self) -> None:
         """Refuse what is still waiting and end the calls in flight."""
         if self._wake is not None:
             self._wake.cancel()
+        self._deadlines.stop()
         for queue in self._queues.values():
             for segment in queue.take(queue.rows):
                 segment.ticket.fail(Unavailable("the server is shutting down"))
@@ -193,29 +197,26 @@ class Dispatcher:
     def pump(self) -> None:
         """Send every batch that is due and has a free slot, then sleep until the next one can be due."""
         now_s = self._loop.time()
-        models = list(self._queues)
         while True:
-            due, deadlines, oldest = [], [], []
+            models, due, deadlines, oldest = [], [], [], []
             wake_s = float("inf")
-            for model in models:
-                queue = self._queues[model]
+            for model, queue in self._queues.items():
                 queue.drop_done_head()
                 if not queue.segments:
-                    due.append(NOT_DUE)
-                    deadlines.append(0.0)
-                    oldest.append(0.0)
                     continue
                 head = queue.segments[0]
-                min_batch, _, max_wait_s = self._owner[model].trigger(model)
+                family = self._owner[model]
+                min_batch, _, max_wait_s = family.trigger(model)
                 reason = due_reason(queue.rows, head.since_s, min_batch, max_wait_s, now_s)
                 if reason == NOT_DUE:
                     wake_s = min(wake_s, due_at_s(head.since_s, max_wait_s))
-                elif not any(self._room(model)):
-                    reason = NOT_DUE  # the answer that frees a slot pumps again
+                    continue
+                if not any(self._room(model)):
+                    continue  # the answer that frees a slot pumps again
+                models.append(model)
                 due.append(reason)
                 # Capped: a client that says it can wait for an hour must not hold up those behind it in the queue.
-                patience_s = PATIENCE_SLOS * self._owner[model].plan.slo_s
-                deadlines.append(min(head.ticket.deadline_s, head.since_s + patience_s))
+                deadlines.append(min(head.ticket.deadline_s, head.since_s + PATIENCE_SLOS * family.plan.slo_s))
                 oldest.append(head.since_s)
             chosen = next_queue(due, deadlines, oldest, now_s, AGEING)
             if chosen < 0:
@@ -288,40 +289,45 @@ class Dispatcher:
 
     def _absorb(self, batch: Batch, answer: BatchAnswer) -> None:
         """Give accepted rows to their tickets and queue the others at their next stage."""
-        start = 0
+        stop = 0
         now_s = self._loop.time()
+        # of the whole batch, by threshold: rows of one batch seldom left in more than one gear
+        accepted_at: dict[float | None, NDArray[np.bool_]] = {}
+        answered_at: dict[int, int] = {}
         for segment in batch.segments:
-            stop = start + segment.rows
-            part = slice(start, stop)
-            start = stop
+            start, stop = stop, stop + segment.rows
             ticket = segment.ticket
             if ticket.done:
                 continue
             if segment.entry is None:
                 raise RuntimeError("rows left without a gear")
-            taken = accepted(answer.certainty[part], segment.entry.stages[segment.stage].threshold)
+            threshold = segment.entry.stages[segment.stage].threshold
+            if threshold not in accepted_at:
+                accepted_at[threshold] = accepted(answer.certainty, threshold)
+            taken = accepted_at[threshold][start:stop]
             num_taken = int(np.count_nonzero(taken))
-            all_taken = num_taken == segment.rows
-            where = segment.indices if segment.indices is not None else slice(None)
             if num_taken:
-                source = part if all_taken else np.flatnonzero(taken) + part.start
-                if not all_taken:
-                    where = np.flatnonzero(taken) if segment.indices is None else segment.indices[taken]
-                ticket.label[where] = answer.label[source]
-                ticket.certainty[where] = answer.certainty[source]
-                ticket.stage[where] = segment.stage
-                if ticket.scores is not None and answer.scores is not None:
-                    ticket.scores[where] = answer.scores[source]
-                self._metrics.answered(batch.family.name, segment.stage, num_taken)
+                answered_at[segment.stage] = answered_at.get(segment.stage, 0) + num_taken
+                if num_taken == segment.rows:
+                    ticket.store(segment.indices, answer, slice(start, stop), segment.stage)
+                else:
+                    mine = np.flatnonzero(taken)
+                    indices = mine if segment.indices is None else segment.indices[mine]
+                    ticket.store(indices, answer, mine + start, segment.stage)
                 ticket.finish_rows(num_taken)
-            if not all_taken:
+            if num_taken < segment.rows:
                 self._escalate(batch.family, segment, np.flatnonzero(~taken), now_s)
+        for stage, rows in answered_at.items():
+            self._metrics.answered(batch.family.name, stage, rows)
         num_nan = int(np.count_nonzero(np.isnan(answer.certainty)))
         if num_nan:
             self._metrics.nan_certainty(batch.model, num_nan)
 
     def _escalate(self, family: FamilyState, segment: Segment, rows: NDArray[np.intp], now_s: float) -> None:
-        indices = rows if segment.indices is None else segment.indices[rows]
+        if len(rows) == segment.rows:
+            indices = segment.indices
+        else:
+            indices = rows if segment.indices is None else segment.indices[rows]
         if segment.entry is None:
             raise RuntimeError("rows left without a gear")
         model = segment.entry.stages[segment.stage + 1].model
@@ -369,17 +375,17 @@ class Dispatcher:
         waited_s = self._loop.time() - ticket.arrived_s
         ticket.fail(DeadlineExceeded(f"the deadline passed after {waited_s:.3f} s before the answer was complete"))
 
-    def _close_ticket(self, ticket: Ticket) -> None:
-        self._open_tickets -= 1
-        if ticket.timer is not None:
-            ticket.timer.cancel()
-
     def _wake_at(self, when_s: float) -> None:
+        if when_s == self._wake_s:
+            return
         if self._wake is not None:
             self._wake.cancel()
-            self._wake = None
-        if when_s != float("inf"):
-            self._wake = self._loop.call_at(when_s, self.pump)
+        self._wake = None if when_s == float("inf") else self._loop.call_at(when_s, self._wake_up)
+        self._wake_s = when_s
+
+    def _wake_up(self) -> None:
+        self._wake_s = float("inf")
+        self.pump()
 
 
 def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:

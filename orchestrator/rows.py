@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
     from cascadeserve.errors import RequestError
     from cascadeserve.gear_plan import Gear, LadderEntry
+    from orchestrator.backend import BatchAnswer
 
 
 class Ticket:
     """One client request of n rows: its inputs, the answers that came so far, and its future."""
 
     __slots__ = (
-        "arrived_s", "certainty", "deadline_s", "future", "gears", "inputs", "label", "remaining", "rows", "scores",
-        "stage", "timer",
+        "__weakref__", "arrived_s", "certainty", "deadline_s", "future", "gears", "inputs", "label", "remaining",
+        "rows", "scores", "stage",
     )  # fmt: skip
 
     def __init__(
@@ -48,7 +49,6 @@ class Ticket:
         self.future = future
         # names of the gears its rows left in; several only if it was split and a shift fell between the parts
         self.gears: list[str] = []
-        self.timer: asyncio.TimerHandle | None = None
         self.label: NDArray[np.int64] = np.empty(rows, dtype=np.int64)
         self.certainty: NDArray[np.float32] = np.empty(rows, dtype=np.float32)
         self.stage: NDArray[np.int32] = np.empty(rows, dtype=np.int32)
@@ -67,6 +67,17 @@ class Ticket:
             return False
         self.future.set_exception(error)
         return True
+
+    def store(
+        self, indices: NDArray[np.intp] | None, answer: BatchAnswer, source: slice | NDArray[np.intp], stage: int
+    ) -> None:
+        """Take over a batch's answers: its rows at `source` are rows `indices` of this request (None: all of them)."""
+        where = slice(None) if indices is None else indices
+        self.label[where] = answer.label[source]
+        self.certainty[where] = answer.certainty[source]
+        self.stage[where] = stage
+        if self.scores is not None and answer.scores is not None:
+            self.scores[where] = answer.scores[source]
 
     def finish_rows(self, count: int) -> bool:
         """Count answered rows; returns whether the request is complete now."""

@@ -128,6 +128,7 @@ class FamilyState:
             [min_batch for min_batch, _, _ in triggers],
             [max_wait_s for _, _, max_wait_s in triggers],
             slots,
+            self.plan.slo_s,
         )
 
     def _row_works_s(self) -> list[float]:

@@ -30,10 +30,13 @@ def planned_work_s(
     min_batch: Sequence[int],
     max_wait_s: Sequence[float],
     slots: int,
+    slo_s: float,
 ) -> float:
-    """Device-seconds that wait in normal batching at this rate, on `slots` slots.
+    """Device-seconds that may wait at this rate, on `slots` slots, before it is backlog.
 
-    A row waits for its trigger and then for the batches before it: at most one of every model on every slot.
+    A row waits for its trigger and then for the batches before it: at most one of every model on every slot. And work
+    that the slots do in half an SLO is no backlog in any gear: near the end of its range so much waits now and then
+    without harm, and a gear that took it for demand would be left again and again.
     """
     turn_s = 0.0
     for stage in range(len(reach)):
@@ -42,4 +45,4 @@ def planned_work_s(
     for stage in range(len(reach)):
         rows = rate_per_s * reach[stage] * (max_wait_s[stage] + turn_s)
         planned_s += max(float(min_batch[stage]), rows) * work_from_s(reach, row_work_s, stage)
-    return planned_s
+    return max(planned_s, slots * slo_s / 2.0)

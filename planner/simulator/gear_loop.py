@@ -65,6 +65,7 @@ def _demand(
         served.stage_min_batch[gear, :stages],
         served.stage_max_wait_s[gear, :stages],
         served.slots.sum(),
+        knobs.slo_s,
     )
     return demand_per_s(
         rate_per_s, _queued_work_s(served, queues, gear), planned_s, work_from_s(reach, row_work_s, 0), knobs.slo_s / 2

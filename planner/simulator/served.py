@@ -61,7 +61,7 @@ def build_served(
         efficiency=_efficiency(profile, models),
     )
     # one memory order, or the kernel would be compiled anew
-    served = Served(*(np.ascontiguousarray(array) for array in served))
+    served = Served._make(np.ascontiguousarray(array) for array in served)
     return served, np.array([answer.label == records.truth for answer in answers])
 
 

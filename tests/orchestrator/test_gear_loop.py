@@ -63,7 +63,9 @@ async def test_steady_load_shifts_nothing() -> None:
 async def test_backlog_that_the_gear_did_not_plan_for_is_demand() -> None:
     rig = await make_rig(busy_s={"small": 2.0})
     dispatcher = rig.orchestrator.dispatcher
-    futures = [dispatcher.submit(rig.family, [rows([1], [0.9])], timeout_s=10.0, want_scores=False) for _ in range(900)]
+    futures = [
+        dispatcher.submit(rig.family, [rows([1], [0.9])], timeout_s=10.0, want_scores=False) for _ in range(4000)
+    ]
     rig.orchestrator.gear_loop.tick(asyncio.get_running_loop().time())
     assert rig.family.gear.name == "busy"  # though not a single arrival was counted
     for future in futures:

@@ -122,10 +122,13 @@ def test_a_queue_that_waits_for_its_trigger_is_no_backlog(rate_per_s: float, slo
     planned_s = state.planned_work_s(rate_per_s, slots)
     assert waiting_rows * state.work_from_s("small") <= planned_s
     assert planned_s <= state.planned_work_s(rate_per_s * 1.5, slots)
-    assert state.planned_work_s(rate_per_s, slots + 1) <= planned_s
+    assert planned_s >= slots * state.plan.slo_s / 2
 
 
-def test_a_queue_that_outgrows_a_turn_of_all_models_is_backlog() -> None:
-    """At 1000 rows/s a turn is one full batch of each model, so 12 ms, and a tenth of a second's rows is too long."""
+def test_more_work_than_half_an_slo_and_a_turn_of_all_models_is_backlog() -> None:
+    """At 1000 rows/s a turn is one full batch of each model, so 12 ms; half an SLO is 250 ms."""
     state = family("calm")
-    assert 100 * state.work_from_s("small") > state.planned_work_s(1000.0, 1)
+    assert state.planned_work_s(1000.0, 1) == pytest.approx(0.25)
+    assert state.planned_work_s(1000.0, 3) == pytest.approx(0.75)
+    # where a turn is longer than that, a turn's rows are no backlog either
+    assert state.planned_work_s(1e6, 1) > 0.25

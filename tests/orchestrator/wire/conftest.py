@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.wire.rest import build_rest_app
+from orchestrator.wire.rest import RestServer
 from orchestrator.wire.rpc import build_rpc_server
 from tests.orchestrator.wire.echo_plane import EchoPlane
 from tests.orchestrator.wire.stock_clients import CLIENTS, StockClient, serve_http
@@ -29,8 +29,8 @@ def plane() -> EchoPlane:
 
 @pytest.fixture
 async def rest_address(plane: EchoPlane) -> AsyncIterator[str]:
-    app = build_rest_app(plane, max_body_bytes=MAX_BYTES, metrics=plane.metrics)
-    async with serve_http(app) as address:
+    server = RestServer(plane, max_body_bytes=MAX_BYTES, metrics=plane.metrics)
+    async with serve_http(server) as address:
         yield address
 
 

@@ -13,13 +13,11 @@ import tritonclient.grpc
 import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
-from aiohttp import web
-
-from orchestrator.wire.rest import build_rest_runner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from orchestrator.wire.rest import RestServer
     from orchestrator.wire.tensors import Array
 
 
@@ -91,17 +89,13 @@ class StockClient:
 
 
 @asynccontextmanager
-async def serve_http(app: web.Application) -> AsyncIterator[str]:
+async def serve_http(server: RestServer) -> AsyncIterator[str]:
     """Serve on a free loopback port, in this event loop."""
-    runner = build_rest_runner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0][:2]
+    await server.start("127.0.0.1", 0)
     try:
-        yield f"{host}:{port}"
+        yield server.address
     finally:
-        await runner.cleanup()
+        await server.close()
 
 
 class Reply:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cascadeserve.errors import Unavailable
-from orchestrator.wire.rest import build_rest_app
+from orchestrator.wire.rest import RestServer
 from orchestrator.wire.tensors import Tensor
 from tests.orchestrator.wire.bodies import HEADER, INFER, binary, head, tensor, with_buffer
 from tests.orchestrator.wire.conftest import MAX_BYTES
@@ -217,13 +217,13 @@ async def test_metrics(rest_address: str, plane: EchoPlane) -> None:
 
 
 async def test_without_metrics(plane: EchoPlane) -> None:
-    async with serve_http(build_rest_app(plane, max_body_bytes=MAX_BYTES, metrics=None)) as address:
+    async with serve_http(RestServer(plane, max_body_bytes=MAX_BYTES, metrics=None)) as address:
         assert (await send(address, "/metrics", method="GET")).status == 404
 
 
-def test_a_limit_is_needed(plane: EchoPlane) -> None:
+async def test_a_limit_is_needed(plane: EchoPlane) -> None:
     with pytest.raises(ValueError, match="max_body_bytes"):
-        build_rest_app(plane, max_body_bytes=0, metrics=None)
+        RestServer(plane, max_body_bytes=0, metrics=None)
 
 
 async def test_unavailable_says_when_to_come_back(rest_address: str, plane: EchoPlane) -> None:

@@ -1,0 +1,297 @@
+"""HTTP/1.1 as inference clients speak it, at a third of what aiohttp's server takes per request.
+
+A plain request is one with a known path, a stated length and nothing special about it: no chunks, no compression, no
+`Expect`, no escapes in its path. It is answered here. At the first request of another kind its connection goes to
+aiohttp, with all that was received, and stays there: what is rare or wrong is judged by a complete implementation, and
+nothing here has to guess how long a body is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, cast
+
+from orchestrator.wire.codec_http import HEADER_LENGTH
+from orchestrator.wire.endpoints import Answer, Call, Route, answer_to
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+# aiohttp's limit of a line; a longer head is for it to refuse
+_MAX_HEAD_BYTES = 8190
+# A client writes the same head again and again.
+_MAX_KNOWN_HEADS = 512
+# what a client may have sent ahead while its request is under way before it is made to wait
+_MAX_AHEAD_BYTES = 1 << 18
+# A connection is closed after once to twice this long without a byte.
+_IDLE_S = 3600.0
+
+_REQUEST_LINE = re.compile(rb"(GET|POST) (/[A-Za-z0-9_.~/-]*) HTTP/1\.1")
+_NAME = re.compile(rb"[A-Za-z0-9-]+")
+_VALUE = re.compile(rb"[\t\x20-\x7e]*")
+# a place in a path; no name may look like a step up or down
+_PLACE = r"(?P<\1>[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)"
+_LENGTH = b"content-length"
+_JSON_LENGTH = HEADER_LENGTH.lower().encode()
+_MAX_LENGTH_DIGITS = 15
+# With one of these a request means more than its bytes say, or its length is not the stated one.
+_NOT_PLAIN = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"te", b"trailer", b"http2-settings"}
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+
+
+@dataclass(slots=True, frozen=True)
+class _Head:
+    """What the head of a plain request says."""
+
+    handler: Callable[[Call], Awaitable[Answer]]
+    model: str
+    version: str
+    header_length: str | None
+    body_bytes: int
+
+
+class PlainHttp:
+    """Its connections, and what they have in common."""
+
+    def __init__(
+        self,
+        table: list[Route],
+        *,
+        max_body_bytes: int,
+        closing: Callable[[], bool],
+        hand_over: Callable[[], asyncio.Protocol],
+    ) -> None:
+        """While `closing()`, an answer is its connection's last; `hand_over` makes a protocol for other requests."""
+        self.closing = closing
+        self.hand_over = hand_over
+        self.connections: set[_Connection] = set()
+        self._routes = [
+            (route.method.encode(), re.compile(re.sub(r"\\{(\w+)\\}", _PLACE, re.escape(route.path))), route.handler)
+            for route in table
+        ]
+        self._max_body_bytes = max_body_bytes
+        self._known: dict[bytes, _Head | None] = {}
+        self._date_s = -1
+        self._date = ""
+
+    def new_connection(self) -> asyncio.Protocol:
+        """Make the protocol of a new connection."""
+        return _Connection(self)
+
+    async def close(self, timeout_s: float) -> None:
+        """Close idle connections, wait for the answers under way, and cancel what is left after `timeout_s`."""
+        tasks = [task for connection in tuple(self.connections) if (task := connection.close_when_idle()) is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            for connection in tuple(self.connections):
+                connection.end()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def read_head(self, head: bytes) -> _Head | None:
+        """Read the head of a request, without the empty line; None if the request is not plain."""
+        try:
+            return self._known[head]
+        except KeyError:
+            if len(self._known) >= _MAX_KNOWN_HEADS:
+                self._known.clear()
+            read = self._known[head] = self._parse_head(head)
+            return read
+
+    def _parse_head(self, head: bytes) -> _Head | None:
+        first, *lines = head.split(b"\r\n")
+        request = _REQUEST_LINE.fullmatch(first)
+        if request is None:
+            return None
+        headers: dict[bytes, bytes] = {}
+        for line in lines:
+            name, colon, value = line.partition(b":")
+            if not colon or not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+                return None
+            key = name.lower()
+            if key in headers or key in _NOT_PLAIN:
+                return None
+            headers[key] = value.strip(b" \t")
+        method, path = request.groups()
+        length = headers.get(_LENGTH, b"0")
+        plain = (
+            b"host" in headers
+            and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
+            and length.isdigit()
+            and len(length) <= _MAX_LENGTH_DIGITS
+            and (method == b"POST" or int(length) == 0)
+            and int(length) <= self._max_body_bytes
+        )
+        if not plain:
+            return None
+        for wanted, pattern, handler in self._routes:
+            if wanted == method and (match := pattern.fullmatch(path.decode())) is not None:
+                places = match.groupdict()
+                header_length = headers.get(_JSON_LENGTH)
+                return _Head(
+                    handler,
+                    places.get("model", ""),
+                    places.get("version", ""),
+                    None if header_length is None else header_length.decode(),
+                    int(length),
+                )
+        return None
+
+    def render(self, answer: Answer, *, last: bool, now_s: float) -> bytes:
+        """Write a response as bytes; `last` tells the client that its connection will be closed."""
+        if now_s >= self._date_s + 1:
+            self._date_s = int(now_s)
+            self._date = f"Date: {format_datetime(datetime.now(UTC), usegmt=True)}\r\n"
+        headers = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()])
+        close = "Connection: close\r\n" if last else ""
+        head = f"{_STATUS_LINES[answer.status]}{headers}Content-Length: {len(answer.body)}\r\n{self._date}{close}\r\n"
+        return head.encode() + answer.body
+
+
+class _Connection(asyncio.Protocol):
+    """One client's connection: one request at a time, in order."""
+
+    __slots__ = (
+        "_chunks", "_drained", "_idle_check", "_loop", "_needed", "_reading_paused", "_server", "_size", "_task",
+        "_transport", "_used",
+    )  # fmt: skip
+
+    def __init__(self, server: PlainHttp) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._task: asyncio.Task[None] | None = None
+        # what was received and not used yet, its length, and the length from which on there is something to do
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._needed = 1
+        self._used = True
+        self._reading_paused = False
+        # while the client does not read its answer
+        self._drained: asyncio.Future[None] | None = None
+        self._idle_check = self._loop.call_later(_IDLE_S, self._check_idle)
+
+    # -- called by asyncio --------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        # a cast: the transports of other event loops are no subclasses
+        self._transport = cast("asyncio.Transport", transport)
+        if (sock := transport.get_extra_info("socket")) is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._server.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came."""
+        self._used = True
+        self._chunks.append(data)
+        self._size += len(data)
+        if self._task is None:
+            if self._size >= self._needed:
+                self._take_next()
+        elif self._size > _MAX_AHEAD_BYTES and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """Let the answer under way wait for the client, which does not read."""
+        self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """Let it end."""
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Cancel the request under way: nobody waits for its answer."""
+        self._leave()
+        if self._task is not None:
+            self._task.cancel()
+
+    # -- called by the server -----------------------------------------------------------------------------------
+
+    def close_when_idle(self) -> asyncio.Task[None] | None:
+        """Close now if nothing is under way, else return what is; its answer will be the last."""
+        if self._task is None:
+            self._transport.close()
+        return self._task
+
+    def end(self) -> None:
+        """Close, and cancel what is under way."""
+        if self._task is not None:
+            self._task.cancel()
+        self._transport.close()
+
+    # -- one request after the other ----------------------------------------------------------------------------
+
+    def _take_next(self) -> None:
+        """Begin the next request if all of it is there."""
+        if not self._size or self._transport.is_closing():
+            return
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        head_end = data.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES)
+        head = None if head_end < 0 else self._server.read_head(data[:head_end])
+        if head is None:
+            if head_end >= 0 or len(data) >= _MAX_HEAD_BYTES:
+                self._hand_over(data)
+            else:
+                self._keep(data, len(data) + 1)
+            return
+        body_start = head_end + 4
+        body_end = body_start + head.body_bytes
+        if len(data) < body_end:
+            self._keep(data, body_end)
+            return
+        self._keep(data[body_end:], 1)
+        call = Call(head.model, head.version, head.header_length, data[body_start:body_end])
+        self._task = self._loop.create_task(self._answer(head.handler, call))
+
+    def _keep(self, data: bytes, needed: int) -> None:
+        self._chunks = [data] if data else []
+        self._size = len(data)
+        self._needed = needed
+
+    async def _answer(self, handler: Callable[[Call], Awaitable[Answer]], call: Call) -> None:
+        try:
+            answer = await handler(call)
+        except Exception as error:  # noqa: BLE001 - logged there
+            answer = answer_to(error)
+        if self._transport.is_closing():
+            return  # the client hung up a moment ago
+        last = self._server.closing()
+        self._transport.write(self._server.render(answer, last=last, now_s=self._loop.time()))
+        if self._drained is not None:
+            await self._drained
+        self._task = None
+        if last:
+            self._transport.close()
+            return
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        self._take_next()
+
+    def _hand_over(self, data: bytes) -> None:
+        """Let another protocol have the connection, from the first byte not used yet."""
+        self._leave()
+        other = self._server.hand_over()
+        self._transport.set_protocol(other)
+        other.connection_made(self._transport)
+        other.data_received(data)
+
+    def _leave(self) -> None:
+        self._idle_check.cancel()
+        self._server.connections.discard(self)
+
+    def _check_idle(self) -> None:
+        if self._task is None and not self._used:
+            self._transport.close()
+            return
+        self._used = False
+        self._idle_check = self._loop.call_later(_IDLE_S, self._check_idle)
