@@ -17,6 +17,7 @@ from msgspec import Meta, field
 
 from cascadeserve.artefacts import Artefact, read_json
 from cascadeserve.errors import InvalidArtefact
+from cascadeserve.plan_evidence import Expected, Gap, MadeFrom, PlanCertificate, Predicted, Share
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +79,11 @@ class LadderEntry(Artefact, frozen=True, kw_only=True):
 
     name: Name
     stages: Annotated[tuple[Stage, ...], Meta(min_length=1)]
-    reach: Annotated[tuple[Annotated[float, Meta(ge=0.0, le=1.0)], ...], Meta(min_length=1)]
+    reach: Annotated[tuple[Share, ...], Meta(min_length=1)]
+    # share of rows answered rightly, on the search split
+    accuracy: Share | None = None
+    # certified bound on how much less accurate it is than the reference model; null: not certified
+    epsilon: Gap | None = None
 
     def __post_init__(self) -> None:
         """Check thresholds and reach."""
@@ -120,6 +125,7 @@ class Gear(Artefact, frozen=True, kw_only=True):
     # model -> endpoint -> weight; a model that is not named is spread over all its endpoints alike
     load: dict[Name, dict[Name, Annotated[float, Meta(ge=0.0)]]] = field(default_factory=dict)
     degraded: bool = False
+    predicted: Predicted | None = None
 
     @property
     def upper_rate_per_s(self) -> float:
@@ -147,6 +153,10 @@ class PlannedFamily(Artefact, frozen=True, kw_only=True):
     gears: Annotated[tuple[Gear, ...], Meta(min_length=1)]
     # index of dispersion of the request arrivals the plan was made for; 1 = Poisson
     dispersion: Annotated[float, Meta(ge=1.0)] = 1.0
+    # share of requests that slo_s is meant for
+    percentile: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.95
+    certificate: PlanCertificate | None = None
+    expected: Expected | None = None
 
     def entry(self, name: str) -> LadderEntry:
         """Ladder entry by name."""
@@ -179,6 +189,7 @@ class GearPlan(Artefact, frozen=True, kw_only=True):
     families: Annotated[dict[Name, PlannedFamily], Meta(min_length=1)]
     layouts: Annotated[tuple[Layout, ...], Meta(min_length=1)]
     switching: Switching = Switching()
+    made_from: MadeFrom | None = None
 
     def layout(self, name: str) -> Layout:
         """Layout by name."""
@@ -214,6 +225,7 @@ def _problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
             yield at, "has the name of a model; requests for the cascade and for the model would be one"
         yield from _duplicates(family.inputs, f"{at}.inputs")
         yield from _ladder_problems(family, at)
+        yield from _certificate_problems(family, at)
         yield from _gear_problems(plan, family, at)
     for index, layout in enumerate(plan.layouts):
         yield from _layout_problems(plan, layout, f"$.layouts[{index}]", owners, cluster)
@@ -228,6 +240,14 @@ def _ladder_problems(family: PlannedFamily, at: str) -> Problems:
             if stage.model not in family.models:
                 field = f"{at}.ladder[{index}].stages[{position}].model"
                 yield field, f"names the unknown model {stage.model!r}; models are {_listed(family.models)}"
+
+
+def _certificate_problems(family: PlannedFamily, at: str) -> Problems:
+    if family.certificate is None:
+        return
+    largest = max((entry.epsilon for entry in family.ladder if entry.epsilon is not None), default=None)
+    if family.certificate.epsilon != largest:
+        yield f"{at}.certificate.epsilon", f"must be the largest epsilon of the ladder, which is {largest}"
 
 
 def _gear_problems(plan: GearPlan, family: PlannedFamily, at: str) -> Problems:

@@ -68,5 +68,7 @@ class ServingReport(Artefact, frozen=True, kw_only=True):
     errors: dict[str, int]
     # answered requests that the server flagged certified=false
     uncertified: int = 0
+    # processor time that the generator itself took, from its first to its last event; null: not measured
+    generator_cpu_s: float | None = None
     # false: stopped before everything scheduled was sent
     complete: bool = True

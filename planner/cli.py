@@ -21,8 +21,17 @@ from cascadeserve.cluster import CpuDevice, Endpoint, read_cluster
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.replay.payload import InputRows, match_inputs
 from planner import profiling
+from planner.front_cost import PHASES, FrontSession
 from planner.host import describe_host, find_server, is_local, resident_bytes
-from planner.profile import ModelProfile, Profile, batch_busy_s, check_profile, typical_spread_frac, work_rate
+from planner.profile import (
+    FrontCost,
+    ModelProfile,
+    Profile,
+    batch_busy_s,
+    check_profile,
+    typical_spread_frac,
+    work_rate,
+)
 from planner.recording import (
     Recorder,
     digest_models,
@@ -179,6 +188,7 @@ def _beside_the_device(endpoint: Endpoint) -> Iterator[None]:
     is_flag=True,
     help="Also measure load_s and memory_bytes: every model is unloaded once and loaded again.",
 )
+@click.option("--front", is_flag=True, help="Also measure the orchestrator's own cost, by running one for 15 s.")
 @click.option("--pid", type=click.IntRange(min=1), default=None, help="The server's process, if it is not found.")
 def profile(
     *,
@@ -192,6 +202,7 @@ def profile(
     repeats: int | None,
     quick: bool,
     allow_reload: bool,
+    front: bool,
     pid: int | None,
 ) -> None:
     """Measure, through a running Triton, busy time by batch size and concurrency, alone and in pairs.
@@ -212,6 +223,9 @@ def profile(
         measured = asyncio.run(
             session.run(_parse_batches(batches), 1 if quick else 2, allow_reload=allow_reload, server_pid=server_pid)
         )
+        if front:
+            cost = asyncio.run(session.measure_front(measured, cluster_path, rows_path))
+            measured = msgspec.structs.replace(measured, front=cost)
     check_profile(measured)
     write_json(output, measured)
     shutil.rmtree(session.partial, ignore_errors=True)
@@ -275,6 +289,27 @@ class _ProfileSession:
             pairs=profiling.pair_entries(cells, visits),
         )
 
+    async def measure_front(self, measured: Profile, cluster: Path, rows: Path) -> FrontCost:
+        """What an orchestrator in front of the endpoint costs, on the cores that are left to this process."""
+        cheapest = min(measured.models, key=lambda name: batch_busy_s(measured.models[name], 1, 1))
+        server = TritonCalls(self._endpoint.grpc)
+        try:
+            model = await server.describe(cheapest)
+        finally:
+            await server.close()
+        one = measured.models[cheapest]
+        front = FrontSession(
+            cluster=cluster,
+            endpoint=self._endpoint.name,
+            model=model,
+            busy_s=batch_busy_s(one, 1, 1) + one.overhead_s,
+            rows=rows,
+            state=self.partial / "front",
+            cores=sorted(os.sched_getaffinity(0)),
+        )
+        with _progress(orchestrator=len(PHASES)) as advance:
+            return await front.measure(lambda: advance("orchestrator", 1))
+
     async def _with_reload(
         self, profiler: profiling.Profiler, model: ServedModel, one: ModelProfile, server_pid: int | None
     ) -> ModelProfile:
@@ -331,3 +366,8 @@ def _show(measured: Profile, output: Path) -> None:
                 f"{work_rate(measured, pair):.2f}",
             )
         console.print(pairs)
+    if (front := measured.front) is not None:
+        console.print(
+            f"orchestrator, us of its core: {front.request_s * 1e6:.0f} per request, {front.batch_s * 1e6:.0f} per "
+            f"batch, {front.row_s * 1e6:.0f} per row; {front.path_s * 1e6:.0f} us of latency beside that"
+        )

@@ -74,6 +74,8 @@ class Records:
         self.gears: list[str] = []
         self.errors: Counter[str] = Counter()
         self.live = LiveCounts()
+        # processor time of the generator over the run
+        self.cpu_s = 0.0
 
     def store(self, index: int, sent_s: float, reply: Reply) -> None:
         """Store how request `index` ended; `sent_s` and `reply.done_s` count from the run's start."""

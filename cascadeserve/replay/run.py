@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,8 +51,10 @@ class OpenLoop:
     async def run(self) -> Records:
         """Send everything and wait until the end of every request is known."""
         self._start_s = asyncio.get_running_loop().time() + _LEAD_S
+        cpu_before_s = time.process_time()
         async with asyncio.TaskGroup() as group:
             self._pacer = group.create_task(self._pace(group), name="replay pacer")
+        self.records.cpu_s = time.process_time() - cpu_before_s
         self.records.add_unasked(self._sender.unasked)
         return self.records
 

@@ -53,6 +53,24 @@ def test_the_tiny_plan_is_accepted_and_read_back_as_written(tmp_path: Path) -> N
     assert [stage.threshold for stage in family.entry("cascade").stages] == [0.5, None]
 
 
+def test_evidence_is_read_back_and_may_be_left_out(tmp_path: Path) -> None:
+    document = plan_document()
+    bare = read_gear_plan(written(tmp_path, document))
+    assert (bare.made_from, bare.families["family"].certificate, bare.families["family"].expected) == (None, None, None)
+    certify(document, epsilon=0.004)
+    gear_of(document, 0)["predicted"] = {
+        "sustained_rate_per_s": 120.0, "p50_s": 0.1, "p95_s": 0.3, "worst_s": 0.4, "accuracy": 0.9, "utilisation": 0.8,
+    }  # fmt: skip
+    document["made_from"] = {"planner_version": "1", "policy": "cascade", "seed": 3, "digests": {"goal": "sha256:2"}}
+    plan = read_gear_plan(written(tmp_path, document))
+    family = plan.families["family"]
+    assert family.certificate is not None
+    assert family.certificate.epsilon == family.entry("cascade").epsilon == 0.004
+    assert family.gears[0].predicted is not None
+    assert plan.made_from is not None
+    assert plan.made_from.seed == 3
+
+
 def add_gear(document: Document, **changes: Any) -> None:
     family_of(document)["gears"].append({**gear_of(document, 0), **changes})
 
@@ -63,6 +81,20 @@ def second_family(document: Document) -> None:
 
 def rename_family(document: Document) -> None:
     document["families"] = {"small": family_of(document)}
+
+
+def certify(document: Document, *, epsilon: float) -> None:
+    for entry, certified in zip(family_of(document)["ladder"], (0.0, 0.004), strict=True):
+        entry["epsilon"] = certified
+    family_of(document)["certificate"] = {
+        "epsilon": epsilon,
+        "delta": 0.05,
+        "rows": 1000,
+        "method": "clopper_pearson, bonferroni",
+        "ladder_digest": "sha256:0",
+        "records_digest": "sha256:1",
+        "reference_accuracy": 0.9,
+    }
 
 
 FAMILY = "$.families[...]"  # msgspec names no keys
@@ -208,6 +240,17 @@ WRONG: dict[str, tuple[Callable[[Document], Any], str, str]] = {
     ),
     "model in two families": (second_family, "$.families.other.models.small", "one family"),
     "family named like its model": (rename_family, "$.families.small", "has the name of a model"),
+    "certificate that is not the largest epsilon": (
+        lambda d: certify(d, epsilon=0.001),
+        f"{AT}.certificate.epsilon",
+        "the largest epsilon of the ladder, which is 0.004",
+    ),
+    "certified share beyond 1": (
+        lambda d: family_of(d)["ladder"][1].update(epsilon=1.5),
+        f"{FAMILY}.ladder[1].epsilon",
+        "<= 1",
+    ),
+    "percentile in percent": (lambda d: family_of(d).update(percentile=95.0), f"{FAMILY}.percentile", "< 1"),
     # found missing when these tests were written
     "key that is no name": (
         lambda d: family_of(d)["models"].update({"no name": family_of(d)["models"]["small"]}),

@@ -1,0 +1,138 @@
+"""`cascadeserve plan` and `cascadeserve explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cascadeserve.artefacts import digest_bytes, write_json
+from cascadeserve.cluster import read_cluster
+from cascadeserve.errors import InvalidArtefact, UsageError
+from cascadeserve.gear_plan import read_gear_plan
+from cascadeserve.triton_config import input_specs, parse_config
+from planner.explain import explain_plan
+from planner.goal import choose_family, rate_prior, read_goal, trace_path
+from planner.planning import Inputs, plan_family
+from planner.profile import read_profile
+from planner.records_files import read_search
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cascadeserve.gear_plan import GearPlan, TensorSpec
+    from planner.planning import Policy
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command(short_help="Choose cascades, triggers and gears for a goal, and certify them.")
+@click.option("--goal", "goal_path", type=_FILE, required=True, help="What the plan has to keep (TOML).")
+@click.option("--profile", "profile_path", type=_FILE, required=True, help="Profile of the models (JSON).")
+@click.option("--cluster", "cluster_path", type=_FILE, required=True, help="Cluster file.")
+@click.option("--search", "search_path", type=_FILE, required=True, help="Records that everything is chosen on (.npz).")
+@click.option("--calibration", type=_FILE, default=None, help="Records for the certificate (.npz); without: a draft.")
+@click.option("--repository", type=_FOLDER, default="model_repository", show_default=True, help="What Triton serves.")
+@click.option("--output", type=_FILE, required=True, help="Gear plan to write (JSON).")
+@click.option("--family", "family_name", default=None, help="Family to plan, if the goal has several.")
+@click.option("--policy", type=click.Choice(["cascade", "single"]), default="cascade", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Fixes every simulated load.")
+@click.option("--name", default=None, help="Name of the plan [default: the family's].")
+@click.option("--spend", is_flag=True, help="Certify although the calibration rows certified another ladder before.")
+def plan(
+    *,
+    goal_path: Path,
+    profile_path: Path,
+    cluster_path: Path,
+    search_path: Path,
+    calibration: Path | None,
+    repository: Path,
+    output: Path,
+    family_name: str | None,
+    policy: Policy,
+    seed: int,
+    name: str | None,
+    spend: bool,
+) -> None:
+    """Make a gear plan; the same files and seed give the same bytes.
+
+    Calibration rows are for one certificate. So try goals without --calibration first, and certify what you settled on.
+    """
+    goal = read_goal(goal_path)
+    family = choose_family(goal, goal_path, family_name)
+    profile = read_profile(profile_path)
+    cluster = read_cluster(cluster_path)
+    search = read_search(search_path)
+    tensors, num_classes, largest_batch = _signature(repository, search.models)
+    sources = {"goal": goal_path, "profile": profile_path, "cluster": cluster_path}
+    if (trace := trace_path(goal.families[family], goal_path)) is not None:
+        sources["trace"] = trace
+    inputs = Inputs(
+        family=family,
+        goal=goal.families[family],
+        prior=rate_prior(goal.families[family], goal_path, seed),
+        profile=profile,
+        cluster=cluster,
+        search=search,
+        tensors=tensors,
+        num_classes=num_classes,
+        largest_batch=largest_batch,
+        digests={what: digest_bytes(path.read_bytes()) for what, path in sources.items()} | {"search": search.digest()},
+        policy=policy,
+        seed=seed,
+        name=name or "",
+    )
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal) as progress:
+        task = progress.add_task("tuning cascades", total=None)
+        made = plan_family(
+            inputs,
+            calibration,
+            spend=spend,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    write_json(output, made)
+    # what was written is what serves: read as the orchestrator will
+    _show(read_gear_plan(output, cluster))
+
+
+@click.command(short_help="Say what a gear plan does and why, and what is certain about it.")
+@click.argument("plan_path", metavar="PLAN", type=_FILE)
+def explain(plan_path: Path) -> None:
+    """Show ladder, gears, predictions and certificate of a gear plan."""
+    _show(read_gear_plan(plan_path))
+
+
+def _show(made: GearPlan) -> None:
+    console = Console()
+    for part in explain_plan(made):
+        console.print(part, highlight=False)
+
+
+def _signature(repository: Path, models: Iterable[str]) -> tuple[tuple[TensorSpec, ...], int, dict[str, int]]:
+    """Inputs, number of classes and largest batch by model, from the configs of a repository."""
+    found: dict[str, tuple[tuple[TensorSpec, ...], int]] = {}
+    largest: dict[str, int] = {}
+    for model in models:
+        path = repository / model / "config.pbtxt"
+        if not path.is_file():
+            raise UsageError(f"model {model!r} of the search records is not in {repository}; give its --repository")
+        config = parse_config(path.read_text(), path=path)
+        classes = [output.dims[0] for output in config.output if output.name == "scores" and len(output.dims) == 1]
+        if not classes or classes[0] < 1:
+            raise InvalidArtefact("has no output `scores` with one axis of classes; export the model", path=path)
+        found[model] = (input_specs(config), int(classes[0]))
+        largest[model] = max(config.max_batch_size, 1)
+    first, *others = found
+    for model in others:
+        if found[model] != found[first]:
+            raise UsageError(f"models {first!r} and {model!r} differ in inputs or classes; a family shares both")
+    return *found[first], largest

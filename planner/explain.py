@@ -1,0 +1,137 @@
+"""A gear plan in words and tables, from nothing but the plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cascadeserve.gear_plan import Gear, GearPlan, LadderEntry, PlannedFamily
+
+# from this utilisation on it is the device that ends the highest range
+_DEVICE_FULL = 0.8
+
+
+def explain_plan(plan: GearPlan) -> Iterator[Table | str]:
+    """Yield what a terminal prints, in order."""
+    for name, family in plan.families.items():
+        yield (
+            f"{name}: {family.percentile:.0%} of the requests within {_ms(family.slo_s)} ms, of up to "
+            f"{family.max_rows_per_request} row(s) each; arrivals with index of dispersion {family.dispersion:g}"
+        )
+        yield _ladder_table(family)
+        for layout in plan.layouts:
+            yield f"gears of layout {layout.name}"
+            yield from (_gear_lines(family, gear) for gear in family.gears_of(layout.name))
+            yield limit_sentence(family, layout.name)
+        if family.expected is not None:
+            yield (
+                f"At the rates of the goal {family.expected.accuracy:.2%} of the rows are answered rightly "
+                f"(over time instead of rows: {family.expected.accuracy_over_time:.2%})."
+            )
+        yield from certificate_sentences(family)
+    for layout in plan.layouts:
+        counts = (
+            f"{endpoint}: " + ", ".join(f"{count} x {model}" for model, count in models.items())
+            for endpoint, models in layout.instances.items()
+        )
+        yield f"layout {layout.name}: " + "; ".join(counts)
+    if plan.made_from is not None:
+        made = plan.made_from
+        inputs = ", ".join(f"{what} {digest.removeprefix('sha256:')[:12]}" for what, digest in made.digests.items())
+        yield f"made by planner {made.planner_version}, policy {made.policy}, seed {made.seed}, from {inputs}"
+
+
+def certificate_sentences(family: PlannedFamily) -> Iterator[str]:
+    """What is certified and under which assumptions."""
+    certificate = family.certificate
+    if certificate is None:
+        if all({stage.model for stage in entry.stages} == {family.reference_model} for entry in family.ladder):
+            yield f"Every answer is that of {family.reference_model}: there is no loss to certify."
+        else:
+            yield "Nothing is certified: this is a draft, planned without calibration rows."
+        return
+    yield (
+        f"Certified: on rows like the {certificate.rows:,} calibration rows, with probability "
+        f"{1.0 - certificate.delta:.4g} over their choice, no certified cascade, and no mix of them, is less accurate "
+        f"than {family.reference_model} ({certificate.reference_accuracy:.2%} there) by more than "
+        f"{100.0 * certificate.epsilon:.3g} points."
+    )
+    if certificate.weighted_epsilon is not None:
+        yield f"At the rates of the goal: by no more than {100.0 * certificate.weighted_epsilon:.3g} points."
+    yield "This assumes: " + " ".join(certificate.assumptions)
+    bare = [gear.name for gear in family.gears if family.entry(gear.ladder_entry).epsilon is None]
+    if bare:
+        yield f"Not certified: answers given in gear {', '.join(bare)}."
+
+
+def limit_sentence(family: PlannedFamily, layout: str) -> str:
+    """What keeps the highest range from being higher."""
+    planned = [gear for gear in family.gears_of(layout) if not gear.degraded]
+    top = planned[-1]
+    if top.predicted is None or top.max_rate_per_s is None:
+        return f"layout {layout}: up to {top.upper_rate_per_s:.0f} rows/s, without predictions"
+    sustained = top.predicted.sustained_rate_per_s
+    full = top.predicted.utilisation * sustained / top.max_rate_per_s
+    if full >= _DEVICE_FULL:
+        what = f"the device, which would then be {min(full, 1.0):.0%} busy"
+    else:
+        what = f"waiting, since the device would be only {full:.0%} busy: calls cost more than the models"
+    return (
+        f"Planned up to {top.max_rate_per_s:.0f} rows/s, {top.max_rate_per_s / sustained:.0%} of the {sustained:.0f} "
+        f"that {top.name} sustains; at {sustained:.0f} the limit is {what}."
+    )
+
+
+def _ladder_table(family: PlannedFamily) -> Table:
+    table = Table(box=SIMPLE_HEAD, title="ladder", title_justify="left")
+    table.add_column("entry", overflow="fold")
+    for column in ("accuracy", "loses at most", "work"):
+        table.add_column(column, no_wrap=True)
+    dearest = max(_work_s(family, entry) for entry in family.ladder)
+    for entry in family.ladder:
+        onward = zip(entry.stages[1:], entry.reach[1:], strict=True)
+        table.add_row(
+            "\n".join([entry.name, *(f"  {share:.1%} of the rows reach {stage.model}" for stage, share in onward)]),
+            "-" if entry.accuracy is None else f"{entry.accuracy:.2%}",
+            "not certified" if entry.epsilon is None else f"{100.0 * entry.epsilon:.2f} points",
+            f"{_work_s(family, entry) / dearest:.0%}",
+        )
+    return table
+
+
+def _gear_lines(family: PlannedFamily, gear: Gear) -> str:
+    end = "and more" if gear.max_rate_per_s is None else f"to {gear.max_rate_per_s:.0f}"
+    entry = "" if gear.name == gear.ladder_entry else f", as {gear.ladder_entry}"
+    lines = [f"{gear.min_rate_per_s:.0f} {end} rows/s: gear {gear.name}{entry}{' (degraded)' if gear.degraded else ''}"]
+    for model, trigger in gear.triggers.items():
+        wait = f" within {_ms(trigger.max_wait_s)} ms" if trigger.min_batch > 1 else ""
+        lines.append(f"  {model}: batches of {trigger.min_batch}{wait} to {trigger.max_batch}")
+    if gear.predicted is not None:
+        found = gear.predicted
+        lines.append(
+            f"  at {gear.upper_rate_per_s:.0f} rows/s: p50 {_ms(found.p50_s)} ms, p95 {_ms(found.p95_s)} ms, device "
+            f"{found.utilisation:.0%} busy, {found.accuracy:.2%} right; p{100.0 * family.percentile:.4g} in its range "
+            f"at most {_ms(found.worst_s)} ms"
+        )
+    return "\n".join(lines)
+
+
+def _work_s(family: PlannedFamily, entry: LadderEntry) -> float:
+    """Device-seconds per row, in full batches of the first gear that uses the entry."""
+    gear = next((gear for gear in family.gears if gear.ladder_entry == entry.name), None)
+    total_s = 0.0
+    for stage, share in zip(entry.stages, entry.reach, strict=True):
+        trigger = gear.triggers.get(stage.model) if gear is not None else None
+        model = family.models[stage.model]
+        rows = trigger.max_batch if trigger is not None else model.max_batch
+        total_s += share * model.batch_busy_s(rows) / rows
+    return total_s
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}"

@@ -1,0 +1,165 @@
+"""The goal: what a family's plan has to keep, as a person writes it down (`goal.toml`).
+
+    schema_version = 1
+
+    [families.digits]
+    slo_per_reference_batch = 10.0     # or slo_s: seconds
+    below_reference = 0.005            # or min_accuracy: what a cascade may lose on the search split
+    max_epsilon = 0.01                 # what it may lose at most, certified at 1 - delta
+    delta = 0.05
+
+Rates are in rows per second. Everything has a default but the latency.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from msgspec import Meta
+
+from cascadeserve.artefacts import Artefact, read_toml
+from cascadeserve.errors import InvalidArtefact, UsageError
+from cascadeserve.gear_plan import Count, Name
+from cascadeserve.replay.arrivals import from_trace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
+Rate = Annotated[float, Meta(ge=0.0, le=1e9)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Inner = Annotated[float, Meta(gt=0.0, lt=1.0)]
+# (rows per second, share of time) by rising rate; the shares sum to 1
+RatePrior = tuple[tuple[float, float], ...]
+
+# a trace tells how often each rate occurs, counted over windows as long as the orchestrator's
+_WINDOW_S = 1.0
+_MOST_RATES = 64
+
+
+class TraceUse(Artefact, frozen=True, kw_only=True):
+    """A CSV trace of requests, relative to the goal file, fitted to a mean rate and/or a duration."""
+
+    file: Annotated[str, Meta(min_length=1)]
+    rate_per_s: Positive | None = None
+    duration_s: Positive | None = None
+
+
+class FamilyGoal(Artefact, frozen=True, kw_only=True):
+    """What one family's plan has to keep."""
+
+    # latency that `percentile` of the requests keep; the multiple is of the reference model's busy time for one row
+    slo_s: Positive | None = None
+    slo_per_reference_batch: Positive | None = None
+    percentile: Inner = 0.95
+    # accuracy on the search split that every certified entry has: absolute, or what it may be below the reference
+    min_accuracy: Share | None = None
+    below_reference: Share | None = None
+    # entries that may be less accurate than the reference by more, at confidence 1 - delta, serve overload at most
+    max_epsilon: Share = 0.01
+    delta: Inner = 0.05
+    # above the plan's rates: serve the cheapest model without a certificate rather than let requests expire
+    uncertified_overload: bool = False
+    # requests have that many rows, any number between the two alike; the SLO is promised for these
+    min_rows_per_request: Count = 1
+    max_rows_per_request: Count = 1
+    # index of dispersion of request arrivals: variance over mean of their number, 1 = Poisson
+    dispersion: Annotated[float, Meta(ge=1.0, le=1e4)] = 1.0
+    # a gear's range ends at this share of the rate that the simulator says it sustains
+    headroom: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.9
+    # rate that the plan has to reach, and need not exceed; None: as high as it goes
+    max_rate_per_s: Positive | None = None
+    # how often each rate occurs: (rows per second, weight), or as a trace has it
+    rate_prior: Annotated[tuple[tuple[Rate, Positive], ...], Meta(min_length=1)] | None = None
+    trace: TraceUse | None = None
+
+    def __post_init__(self) -> None:
+        """Check what contradicts itself."""
+        if (self.slo_s is None) == (self.slo_per_reference_batch is None):
+            raise ValueError("give one of slo_s and slo_per_reference_batch")
+        if self.min_accuracy is not None and self.below_reference is not None:
+            raise ValueError("give one of min_accuracy and below_reference, not both")
+        if self.rate_prior is not None and self.trace is not None:
+            raise ValueError("give one of rate_prior and trace, not both")
+        if self.rate_prior is not None and not any(rate for rate, _ in self.rate_prior):
+            raise ValueError("rate_prior needs a rate above 0")
+        if self.min_rows_per_request > self.max_rows_per_request:
+            raise ValueError("min_rows_per_request must not exceed max_rows_per_request")
+
+    @property
+    def mean_rows(self) -> float:
+        """Rows of a request, on average."""
+        return (self.min_rows_per_request + self.max_rows_per_request) / 2
+
+    def accuracy_floor(self, reference_accuracy: float) -> float:
+        """Accuracy on the search split below which no entry is certified; beyond max_epsilon none could be."""
+        asked = self.min_accuracy or 0.0
+        if self.below_reference is not None:
+            asked = reference_accuracy - self.below_reference
+        return max(asked, reference_accuracy - self.max_epsilon)
+
+
+class Goal(Artefact, frozen=True, kw_only=True):
+    """Goals by family."""
+
+    schema_version: Literal[1]
+    families: Annotated[dict[Name, FamilyGoal], Meta(min_length=1)]
+
+
+def read_goal(path: Path) -> Goal:
+    """Read and check a goal file.
+
+    Raises:
+        InvalidArtefact: naming the field.
+
+    """
+    return read_toml(path, Goal)
+
+
+def choose_family(goal: Goal, path: Path, name: str | None) -> str:
+    """Name of the family to plan: the one asked for, or the only one.
+
+    Raises:
+        UsageError: it is not in the goal, or there are several and none was asked for.
+
+    """
+    known = ", ".join(goal.families)
+    if name is None and len(goal.families) > 1:
+        raise UsageError(f"--family: {path} has several families, name one of {known}")
+    if name is not None and name not in goal.families:
+        raise UsageError(f"--family: {name!r} is not in {path}; families are {known}")
+    return name or next(iter(goal.families))
+
+
+def trace_path(goal: FamilyGoal, path: Path) -> Path | None:
+    """Where the trace of a goal in file `path` lies, if it has one."""
+    return None if goal.trace is None else path.parent / goal.trace.file
+
+
+def rate_prior(goal: FamilyGoal, path: Path, seed: int) -> RatePrior | None:
+    """How often each rate occurs, as the goal in file `path` says; None if it says nothing.
+
+    Raises:
+        InvalidArtefact: the trace is missing or wrong.
+
+    """
+    if goal.rate_prior is not None:
+        points = sorted(goal.rate_prior)
+        total = sum(weight for _, weight in points)
+        return tuple((rate, weight / total) for rate, weight in points)
+    file = trace_path(goal, path)
+    if goal.trace is None or file is None:
+        return None
+    times_s = from_trace(
+        file,
+        rng=np.random.default_rng(seed),
+        duration_s=goal.trace.duration_s,
+        rate_per_s=None if goal.trace.rate_per_s is None else goal.trace.rate_per_s / goal.mean_rows,
+    )
+    if not len(times_s):
+        raise InvalidArtefact("holds no arrival", path=file)
+    rates = np.bincount((times_s / _WINDOW_S).astype(np.int64)) * (goal.mean_rows / _WINDOW_S)
+    level = (rates * (_MOST_RATES - 1) / rates.max()).astype(np.int64)
+    windows, rows = np.bincount(level), np.bincount(level, weights=rates)
+    return tuple((float(rows[i] / windows[i]), float(windows[i] / len(rates))) for i in np.flatnonzero(windows))

@@ -1,0 +1,357 @@
+"""From measurements to a gear plan: search, ladder, gears, certificate.
+
+Everything is chosen on the search split: the reference model, the cascades, the triggers and the gears. Then what the
+gears use is frozen and certified on the calibration split, once. An entry that turns out worse than the goal allows is
+left out and the gears are tiled again over the entries that remain. That needs no second look, since all the bounds
+hold at once; a few spare entries are certified for the case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+
+from cascadeserve import __version__
+from cascadeserve.errors import UsageError
+from cascadeserve.gear_plan import GearPlan, LadderEntry, Layout, PlannedFamily, PlannedModel, Stage
+from cascadeserve.plan_evidence import Expected, MadeFrom, PlanCertificate
+from planner.bounds import gap_upper, grouped_gap_upper, harms, repairs
+from planner.cascade_rows import cascade_answers
+from planner.certificate import REPAIR_SHARE, certify_file, freeze
+from planner.gears import Option, build_gears, tile
+from planner.ladder import ladder
+from planner.predict import SimulatedGears
+from planner.profile import batch_busy_s, planned_busy_points
+from planner.search import evaluate, reference_model, search
+from planner.triggers import Device, largest_within, tune
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from cascadeserve.cluster import Cluster
+    from cascadeserve.gear_plan import Gear, TensorSpec
+    from planner.certificate import Certificate, FrozenLadder
+    from planner.goal import FamilyGoal, RatePrior
+    from planner.predict import Predictor
+    from planner.profile import Profile
+    from planner.records import SearchRecords
+    from planner.triggers import Tuned
+
+Policy = Literal["cascade", "single"]
+
+_LADDER_SIZE = 12
+_LAYOUT = "all"
+# the search weighs models by their work in batches that keep the device for at most this share of the SLO
+_BATCH_SLO_FRAC = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """All that one family's plan is made from, but the calibration rows.
+
+    `largest_batch` is what the model configs allow, by model; `digests` are those of the files, by what they are.
+    """
+
+    family: str
+    goal: FamilyGoal
+    prior: RatePrior | None
+    profile: Profile
+    cluster: Cluster
+    search: SearchRecords
+    tensors: tuple[TensorSpec, ...]
+    num_classes: int
+    largest_batch: Mapping[str, int]
+    digests: Mapping[str, str]
+    policy: Policy = "cascade"
+    seed: int = 0
+    name: str = ""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def plan_family(
+    inputs: Inputs,
+    calibration: Path | None,
+    *,
+    spend: bool = False,
+    predictor: Predictor | None = None,
+    on_progress: Callable[[int, int], None] = no_progress,
+) -> GearPlan:
+    """Make the plan; without `calibration` it is a draft, in which nothing is certified.
+
+    `spend` is for `certify_file`; `predictor` None asks the simulator; `on_progress` gets ladder entries done and all.
+
+    Raises:
+        UsageError: the inputs do not fit each other, or nothing keeps the goal.
+
+    """
+    _check(inputs)
+    draft = _Draft(inputs, predictor)
+    options = draft.options(on_progress)
+    overload = draft.overload() if inputs.goal.uncertified_overload else None
+    gears = draft.gears(options, overload)
+    frozen = draft.freeze(options, gears)
+    # An entry that only answers with the reference model loses nothing by definition: that spends no rows.
+    certificate = None
+    if calibration is not None and frozen.tested:
+        certificate = certify_file(
+            frozen,
+            calibration,
+            delta=inputs.goal.delta,
+            spend=spend,
+            wanted_epsilon=inputs.goal.max_epsilon,
+        )
+    epsilons = {entry.name: 0.0 for entry in frozen.ladder if frozen.is_reference(entry)}
+    if certificate is not None:
+        epsilons |= {e.name: e.epsilon for e in certificate.entries if e.epsilon is not None}
+        good = {name for name, epsilon in epsilons.items() if epsilon <= inputs.goal.max_epsilon}
+        if not good.issuperset(gear.ladder_entry for gear in gears if not gear.degraded):
+            gears = draft.gears([option for option in options if option.name in good], overload, certificate)
+    return draft.finish(gears, epsilons, certificate)
+
+
+class _Draft:
+    """A plan on its way."""
+
+    def __init__(self, inputs: Inputs, predictor: Predictor | None) -> None:
+        self._inputs = inputs
+        goal, search_records = inputs.goal, inputs.search
+        self._reference = reference_model(search_records)
+        self._slo_s = goal.slo_s or (goal.slo_per_reference_batch or 0.0) * batch_busy_s(
+            inputs.profile.models[self._reference], 1, 1
+        )
+        names = [self._reference] if inputs.policy == "single" else list(search_records.models)
+        models = {name: self._planned_model(name) for name in names}
+        work_s = {name: self._row_work_s(model) for name, model in models.items()}
+        reference_accuracy = evaluate(search_records, [Stage(model=self._reference)], work_s).accuracy
+        self._floor = goal.accuracy_floor(reference_accuracy)
+        self._ladder = self._make_ladder(work_s)
+        slots = {endpoint.name: endpoint.slots for endpoint in inputs.cluster.endpoints}
+        self._device = Device(models=models, slots=sum(slots.values()), slo_s=self._slo_s, layout=_LAYOUT)
+        self.predictor: Predictor = predictor or SimulatedGears(
+            self._assembled([], self._ladder, models), inputs.family, goal, search_records, inputs.profile,
+            slots=slots, seed=inputs.seed,
+        )  # fmt: skip
+
+    def options(self, on_progress: Callable[[int, int], None]) -> list[Option]:
+        """Entries that may serve without being degraded, with their triggers."""
+        certain = [entry for entry in self._ladder if self._may_be_certified(entry)]
+        options = []
+        for done, entry in enumerate(certain):
+            on_progress(done, len(certain))
+            tuned = tune(entry, self._device, self.predictor)
+            if tuned:
+                options.append(Option(tuple(tuned)))
+        on_progress(len(certain), len(certain))
+        if not options:
+            raise UsageError(
+                f"no ladder entry answers within the SLO of {self._slo_s * 1e3:.3g} ms at any rate; relax the SLO, "
+                "or add a faster model or endpoint"
+            )
+        return options
+
+    def overload(self) -> Tuned | None:
+        """Triggers of the cheapest entry, for what is above all ranges."""
+        tuned = tune(self._ladder[-1], self._device, self.predictor)
+        return tuned[-1] if tuned else None
+
+    def gears(
+        self, options: Sequence[Option], overload: Tuned | None, certificate: Certificate | None = None
+    ) -> list[Gear]:
+        """Gears of some options; a `certificate` is what left no others."""
+        if not options:
+            raise UsageError(
+                f"no entry that keeps the SLO is certified to lose at most {self._inputs.goal.max_epsilon:g}; "
+                f"{_rows_needed(certificate)}"
+            )
+        goal, prior = self._inputs.goal, self._inputs.prior
+        return build_gears(options, goal, prior, self.predictor, layout=_LAYOUT, overload=overload)
+
+    def freeze(self, options: Sequence[Option], gears: Sequence[Gear]) -> FrozenLadder:
+        """Freeze what the gears use, what they would use without the fastest entry, and the reference model."""
+        goal, prior = self._inputs.goal, self._inputs.prior
+        used = {gear.ladder_entry for gear in gears if not gear.degraded}
+        degraded = {gear.ladder_entry for gear in gears if gear.degraded} - used
+        fastest = max((option for option in options if option.name in used), key=lambda o: o.sustained_per_s)
+        spare = [option for option in options if option.sustained_per_s < fastest.sustained_per_s]
+        if spare:
+            # the spare entries may serve lower rates than the goal asks for: that is decided when they are needed
+            slower = msgspec.structs.replace(goal, max_rate_per_s=None)
+            used |= {span.tuned.entry.name for span in tile(spare, slower, prior)}
+        kept = [e for e in self._ladder if e.name in used | degraded or self._is_reference(e)]
+        return freeze(kept, self._reference, self._inputs.search, degraded=degraded)
+
+    def finish(self, gears: Sequence[Gear], epsilons: Mapping[str, float], certificate: Certificate | None) -> GearPlan:
+        """Put the plan together: entries that gears use and the reference, models that these need."""
+        used = {gear.ladder_entry for gear in gears}
+        entries = [
+            msgspec.structs.replace(entry, epsilon=epsilons.get(entry.name))
+            for entry in self._ladder
+            if entry.name in used or self._is_reference(entry)
+        ]
+        needed = {stage.model for entry in entries for stage in entry.stages}
+        models = {name: model for name, model in self._device.models.items() if name in needed}
+        return self._assembled(gears, entries, models, certificate)
+
+    def _make_ladder(self, work_s: Mapping[str, float]) -> list[LadderEntry]:
+        """Entries from dear to cheap with their accuracy."""
+        records = self._inputs.search
+        entries: tuple[LadderEntry, ...]
+        if self._inputs.policy == "single":
+            entries = (LadderEntry(name=self._reference, stages=(Stage(model=self._reference),), reach=(1.0,)),)
+        else:
+            candidates = search(records, work_s)
+            entries = ladder(candidates, reference=self._reference, size=_LADDER_SIZE, floor=self._floor)
+        return [
+            msgspec.structs.replace(entry, accuracy=evaluate(records, entry.stages, work_s).accuracy)
+            for entry in entries
+        ]
+
+    def _may_be_certified(self, entry: LadderEntry) -> bool:
+        """Whether the entry is accurate enough, and would be certified if the calibration rows were like these."""
+        if self._is_reference(entry):
+            return True
+        goal, records = self._inputs.goal, self._inputs.search
+        if (entry.accuracy or 0.0) < self._floor:
+            return False
+        label = cascade_answers(entry, records).label
+        reference = records.models[self._reference].label
+        harmed, repaired = harms(label, reference, records.truth), repairs(label, reference, records.truth)
+        delta = goal.delta / _LADDER_SIZE
+        group_of = np.unique(records.group_id, return_inverse=True)[1]
+        size = np.bincount(group_of)
+        if len(size) == len(records):
+            loss = gap_upper(int(harmed.sum()), int(repaired.sum()), len(records), delta, repair_share=REPAIR_SHARE)
+        else:
+            net_harm = np.bincount(group_of, weights=harmed.astype(np.int64) - repaired).astype(np.int64)
+            loss = grouped_gap_upper(net_harm, size, delta)
+        return loss <= goal.max_epsilon
+
+    def _is_reference(self, entry: LadderEntry) -> bool:
+        return {stage.model for stage in entry.stages} == {self._reference}
+
+    def _planned_model(self, name: str) -> PlannedModel:
+        points = planned_busy_points(self._inputs.profile, name)
+        most = min(self._inputs.profile.models[name].max_batch, self._inputs.largest_batch[name])
+        return PlannedModel(max_batch=most, busy_s=points)
+
+    def _row_work_s(self, model: PlannedModel) -> float:
+        """Slot-seconds per row in batches as they are under load."""
+        rows = largest_within(model, _BATCH_SLO_FRAC * self._slo_s)
+        return model.batch_busy_s(rows) / rows
+
+    def _assembled(
+        self,
+        gears: Sequence[Gear],
+        entries: Sequence[LadderEntry],
+        models: Mapping[str, PlannedModel],
+        certificate: Certificate | None = None,
+    ) -> GearPlan:
+        inputs = self._inputs
+        # as many batches of one model run at once as the slots allow
+        instances = {e.name: dict.fromkeys(models, e.slots) for e in inputs.cluster.endpoints}
+        expected = None if inputs.prior is None else expect(gears, entries, inputs.prior)
+        family = PlannedFamily(
+            inputs=inputs.tensors,
+            num_classes=inputs.num_classes,
+            models=dict(models),
+            reference_model=self._reference,
+            slo_s=self._slo_s,
+            max_rows_per_request=inputs.goal.max_rows_per_request,
+            ladder=tuple(entries),
+            gears=tuple(gears),
+            dispersion=inputs.goal.dispersion,
+            percentile=inputs.goal.percentile,
+            certificate=None if certificate is None else _certificate(certificate, entries, gears, expected),
+            expected=expected,
+        )
+        digests = dict(inputs.digests) | ({"calibration": certificate.records_digest} if certificate else {})
+        return GearPlan(
+            schema_version=1,
+            name=inputs.name or inputs.family,
+            families={inputs.family: family},
+            layouts=(Layout(name=_LAYOUT, instances=instances),),
+            made_from=MadeFrom(
+                planner_version=__version__,
+                policy=inputs.policy,
+                seed=inputs.seed,
+                digests=dict(sorted(digests.items())),
+            ),
+        )
+
+
+def expect(gears: Sequence[Gear], entries: Sequence[LadderEntry], prior: RatePrior) -> Expected | None:
+    """What a prior comes to under some gears; None without gears."""
+    if not gears:
+        return None
+    accuracy = {entry.name: entry.accuracy or 0.0 for entry in entries}
+    rows, over_time, total = dict.fromkeys([gear.name for gear in gears], 0.0), 0.0, 0.0
+    for rate, share in prior:
+        gear = next(gear for gear in gears if rate < gear.upper_rate_per_s)
+        rows[gear.name] += rate * share
+        over_time += share * accuracy[gear.ladder_entry]
+        total += rate * share
+    shares = {name: amount / total for name, amount in rows.items()}
+    return Expected(
+        rate_prior=prior,
+        accuracy=sum(shares[gear.name] * accuracy[gear.ladder_entry] for gear in gears),
+        accuracy_over_time=over_time,
+        gears=shares,
+    )
+
+
+def _certificate(
+    certificate: Certificate, entries: Sequence[LadderEntry], gears: Sequence[Gear], expected: Expected | None
+) -> PlanCertificate:
+    epsilons = {entry.name: entry.epsilon for entry in entries if entry.epsilon is not None}
+    weighted = None
+    if expected is not None:
+        parts = [(expected.gears[gear.name], epsilons.get(gear.ladder_entry)) for gear in gears]
+        if all(epsilon is not None for share, epsilon in parts if share > 0.0):
+            weighted = sum(share * (epsilon or 0.0) for share, epsilon in parts)
+    return PlanCertificate(
+        epsilon=max(epsilons.values()),
+        weighted_epsilon=weighted,
+        delta=certificate.delta,
+        rows=certificate.rows,
+        method=f"{certificate.method}, {certificate.correction}",
+        ladder_digest=certificate.ladder_digest,
+        records_digest=certificate.records_digest,
+        reference_accuracy=certificate.reference_accuracy,
+        assumptions=certificate.assumptions,
+    )
+
+
+def _rows_needed(certificate: Certificate | None) -> str:
+    needed = [entry.rows_needed for entry in certificate.entries if entry.rows_needed] if certificate else []
+    if not needed:
+        return "allow a larger max_epsilon, or relax the SLO"
+    return f"about {min(needed)} calibration rows may certify one, {certificate.rows if certificate else 0} were given"
+
+
+def _check(inputs: Inputs) -> None:
+    """Refuse inputs that do not fit each other."""
+    records, profile = inputs.search, inputs.profile
+    if records.family != inputs.family:
+        raise UsageError(f"the search records are of family {records.family!r}, the goal of {inputs.family!r}")
+    for name, answers in records.models.items():
+        if name not in profile.models:
+            raise UsageError(f"model {name!r} is in the search records but not in the profile; profile it")
+        recorded, profiled = answers.provenance.digest, profile.models[name].digest
+        if recorded and profiled and recorded != profiled:
+            raise UsageError(f"model {name!r} changed between recording and profiling; do both anew")
+    for endpoint in inputs.cluster.endpoints:
+        kind = type(endpoint.device).__name__.removesuffix("Device").lower()
+        if kind != profile.device_kind:
+            raise UsageError(f"endpoint {endpoint.name!r} is a {kind}, but the profile is of a {profile.device_kind}")
+        if endpoint.slots != profile.slots:
+            raise UsageError(
+                f"endpoint {endpoint.name!r} has {endpoint.slots} slots, but the profile was measured with "
+                f"{profile.slots}; profile it with the slots it has"
+            )

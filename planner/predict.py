@@ -1,0 +1,195 @@
+"""What the simulator says of a gear: the one place where the planner calls it.
+
+All loads of one plan are made from the same random numbers. Arrivals are drawn once at one request per second; for a
+rate they are cut to length and run faster. So two triggers, or two rates, differ in what they do and not in their luck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+
+from cascadeserve.errors import UsageError
+from cascadeserve.replay import arrivals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from cascadeserve.gear_plan import Gear, GearPlan
+    from planner.goal import FamilyGoal
+    from planner.profile import Profile
+    from planner.records import SearchRecords
+
+# A sustained rate is one that holds this long; a rough answer needs less.
+_SLOS = 50.0
+_MOST_REQUESTS = 200_000
+_STEADY_S = 240.0
+_STEADY_ROWS = 2_000_000
+_STEADY_FROM_FRAC = 0.1
+
+
+class Effort(NamedTuple):
+    """How long a load is: both at least; `stream` names its random numbers."""
+
+    requests: int
+    duration_s: float
+    stream: int
+
+
+ROUGH = Effort(3_000, 0.0, 0)
+# other random numbers than those the triggers were chosen with, so that no lucky choice is believed
+THOROUGH = Effort(15_000, 20.0, 1)
+CHECK = Effort(10_000, 10.0, 2)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Latencies in seconds; `latency_s` is the one at the goal's percentile."""
+
+    rate_per_s: float
+    p50_s: float
+    p95_s: float
+    latency_s: float
+    utilisation: float
+    # latency_s within the SLO, nothing refused, no growing queue
+    keeps: bool
+
+
+class Predictor(Protocol):
+    """What the search of gears asks."""
+
+    def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
+        """Predict a gear that stays in force at a steady rate."""
+        ...
+
+    def share_in_force(self, gears: Sequence[Gear], rate_per_s: float) -> float:
+        """Share of the time in which the gear whose range holds a steady rate is in force."""
+        ...
+
+    def comes_down(self, gears: Sequence[Gear], calm_per_s: float, surge_per_s: float) -> bool:
+        """Whether, after a surge, the gear whose range holds the calm rate is in force again."""
+        ...
+
+
+class SimulatedGears:
+    """The predictor that asks the simulator; `plan` has layout, models and ladder, its gears do not count."""
+
+    def __init__(
+        self,
+        plan: GearPlan,
+        family: str,
+        goal: FamilyGoal,
+        records: SearchRecords,
+        profile: Profile,
+        *,
+        slots: Mapping[str, int],
+        seed: int,
+    ) -> None:
+        """`slots` by endpoint; `seed` fixes every load."""
+        self._plan = plan
+        self._family = family
+        self._goal = goal
+        self._records = records
+        self._profile = profile
+        self._slots = dict(slots)
+        self._seed = seed
+        self._unit_times: dict[tuple[int, float], NDArray[np.float64]] = {}
+
+    def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
+        """Predict a gear that stays in force at a steady rate."""
+        slo_s = self._plan.families[self._family].slo_s
+        requests_per_s = rate_per_s / self._goal.mean_rows
+        duration_s = max(effort.requests / requests_per_s, effort.duration_s, _SLOS * slo_s)
+        duration_s = min(duration_s, _MOST_REQUESTS / requests_per_s)
+        load = self._load(np.array([0.0, duration_s]), np.array([requests_per_s]), effort.stream)
+        outcome = self._simulator((gear,)).run(load, hold_gear=gear.name)
+        latency_s = outcome.quantile_s(self._goal.percentile)
+        # By Little's law more requests than this wait only if they are late.
+        growing = outcome.in_system_at_end > max(2.0, 2.0 * requests_per_s * slo_s)
+        return Prediction(
+            rate_per_s=rate_per_s,
+            p50_s=outcome.quantile_s(0.5),
+            p95_s=outcome.quantile_s(0.95),
+            latency_s=latency_s,
+            utilisation=max(
+                busy_s / (duration_s * self._slots[endpoint]) for endpoint, busy_s in outcome.busy_s.items()
+            ),
+            keeps=latency_s <= slo_s and outcome.refused == 0 and not growing,
+        )
+
+    def share_in_force(self, gears: Sequence[Gear], rate_per_s: float) -> float:
+        """Share of the time in which the gear whose range holds a steady rate is in force."""
+        requests_per_s = rate_per_s / self._goal.mean_rows
+        duration_s = min(_STEADY_S, _STEADY_ROWS / rate_per_s)
+        load = self._load(np.array([0.0, duration_s]), np.array([requests_per_s]), CHECK.stream)
+        outcome = self._simulator(gears).run(load)
+        # not the start, in the lowest gear, nor what is left when the load has ended
+        under_way = (outcome.tick_s > _STEADY_FROM_FRAC * duration_s) & (outcome.tick_s <= duration_s)
+        return float(np.mean(outcome.tick_gear[under_way] == _gear_at(gears, rate_per_s)))
+
+    def comes_down(self, gears: Sequence[Gear], calm_per_s: float, surge_per_s: float) -> bool:
+        """Whether, after a surge, the gear whose range holds the calm rate is in force again."""
+        dwell_s = self._plan.switching.gear_dwell_s
+        lengths_s = np.array([2.0, 2.0, 3.0 * dwell_s + 5.0])
+        rates = np.array([calm_per_s, surge_per_s, calm_per_s]) / self._goal.mean_rows
+        load = self._load(np.concatenate(([0.0], np.cumsum(lengths_s))), rates, THOROUGH.stream)
+        outcome = self._simulator(gears).run(load)
+        calm = outcome.tick_s > lengths_s[0] + lengths_s[1] + dwell_s
+        return bool(np.any(outcome.tick_gear[calm] <= _gear_at(gears, calm_per_s)))
+
+    def _load(self, ends_s: NDArray[np.float64], requests_per_s: NDArray[np.float64], stream: int) -> Load:
+        """Load of a stepwise constant rate: `ends_s` [steps + 1] from 0, `requests_per_s` [steps]."""
+        from planner.simulator import draw_load  # noqa: PLC0415 - see _simulator
+
+        expected = np.concatenate(([0.0], np.cumsum(np.diff(ends_s) * requests_per_s)))
+        unit = self._units(stream, expected[-1])
+        times_s = np.interp(unit[unit < expected[-1]], expected, ends_s)
+        rng = np.random.default_rng([self._seed, stream, 1])
+        rows = (self._goal.min_rows_per_request, self._goal.max_rows_per_request)
+        return draw_load(times_s, float(ends_s[-1]), len(self._records), rng, rows_per_request=rows)
+
+    def _units(self, stream: int, least: float) -> NDArray[np.float64]:
+        """Arrivals at one request per second, at least `least` of them."""
+        length_s = max(_MOST_REQUESTS, 2.0 ** np.ceil(np.log2(least)))
+        key = (stream, length_s)
+        if key not in self._unit_times:
+            rng = np.random.default_rng([self._seed, stream, 0])
+            # the index of dispersion of a renewal process is the squared coefficient of variation of its gaps
+            cv = float(np.sqrt(self._goal.dispersion))
+            if cv == 1.0:
+                self._unit_times[key] = arrivals.poisson(1.0, length_s, rng)
+            else:
+                self._unit_times[key] = arrivals.gamma(1.0, cv, length_s, rng)
+        return self._unit_times[key]
+
+    def _simulator(self, gears: Sequence[Gear]) -> Simulator:
+        try:
+            # compiled code that `explain` and the tests of everything else need not load
+            from planner.simulator import Simulator  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"planning needs the package {error.name!r}: pip install 'cascadeserve[planner]'"
+            ) from error
+        family = self._plan.families[self._family]
+        used = {gear.ladder_entry for gear in gears}
+        # what no gear uses would only take time to prepare
+        entries = tuple(entry for entry in family.ladder if entry.name in used)
+        needed = {stage.model for entry in entries for stage in entry.stages}
+        models = {name: model for name, model in family.models.items() if name in needed}
+        family = msgspec.structs.replace(family, gears=tuple(gears), ladder=entries, models=models)
+        plan = msgspec.structs.replace(self._plan, families={self._family: family})
+        return Simulator(plan, self._family, self._records, self._profile, slots=self._slots)
+
+
+def _gear_at(gears: Sequence[Gear], rate_per_s: float) -> int:
+    """Index of the gear whose range holds a rate."""
+    return next(index for index, gear in enumerate(gears) if rate_per_s < gear.upper_rate_per_s)
+
+
+if TYPE_CHECKING:
+    from planner.simulator import Load, Simulator
