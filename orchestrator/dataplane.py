@@ -105,7 +105,11 @@ class CascadeDataPlane:
             model_name=request.model_name,
             model_version=VERSION,
             id=request.id,
-            parameters={"gear": ",".join(ticket.gears), "plan": self._dispatcher.plan_name, "certified": False},
+            parameters={
+                "gear": ",".join(ticket.gears),
+                "plan": self._dispatcher.plan_name,
+                "certified": ticket.certified,
+            },
             outputs=[_output(ticket, name) for name in outputs],
         )
 

@@ -26,7 +26,7 @@ class Ticket:
     """One client request of n rows: its inputs, the answers that came so far, and its future."""
 
     __slots__ = (
-        "__weakref__", "arrived_s", "certainty", "deadline_s", "future", "gears", "inputs", "label", "remaining",
+        "__weakref__", "arrived_s", "certainty", "certified", "deadline_s", "future", "gears", "inputs", "label", "remaining",
         "rows", "scores", "stage",
     )  # fmt: skip
 
@@ -49,6 +49,8 @@ class Ticket:
         self.future = future
         # names of the gears its rows left in; several only if it was split and a shift fell between the parts
         self.gears: list[str] = []
+        # whether all its rows left under cascades that the plan's certificate covers
+        self.certified = True
         self.label: NDArray[np.int64] = np.empty(rows, dtype=np.int64)
         self.certainty: NDArray[np.float32] = np.empty(rows, dtype=np.float32)
         self.stage: NDArray[np.int32] = np.empty(rows, dtype=np.int32)
@@ -175,5 +177,6 @@ def bind(segment: Segment, gear: Gear, entry: LadderEntry) -> None:
     """Late binding: rows get their gear when they first leave, and keep it."""
     if segment.entry is None:
         segment.entry = entry
+        segment.ticket.certified &= entry.epsilon is not None
         if gear.name not in segment.ticket.gears:
             segment.ticket.gears.append(gear.name)

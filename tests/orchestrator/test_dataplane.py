@@ -7,7 +7,7 @@ import pytest
 
 from cascadeserve.errors import DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from orchestrator.wire.tensors import InferRequest, RequestedOutput, Tensor
-from tests.fakes.tiny import rows
+from tests.fakes.tiny import plan_document, rows
 from tests.orchestrator.conftest import make_rig
 
 pytestmark = pytest.mark.looptime
@@ -27,6 +27,15 @@ async def test_label_is_the_answer_when_no_output_is_named() -> None:
     assert response.outputs[0].array.tolist() == [[1], [102]]
     assert (response.id, response.model_name, response.model_version) == ("7", "family", "1")
     assert response.parameters == {"gear": "calm", "plan": "tiny", "certified": False}
+
+
+@pytest.mark.parametrize(("epsilon", "certified"), [(0.004, True), (0.0, True), (None, False)])
+async def test_an_answer_is_certified_if_its_cascade_is(epsilon: float | None, certified: bool) -> None:
+    document = plan_document()
+    document["families"]["family"]["ladder"][1]["epsilon"] = epsilon
+    rig = await make_rig(document)
+    response = await rig.orchestrator.data_plane.infer(request())
+    assert response.parameters["certified"] is certified
 
 
 async def test_outputs_come_in_the_order_asked_for() -> None:
