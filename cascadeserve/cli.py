@@ -29,7 +29,9 @@ _COMMANDS = {
     "replay": ("cascadeserve.replay.cli", "replay", "Send load to a server and keep the ledger of what came back."),
     "record": ("planner.cli", "record", "Record what every model answers to labelled rows."),
     "profile": ("planner.cli", "profile", "Measure how long the device is busy with batches of every model."),
-    "demo": ("cascadeserve.demo", "demo", "Watch the digits cascade answer a burst on a real Triton."),
+    "plan": ("planner.cli_plan", "plan", "Choose cascades, triggers and gears for a goal, and certify them."),
+    "explain": ("planner.cli_plan", "explain", "Say what a gear plan does and what is certain about it."),
+    "demo": ("cascadeserve.demo.cli", "demo", "From rows to a certified plan on a real Triton, and its worth."),
 }
 
 

@@ -1,4 +1,4 @@
-"""A whole serving stack on this machine for demos and benchmarks: `up` and `replay` as processes of their own.
+"""A whole serving stack on this machine for demos and benchmarks: `up` (or `triton`) and `replay` as processes.
 
 Triton is pinned to the cores of the cluster file, everything else to the other cores, so that the load generator never
 takes time from the models.
@@ -23,7 +23,7 @@ from cascadeserve.process import spawn, stop
 from cascadeserve.report import ServingReport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
 _START_TIMEOUT_S = 90.0
@@ -43,15 +43,30 @@ def free_ports(count: int) -> list[int]:
 class LocalStack:
     """One endpoint `triton0` on core 0 and an orchestrator, under a state directory, on free ports."""
 
-    def __init__(self, state: Path, *, plan: Path, repository: Path) -> None:
-        """Makes the state directory and a cluster file in it; nothing is started yet."""
+    def __init__(
+        self,
+        state: Path,
+        *,
+        repository: Path,
+        plan: Path | None = None,
+        models: Sequence[str] = (),
+        config_name: str | None = None,
+    ) -> None:
+        """Makes the state directory and a cluster file in it; nothing is started yet.
+
+        Without a plan there is no orchestrator, only Triton with these `models` (default: all) in the configs named
+        `config_name`, and `url` is Triton's own.
+        """
         prepare_state_directory(state)
         self._state = state
         self._plan = plan
         self._repository = repository
+        self._triton_options = [f"--model={model}" for model in models]
+        if config_name is not None:
+            self._triton_options.append(f"--config-name={config_name}")
         http, grpc, metrics, self._http_port, self._grpc_port = free_ports(5)
         self.triton_url = f"http://127.0.0.1:{http}"
-        self.url = f"http://127.0.0.1:{self._http_port}"
+        self.url = self.triton_url if plan is None else f"http://127.0.0.1:{self._http_port}"
         self.log = state / "up.log"
         self.cluster = state / "cluster.toml"
         self.cluster.write_text(
@@ -60,31 +75,26 @@ class LocalStack:
             f'device = {{ kind = "cpu", cores = [{TRITON_CORE}] }}\n'
         )
         # whatever else there is goes to the orchestrator and the load generator
-        others = sorted(os.sched_getaffinity(0) - {TRITON_CORE}) or [TRITON_CORE]
-        self._cores = ",".join(map(str, others))
+        self._other_cores = sorted(os.sched_getaffinity(0) - {TRITON_CORE}) or [TRITON_CORE]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start everything, wait until it is ready, and stop it in the end."""
         with self.log.open("wb") as log:
-            up = await spawn(
-                [
-                    *_cascadeserve("up"),
-                    f"--plan={self._plan}",
-                    f"--cluster={self.cluster}",
-                    f"--repository={self._repository}",
-                    f"--state={self._state / 'up'}",
-                    f"--http-port={self._http_port}",
-                    f"--grpc-port={self._grpc_port}",
-                    f"--cores={self._cores}",
-                ],
-                log=log,
-            )
+            up = await spawn(self._command(), log=log)
             try:
                 await self._wait_ready(up)
                 yield
             finally:
                 await stop(up, kill_after_s=_STOP_TIMEOUT_S)
+
+    def _command(self) -> list[str]:
+        common = [f"--cluster={self.cluster}", f"--repository={self._repository}", f"--state={self._state / 'up'}"]
+        if self._plan is None:
+            return [*cascadeserve_command("triton"), *common, *self._triton_options]
+        cores = ",".join(map(str, self._other_cores))
+        ports = [f"--http-port={self._http_port}", f"--grpc-port={self._grpc_port}"]
+        return [*cascadeserve_command("up"), f"--plan={self._plan}", *common, *ports, f"--cores={cores}"]
 
     async def replay(
         self, output: Path, url: str, model: str, rows: Path, *options: str, log: IO[bytes] | None = None
@@ -93,10 +103,10 @@ class LocalStack:
         report, records = output.with_suffix(".json"), output.with_suffix(".npz")
         output.parent.mkdir(parents=True, exist_ok=True)
         report.unlink(missing_ok=True)
-        command = [f"--url={url}", f"--model={model}", f"--rows={rows}", f"--cores={self._cores}"]
-        process = await spawn(
-            _cascadeserve("replay", *command, f"--report={report}", f"--records={records}", *options), log=log
-        )
+        command = [f"--url={url}", f"--model={model}", f"--rows={rows}", f"--report={report}", f"--records={records}"]
+        # pinned from its first moment: while it still imports and reads it must not take time from the models either
+        process = await spawn(cascadeserve_command("replay", *command, *options), cores=self._other_cores, log=log)
+        run_first(process.pid)
         try:
             status = await process.wait()
         finally:
@@ -119,5 +129,19 @@ class LocalStack:
         raise ServerStartFailed(f"the servers did not come up; {self.log} says why")
 
 
-def _cascadeserve(*arguments: str) -> list[str]:
+def run_first(pid: int) -> bool:
+    """Let a process run as soon as it wants to, before all others on its cores; False where we may not do that.
+
+    A load generator that shares its cores is otherwise late by some milliseconds whenever something else is running. It
+    takes its time from the orchestrator, never from the models, which have a core of their own.
+    """
+    try:
+        os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        return False  # only root may, and who has been given real-time priority
+    return True
+
+
+def cascadeserve_command(*arguments: str) -> list[str]:
+    """Command line of this package's commands, in this interpreter."""
     return [sys.executable, "-m", "cascadeserve", *arguments]

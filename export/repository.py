@@ -42,6 +42,8 @@ def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model
         raise ExportRefused(f"{target} is no folder; remove it or choose another --repository")
     if target.exists():
         present = {path.relative_to(target) for path in target.rglob("*")} - {Path(_VERSION)}
+        # configs/ holds configs for servers that ask for another one by name; they are the owner's
+        present = {name for name in present if name.parts[0] != "configs"}
         # a file says more than the folder it is in
         if foreign := sorted(present - wanted.keys(), key=lambda name: ((target / name).is_dir(), name)):
             raise ExportRefused(
@@ -57,6 +59,8 @@ def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model
             path = staging / "new" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+        if (target / "configs").is_dir():
+            shutil.copytree(target / "configs", staging / "new" / "configs")
         if target.exists():
             target.rename(staging / "old")
         (staging / "new").rename(target)

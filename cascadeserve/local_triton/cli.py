@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from cascadeserve.cluster import read_cluster
+from cascadeserve.endpoint_config import endpoint_config_path
 from cascadeserve.errors import ServerStartFailed, UsageError
 from cascadeserve.local_triton.server import LocalTriton
 from cascadeserve.local_triton.working_copy import model_names, prepare_working_copy
@@ -21,12 +22,20 @@ from cascadeserve.local_triton.working_copy import model_names, prepare_working_
 @click.option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
 @click.option("--state", type=click.Path(path_type=Path), default=".cascadeserve", show_default=True)
 @click.option("--model", "models", multiple=True, help="Model to load at start, repeatable [default: all].")
+@click.option("--config-name", default=None, help="Serve the repository's configs/<NAME>.pbtxt, not the endpoint's.")
 def triton(
-    cluster_path: Path, endpoint_name: str | None, repository: Path, state: Path, models: tuple[str, ...]
+    cluster_path: Path,
+    endpoint_name: str | None,
+    repository: Path,
+    state: Path,
+    models: tuple[str, ...],
+    config_name: str | None,
 ) -> None:
     """Run the tritonserver of one endpoint in the foreground until it is interrupted.
 
     It serves a working copy of the repository under the state directory, on loopback, pinned to the endpoint's cores.
+    With --config-name it serves models as somebody else configured them (a baseline to compare with); a model without
+    a config of that name is served by its config.pbtxt.
     """
     cluster = read_cluster(cluster_path)
     names = [endpoint.name for endpoint in cluster.endpoints]
@@ -37,12 +46,17 @@ def triton(
     known = model_names(repository)
     if unknown := sorted(set(models) - set(known)):
         raise UsageError(f"--model: {unknown[0]!r} is not in {repository}; models are {', '.join(known)}")
+    if config_name is not None and not any(
+        endpoint_config_path(repository, model, config_name).exists() for model in models or known
+    ):
+        raise UsageError(f"--config-name: no model to load has a configs/{config_name}.pbtxt in {repository}")
     state = state.resolve()
     server = LocalTriton(
         cluster.endpoint(endpoint_name or names[0]),
         repository=prepare_working_copy(repository, cluster, state),
         models=list(models) or known,
         state=state,
+        config_name=config_name,
     )
     asyncio.run(_run(server))
 

@@ -43,10 +43,22 @@ class LocalTriton:
     """
 
     def __init__(
-        self, endpoint: Endpoint, *, repository: Path, models: list[str], state: Path, log: IO[bytes] | None = None
+        self,
+        endpoint: Endpoint,
+        *,
+        repository: Path,
+        models: list[str],
+        state: Path,
+        log: IO[bytes] | None = None,
+        config_name: str | None = None,
     ) -> None:
-        """`repository` is the working copy; `log` None leaves the server's output on this process's stderr."""
+        """`repository` is the working copy; `log` None leaves the server's output on this process's stderr.
+
+        Of every model the config `configs/<config_name>.pbtxt` is served, the endpoint's own unless another is named,
+        and its `config.pbtxt` where it has none of that name.
+        """
         self.endpoint = endpoint
+        self._config_name = config_name or endpoint.name
         self._repository = repository
         self._models = models
         self._state = state
@@ -93,7 +105,7 @@ class LocalTriton:
             # one model that loads or fails must not make the others look unready
             "--strict-readiness=false",
             *(f"--load-model={model}" for model in self._models),
-            f"--model-config-name={self.endpoint.name}",
+            f"--model-config-name={self._config_name}",
             "--disable-auto-complete-config",
             f"--backend-directory={prepare_backends(self._state)}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",

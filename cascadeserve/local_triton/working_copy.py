@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cascadeserve.endpoint_config import endpoint_config_path, with_instances_of, write_config
+from cascadeserve.endpoint_config import endpoint_config_path, with_instances_of, write_config, write_config_text
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.triton_config import instance_count, parse_config
 
@@ -60,7 +60,8 @@ def prepare_working_copy(repository: Path, cluster: Cluster, state: Path) -> Pat
     """Bring `<state>/model_repository` up to date with `repository` and return it.
 
     Unchanged models are not touched, so that other servers may be running on the copy; instance counts that the
-    orchestrator wrote there survive unless the model's config changed.
+    orchestrator wrote there survive unless the model's config changed. Configs of other names that the repository has
+    (`<model>/configs/<name>.pbtxt`) are copied; one that has the name of an endpoint gives way to the endpoint's.
     """
     prepare_state_directory(state)
     copy = state / "model_repository"
@@ -73,6 +74,7 @@ def prepare_working_copy(repository: Path, cluster: Cluster, state: Path) -> Pat
                     _replace_folder(repository / name, copy / name)
                 for endpoint in cluster.endpoints:
                     _write_endpoint_config(copy, name, endpoint)
+                _copy_other_configs(repository / name, copy, {endpoint.name for endpoint in cluster.endpoints})
     except OSError as error:
         what = f"{error.filename or copy}: {error.strerror}"
         raise UsageError(
@@ -92,6 +94,17 @@ def _write_endpoint_config(copy: Path, model: str, endpoint: Endpoint) -> None:
             return
     path.parent.mkdir(exist_ok=True)
     write_config(copy, path, with_instances_of(endpoint, config, 1))
+
+
+def _copy_other_configs(source: Path, copy: Path, endpoints: set[str]) -> None:
+    """Bring along the configs that the repository itself has for a model, such as a baseline to compare with."""
+    for file in sorted((source / "configs").glob("*.pbtxt")):
+        path = endpoint_config_path(copy, source.name, file.stem)
+        text = file.read_text()
+        if file.stem in endpoints or (path.exists() and path.read_text() == text):
+            continue
+        parse_config(text, path=file)
+        write_config_text(copy, path, text)
 
 
 def _files(folder: Path) -> dict[str, Path]:

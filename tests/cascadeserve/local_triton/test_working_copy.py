@@ -12,7 +12,7 @@ from cascadeserve.cluster import Cluster, CpuDevice, Endpoint, GpuDevice
 from cascadeserve.endpoint_config import endpoint_config_path
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.local_triton.working_copy import model_names, prepare_working_copy
-from cascadeserve.triton_config import instance_count, parse_config
+from cascadeserve.triton_config import instance_count, model_digest, parse_config
 from orchestrator.instance_config import InstanceConfig
 
 if TYPE_CHECKING:
@@ -238,3 +238,43 @@ def test_a_broken_model_config_is_refused_naming_its_file(repository: Path, stat
     with pytest.raises(InvalidArtefact, match="no Triton model config") as caught:
         prepare_working_copy(repository, CLUSTER, state)
     assert str(caught.value.path).endswith("small/config.pbtxt")
+
+
+def test_configs_that_the_repository_has_itself_are_brought_along(repository: Path, state: Path) -> None:
+    own = repository / "small" / "configs" / "baseline.pbtxt"
+    own.parent.mkdir()
+    own.write_text(CONFIG.format(name="small") + "dynamic_batching { }\n")
+    copy = prepare_working_copy(repository, CLUSTER, state)
+    assert endpoint_config_path(copy, "small", "baseline").read_text() == own.read_text()
+    assert not endpoint_config_path(copy, "large", "baseline").exists()
+    before = times(copy)
+    prepare_working_copy(repository, CLUSTER, state)
+    assert times(copy) == before
+    own.write_text(CONFIG.format(name="small") + "dynamic_batching { max_queue_delay_microseconds: 500 }\n")
+    model = (copy / "small" / "1").stat().st_ino
+    prepare_working_copy(repository, CLUSTER, state)
+    assert endpoint_config_path(copy, "small", "baseline").read_text() == own.read_text()
+    assert (copy / "small" / "1").stat().st_ino == model, "the model itself is as it was"
+
+
+def test_an_endpoints_config_comes_before_one_of_the_same_name(repository: Path, state: Path) -> None:
+    own = repository / "small" / "configs" / "cpu.pbtxt"
+    own.parent.mkdir()
+    own.write_text(CONFIG.format(name="small") + "dynamic_batching { }\n")
+    copy = prepare_working_copy(repository, CLUSTER, state)
+    assert "dynamic_batching" not in endpoint_config_path(copy, "small", "cpu").read_text()
+
+
+def test_a_broken_config_of_the_repository_is_named(repository: Path, state: Path) -> None:
+    own = repository / "small" / "configs" / "baseline.pbtxt"
+    own.parent.mkdir()
+    own.write_text("no config")
+    with pytest.raises(InvalidArtefact, match=r"small/configs/baseline\.pbtxt"):
+        prepare_working_copy(repository, CLUSTER, state)
+
+
+def test_other_configs_are_no_part_of_what_a_model_is(repository: Path) -> None:
+    before = model_digest(repository / "small")
+    (repository / "small" / "configs").mkdir()
+    (repository / "small" / "configs" / "baseline.pbtxt").write_text(CONFIG.format(name="small"))
+    assert model_digest(repository / "small") == before

@@ -1,0 +1,277 @@
+"""The command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import platform
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cascadeserve.artefacts import write_json
+from cascadeserve.demo import plans
+from cascadeserve.demo.compare import NAMES, Findings, Name, compare, saving, saving_of_pairs
+from cascadeserve.demo.family import BASELINE_CONFIG, EXAMPLE, FAMILY, REFERENCE, REPOSITORY
+from cascadeserve.demo.judging import add_ledgers, known_labels, pair_accuracies
+from cascadeserve.demo.kept import alone, digest_file, digest_of
+from cascadeserve.demo.measuring import RunFolder, System
+from cascadeserve.demo.offline import OfflineTriton, draw_rows
+from cascadeserve.demo.report import Certificate, DemoReport, LadderLine, read_slo_curve
+from cascadeserve.demo.steps import Steps
+from cascadeserve.demo.timeline import choose_steps, make_timeline
+from cascadeserve.endpoint_config import endpoint_config_path
+from cascadeserve.errors import CascadeServeError, UsageError
+from cascadeserve.local_stack import LocalStack
+from cascadeserve.local_triton.working_copy import prepare_state_directory
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cascadeserve.demo.report import Pair, Timeline
+    from cascadeserve.gear_plan import GearPlan, PlannedFamily
+
+Tier = Literal["quick", "full"]
+
+
+@click.command(short_help="From rows to a certified plan on a real Triton, and what the plan is worth.")
+@click.option("--output", type=click.Path(path_type=Path), default="demo", show_default=True, help="For the reports.")
+@click.option("--state", type=click.Path(path_type=Path), default=".cascadeserve/demo", show_default=True)
+@click.option("--tier", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
+def demo(output: Path, state: Path, tier: Tier) -> None:
+    """Record, profile and plan the digits family on a real Triton, then measure the plan against the largest model.
+
+    Triton is pinned to core 0, everything else to the other cores. Three systems get the same load: the largest model
+    with Triton's own dynamic batching, called directly; the same model through the orchestrator; the plan's cascades.
+    Tier full repeats the comparison in five interleaved pairs. An interrupted demo goes on where it was; records,
+    profile and plan are kept under --state while their inputs are unchanged. Run it from the top of a checkout.
+    """
+    if not (EXAMPLE / "data.py").exists():
+        raise UsageError(f"{EXAMPLE} is not here; run the demo from the top of a checkout")
+    for package in ("sklearn", "matplotlib", "jinja2", "pytriton"):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"the demo needs the package {package!r}: pip install 'cascadeserve[local,examples]'")
+    console = Console()
+    state = state.resolve()
+    prepare_state_directory(state)
+    with alone(state):
+        report = asyncio.run(_Demo(output, state, tier, console).run())
+    _show(report, console)
+    console.print(f"{output / 'report.html'} has the plots, {output / 'report.json'} the figures")
+    if report.lost or report.duplicated:
+        raise CascadeServeError("requests were lost or answered twice; the logs under --state say more")
+
+
+class _Demo:
+    def __init__(self, output: Path, state: Path, tier: Tier, console: Console) -> None:
+        self._output = output
+        self._state = state
+        self._tier: Tier = tier
+        self._steps = Steps(console)
+        self._cascade_plan = state / "gear_plan.json"
+        self._single_plan = state / "single_plan.json"
+
+    async def run(self) -> DemoReport:
+        started_s = time.monotonic()
+        self._output.mkdir(parents=True, exist_ok=True)
+        plan, single = await self._plan()
+        rows = draw_rows(self._state, "replay")
+        with np.load(rows) as drawn:
+            truth = drawn["label"]
+        about = digest_of(
+            tier=self._tier,
+            plans=[digest_file(self._cascade_plan), digest_file(self._single_plan)],
+            baseline=digest_file(endpoint_config_path(REPOSITORY, REFERENCE, BASELINE_CONFIG)),
+            rows=digest_file(rows),
+        )
+        runs = RunFolder(self._state / "runs", about)
+        family = plan.families[FAMILY]
+        single_rate_per_s = plans.planned_rate_per_s(single)
+        predicted: dict[Name, float] = {
+            "best_single_direct": single_rate_per_s,
+            "best_single": single_rate_per_s,
+            "cascade": plans.planned_rate_per_s(plan),
+        }
+        async with contextlib.AsyncExitStack() as servers:
+            log = servers.enter_context((self._state / "load.log").open("ab"))
+            findings = {
+                name: Findings(System(name, stack, model, rows, family.slo_s, runs, servers, log), predicted[name])
+                for name, (stack, model) in self._stacks().items()
+            }
+            pairs = await compare(findings, self._steps, self._tier)
+            timeline = await self._timeline(findings, truth, family)
+        self._steps.wall_s["total"] = time.monotonic() - started_s
+        report = self._report(plan, findings, pairs, timeline, truth)
+        self._write(report)
+        runs.clear()
+        return report
+
+    async def _plan(self) -> tuple[GearPlan, GearPlan]:
+        """Plans of the cascade and of the largest model alone, and all they are made from."""
+        steps, state = self._steps, self._state
+        search, profile = state / "search.npz", state / "profile.json"
+        with steps.timed("draw rows"):
+            rows = draw_rows(state, "search")
+            draw_rows(state, "replay")
+        async with contextlib.AsyncExitStack() as servers:
+            offline = OfflineTriton(state, steps, servers)
+            await offline.record("search", rows, search)
+            await offline.profile(rows, profile)
+            seed = plans.calibration_seed(state, search=search, profile=profile)
+            calibration = plans.calibration_path(state, seed)
+            await offline.record("calibration", draw_rows(state, "calibration", seed), calibration)
+        with steps.timed("plan"):
+            made = await plans.make_plan(self._cascade_plan, search=search, profile=profile, calibration=calibration)
+            single = await plans.make_plan(
+                self._single_plan, "--policy=single", "--name=single", search=search, profile=profile, calibration=None
+            )
+        return made, single
+
+    def _stacks(self) -> dict[Name, tuple[LocalStack, str]]:
+        """What serves each system, and the model to ask there."""
+        state = self._state
+        direct = LocalStack(state / "direct", repository=REPOSITORY, models=[REFERENCE], config_name=BASELINE_CONFIG)
+        single = LocalStack(state / "single", repository=REPOSITORY, plan=self._single_plan)
+        cascade = LocalStack(state / "cascade", repository=REPOSITORY, plan=self._cascade_plan)
+        return {
+            "best_single_direct": (direct, REFERENCE),
+            "best_single": (single, FAMILY),
+            "cascade": (cascade, FAMILY),
+        }
+
+    async def _timeline(
+        self, findings: dict[Name, Findings], truth: NDArray[np.int64], family: PlannedFamily
+    ) -> Timeline:
+        cascade = findings["cascade"]
+        with self._steps.timed("bursty timeline"):
+            single_per_s = findings["best_single"].rate_per_s or findings["best_single"].predicted_per_s
+            steps = choose_steps(single_per_s, cascade.rate_per_s or cascade.predicted_per_s)
+            report, records = await cascade.system.load(
+                "--steps=" + ",".join(f"{duration_s:g}x{rate_per_s:g}" for duration_s, rate_per_s in steps)
+            )
+            return make_timeline(steps, report, records, truth, family)
+
+    def _report(
+        self, plan: GearPlan, findings: dict[Name, Findings], pairs: tuple[Pair, ...], timeline: Timeline,
+        truth: NDArray[np.int64],
+    ) -> DemoReport:  # fmt: skip
+        singles = [run.records for name in NAMES[:2] for run in findings[name].runs]
+        paired = pair_accuracies(
+            [run.records for run in findings["cascade"].confirmed], known_labels(singles, len(truth)), truth
+        )
+        rates = [findings[name].rate_per_s for name in NAMES]
+        saved, saved_range = saving_of_pairs(pairs) if pairs else (saving(*rates), None)
+        every = [run.probe.ledger for each in findings.values() for run in each.runs]
+        ledger = add_ledgers([*every, timeline.report.ledger])
+        results = {name: each.result() for name, each in findings.items()}
+        return DemoReport(
+            tier=self._tier,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            host=_host(),
+            reference_model=REFERENCE,
+            reference_accuracy=paired.reference_accuracy if paired else None,
+            accuracy_drop=paired.drop if paired else None,
+            paired_answers=paired.answers if paired else 0,
+            slo_s=plan.families[FAMILY].slo_s,
+            best_single_direct=results["best_single_direct"],
+            best_single=results["best_single"],
+            cascade=results["cascade"],
+            saving=saved,
+            saving_range=saved_range,
+            pairs=pairs,
+            certificate=_certificate(plan.families[FAMILY]),
+            plan=plan.name,
+            ladder=_ladder(plan.families[FAMILY]),
+            timeline=timeline,
+            ledger=ledger,
+            lost=ledger.lost,
+            duplicated=ledger.duplicated,
+            wall_s=self._steps.wall_s,
+        )
+
+    def _write(self, report: DemoReport) -> None:
+        # matplotlib takes a second to import, which a `--help` need not wait for
+        from cascadeserve.demo.page import write_page  # noqa: PLC0415
+
+        shutil.copyfile(self._cascade_plan, self._output / "gear_plan.json")
+        write_page(report, read_slo_curve(self._output / "slo_curve.json"), self._output)
+        write_json(self._output / "report.json", report)
+
+
+def _certificate(family: PlannedFamily) -> Certificate | None:
+    found = family.certificate
+    if found is None:
+        return None
+    return Certificate(epsilon=found.epsilon, delta=found.delta, rows=found.rows)
+
+
+def _ladder(family: PlannedFamily) -> tuple[LadderLine, ...]:
+    lines = []
+    for entry in family.ladder:
+        gears = [gear for gear in family.gears if gear.ladder_entry == entry.name]
+        planned = [gear for gear in gears if not gear.degraded]
+        used = planned or gears
+        if used:
+            top = max(gear.upper_rate_per_s for gear in used)
+            lines.append(
+                LadderLine(
+                    entry=entry,
+                    min_rate_per_s=min(gear.min_rate_per_s for gear in used),
+                    max_rate_per_s=top if planned else None,
+                    degraded=not planned,
+                )
+            )
+    return tuple(sorted(lines, key=lambda line: line.min_rate_per_s))
+
+
+def _host() -> dict[str, str]:
+    cpu = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def _show(report: DemoReport, console: Console) -> None:
+    steps = Table("step", "seconds", title="time taken")
+    for name, wall_s in report.wall_s.items():
+        steps.add_row(name, f"{wall_s:.0f}")
+    console.print(steps)
+    table = Table(
+        "system",
+        "rows/s sustained",
+        "p95",
+        "accuracy",
+        "refused",
+        "lost",
+        title=f"SLO: p95 of {report.slo_s * 1e3:.1f} ms",
+    )
+    for name in NAMES:
+        result = getattr(report, name)
+        table.add_row(
+            name,
+            f"{result.sustained_rows_per_s:.0f}",
+            "-" if result.p95_s is None else f"{result.p95_s * 1e3:.1f} ms",
+            "-" if result.accuracy is None else f"{result.accuracy:.2%}",
+            *(str(getattr(result.ledger, count, "-")) for count in ("refused", "lost")),
+        )
+    console.print(table)
+    note = f" ({report.saving_range[0]:.2f} to {report.saving_range[1]:.2f})" if report.saving_range else ""
+    drop = "" if report.accuracy_drop is None else (
+        f", {report.accuracy_drop * 100:+.2f} points less accurate on the same {report.paired_answers} answers"
+    )  # fmt: skip
+    console.print(f"the cascade sustains [bold]{report.saving:.2f} x[/bold] the rate of the largest model{note}{drop}")

@@ -1,0 +1,77 @@
+"""The two plans of the comparison, by `cascadeserve plan`: cascades, and the largest model alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cascadeserve.artefacts import Artefact, read_json, write_json
+from cascadeserve.demo.family import EXAMPLE, FAMILY, REFERENCE, REPOSITORY
+from cascadeserve.demo.kept import digest_file, digest_of, is_current, keep
+from cascadeserve.demo.offline import run_command
+from cascadeserve.errors import CascadeServeError
+from cascadeserve.gear_plan import read_gear_plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cascadeserve.gear_plan import GearPlan
+
+_GOAL = EXAMPLE / "goal.toml"
+# it has the endpoint of `LocalStack`; ports do not matter to a plan
+_CLUSTER = EXAMPLE / "cluster.toml"
+
+
+class _Seed(Artefact, frozen=True, kw_only=True):
+    """Which stream of calibration rows is in use, and for what."""
+
+    seed: int
+    made_for: str
+
+
+def calibration_path(state: Path, seed: int) -> Path:
+    """Where the records of the calibration rows of a seed are."""
+    return state / f"calibration-{seed}.npz"
+
+
+def calibration_seed(state: Path, *, search: Path, profile: Path) -> int:
+    """Seed of the calibration rows: a new one whenever a plan from other inputs has looked at the old rows.
+
+    A certificate may look at its rows once: another profile gives another ladder, and that one needs rows of its own.
+    """
+    path = state / "calibration-seed.json"
+    made_for = digest_of(inputs=_inputs(search, profile))
+    known = read_json(path, _Seed) if path.exists() else _Seed(seed=0, made_for=made_for)
+    if known.made_for != made_for:
+        # the planner keeps a ledger beside calibration records that it has looked at
+        was_used = calibration_path(state, known.seed).with_suffix(".npz.uses.json").exists()
+        known = _Seed(seed=known.seed + was_used, made_for=made_for)
+    write_json(path, known)
+    return known.seed
+
+
+async def make_plan(output: Path, *options: str, search: Path, profile: Path, calibration: Path | None) -> GearPlan:
+    """Make a plan by the command, or take the one that was made from the same files; `options` are the command's."""
+    inputs = [*_inputs(search, profile), *([digest_file(calibration)] if calibration else [])]
+    made_from = digest_of(inputs=inputs, options=options)
+    if not is_current(output, made_from):
+        certify = [f"--calibration={calibration}"] if calibration else []
+        await run_command(
+            "plan", f"--goal={_GOAL}", f"--cluster={_CLUSTER}", f"--repository={REPOSITORY}", f"--profile={profile}",
+            f"--search={search}", *certify, *options, f"--output={output}",
+        )  # fmt: skip
+        keep(output, made_from)
+    plan = read_gear_plan(output)
+    if (reference := plan.families[FAMILY].reference_model) != REFERENCE:
+        raise CascadeServeError(
+            f"{output} takes {reference} for the most accurate model, the demo {REFERENCE}; were the models changed?"
+        )
+    return plan
+
+
+def planned_rate_per_s(plan: GearPlan) -> float:
+    """Rate, in rows per second, up to which a plan has gears that are not degraded."""
+    return max(plan.families[FAMILY].max_rate_per_s(layout.name) for layout in plan.layouts)
+
+
+def _inputs(search: Path, profile: Path) -> list[str]:
+    return [digest_file(path) for path in (search, profile, _GOAL, _CLUSTER)]
