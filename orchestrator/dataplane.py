@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cascadeserve import __version__
 from cascadeserve.errors import InvalidRequest, NotFound, RequestError, Unavailable
+from cascadeserve.policy.admission import DEADLINE_SLOS
 from orchestrator.wire.tensors import (
     InferRequest,
     InferResponse,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from orchestrator.state import FamilyState
 
 VERSION = "1"
-# without `timeout`, a request is given up after this many SLOs (or busy times of its own rows, if that is longer)
-DEFAULT_DEADLINE_SLOS = 4.0
 _OUTPUTS = ("label", "certainty", "scores", "stage")
 
 
@@ -130,7 +129,7 @@ class CascadeDataPlane:
             timeout_s = timeout / 1e6
         else:
             busy_s = rows * family.work_per_row_s()
-            timeout_s = DEFAULT_DEADLINE_SLOS * max(family.plan.slo_s, busy_s)
+            timeout_s = DEADLINE_SLOS * max(family.plan.slo_s, busy_s)
         if request.client_timeout_s is not None:
             timeout_s = min(timeout_s, request.client_timeout_s)
         return timeout_s

@@ -21,7 +21,7 @@ from cascadeserve.cluster import CpuDevice, Endpoint, read_cluster
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.replay.payload import InputRows, match_inputs
 from planner import profiling
-from planner.front_cost import PHASES, FrontSession
+from planner.front_cost import NUM_PHASES, FrontSession
 from planner.host import describe_host, find_server, is_local, resident_bytes
 from planner.profile import (
     FrontCost,
@@ -307,7 +307,7 @@ class _ProfileSession:
             state=self.partial / "front",
             cores=sorted(os.sched_getaffinity(0)),
         )
-        with _progress(orchestrator=len(PHASES)) as advance:
+        with _progress(orchestrator=NUM_PHASES) as advance:
             return await front.measure(lambda: advance("orchestrator", 1))
 
     async def _with_reload(

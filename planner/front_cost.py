@@ -1,9 +1,10 @@
 """What the orchestrator itself costs: measured by running one in front of the endpoint that is profiled.
 
 It serves the cheapest model alone, and its processor time is read while loads of three kinds pass: single rows in
-batches of one, single rows in large batches, many rows per request. That gives its time per request, per batch and per
-row. Load generator and orchestrator share their cores here, as they do in the demo, so the generator's own time per
-request is part of it; where clients live elsewhere that errs on the safe side.
+small batches, single rows in large batches, many rows per request. That gives its time per request, per batch and per
+row. All three are loads that keep it rather busy: at a low rate it sleeps and wakes between requests, which costs more
+for each and matters less. Load generator and orchestrator share their cores here, as they do in the demo, so the
+generator's own time per request is part of it; where clients live elsewhere that errs on the safe side.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import msgspec
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 from scipy.optimize import nnls
@@ -36,24 +38,29 @@ if TYPE_CHECKING:
 
 _READY_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 15.0
-# above this rate the plan of the measurement fills its batches
-_LARGE_BATCHES_FROM_PER_S = 500.0
-_LARGE_BATCH, _LARGE_BATCH_WAIT_S = 16, 0.05
+# triggers by their least batch, largest batch, longest wait
+_SMALL, _LARGE = (1, 2, 0.0), (16, 64, 0.05)
 _FAMILY = "front_cost"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A load of the measurement: rows per second, rows per request, seconds."""
+    """A load of the measurement: rows per second, rows per request, seconds; `counts` if it is one of the three."""
 
     rate_per_s: float
     rows: int
     duration_s: float
+    counts: bool = True
 
 
-# The first one warms up and gives path_s; no load may come near to what one core can take.
-PHASES = (Phase(250.0, 1, 4.0), Phase(1000.0, 1, 3.0), Phase(1600.0, 32, 3.0), Phase(250.0, 1, 3.0))
+_LONE = Phase(100.0, 1, 3.0, counts=False)
+# by batches: first a load of lone requests, which warms up and shows their latency
+PHASES = {
+    _SMALL: (_LONE, Phase(800.0, 1, 3.0)),
+    _LARGE: (Phase(800.0, 1, 1.0, counts=False), Phase(800.0, 1, 3.0), Phase(1600.0, 32, 3.0)),
+}
+NUM_PHASES = sum(map(len, PHASES.values()))
 
 
 @dataclass(frozen=True)
@@ -96,33 +103,28 @@ class FrontSession:
         """
         shutil.rmtree(self.state, ignore_errors=True)
         self.state.mkdir(parents=True)
-        write_json(self.state / "plan.json", self._plan())
-        counted, lone_s = [], []
-        async with self._serving() as (url, pid):
-            for phase in PHASES:
-                before = await _read(url, pid)
-                report = await self._replay(url, phase)
-                after = await _read(url, pid)
-                batches, rows, cpu_s = np.subtract(after, before)
-                counted.append(Counted(report.ledger.sent, batches, rows, cpu_s + (report.generator_cpu_s or 0.0)))
-                if phase.rows == 1 and phase.rate_per_s < _LARGE_BATCHES_FROM_PER_S:
-                    lone_s.append(report.p50_s or 0.0)
-                on_phase()
-        # the first phase warmed up
-        cost = solve(counted[1:])
+        counted: list[Counted] = []
+        lone_s = 0.0
+        for batches, phases in PHASES.items():
+            write_json(self.state / "plan.json", self._plan(*batches))
+            async with self._serving() as (url, pid):
+                for phase in phases:
+                    before = await _read(url, pid)
+                    report = await self._replay(url, phase)
+                    sent, rows, cpu_s = np.subtract(await _read(url, pid), before)
+                    if phase.counts:
+                        cpu_s += report.generator_cpu_s or 0.0
+                        counted.append(Counted(report.ledger.sent, sent, rows, cpu_s))
+                    elif phase is _LONE:
+                        lone_s = report.p50_s or 0.0
+                    on_phase()
+        cost = solve(counted)
         known_s = self.busy_s + cost.request_s + cost.batch_s + cost.row_s
-        return FrontCost(
-            request_s=cost.request_s,
-            batch_s=cost.batch_s,
-            row_s=cost.row_s,
-            # latency is what a lone request takes beyond what is known
-            path_s=max(min(lone_s) - known_s, 0.0),
-        )
+        return msgspec.structs.replace(cost, path_s=max(lone_s - known_s, 0.0))
 
-    def _plan(self) -> dict[str, Any]:
-        gear = {"layout": "one", "ladder_entry": "alone"}
-        name, max_batch = self.model.name, self.model.max_batch
-        large = {"min_batch": min(_LARGE_BATCH, max_batch), "max_batch": max_batch, "max_wait_s": _LARGE_BATCH_WAIT_S}
+    def _plan(self, min_batch: int, max_batch: int, max_wait_s: float) -> dict[str, Any]:
+        name, most = self.model.name, self.model.max_batch
+        trigger = {"min_batch": min(min_batch, most), "max_batch": min(max_batch, most), "max_wait_s": max_wait_s}
         return {
             "schema_version": 1,
             "name": "front-cost",
@@ -133,20 +135,20 @@ class FrontSession:
                         for one in self.model.signature.inputs
                     ],
                     "num_classes": 1,
-                    "models": {name: {"max_batch": max_batch, "busy_s": [[1, self.busy_s]]}},
+                    "models": {name: {"max_batch": most, "busy_s": [[1, self.busy_s]]}},
                     "reference_model": name,
                     "slo_s": 1.0,
-                    "max_rows_per_request": max_batch,
+                    "max_rows_per_request": most,
                     "ladder": [{"name": "alone", "stages": [{"model": name}], "reach": [1.0]}],
                     "gears": [
-                        gear | {"name": "small", "min_rate_per_s": 0.0, "max_rate_per_s": _LARGE_BATCHES_FROM_PER_S},
-                        gear
-                        | {
-                            "name": "large",
-                            "min_rate_per_s": _LARGE_BATCHES_FROM_PER_S,
+                        {
+                            "name": "only",
+                            "layout": "one",
+                            "min_rate_per_s": 0.0,
                             "max_rate_per_s": 1e6,
-                            "triggers": {name: large},
-                        },
+                            "ladder_entry": "alone",
+                            "triggers": {name: trigger},
+                        }
                     ],
                 }
             },
