@@ -28,11 +28,16 @@ _COMMANDS = {
     "up": ("cascadeserve.up", "up", "Run local Tritons and the orchestrator together."),
     "replay": ("cascadeserve.replay.cli", "replay", "Send load to a server and keep the ledger of what came back."),
     "record": ("planner.cli", "record", "Record what every model answers to labelled rows."),
+    "import-records": ("planner.cli_import", "import_command", "Make records of predictions that exist already."),
     "profile": ("planner.cli", "profile", "Measure how long the device is busy with batches of every model."),
     "plan": ("planner.cli_plan", "plan", "Choose cascades, triggers and gears for a goal, and certify them."),
     "explain": ("planner.cli_plan", "explain", "Say what a gear plan does and what is certain about it."),
+    "simulate": ("planner.cli_simulate", "simulate", "Simulate what a gear plan does under a load."),
     "demo": ("cascadeserve.demo.cli", "demo", "From rows to a certified plan on a real Triton, and its worth."),
 }
+
+# package -> extra that brings it, where it is not the command that tells
+_EXTRA_OF = {"numba": "planner", "matplotlib": "planner", "jinja2": "examples", "sklearn": "examples"}
 
 
 class _LazyGroup(click.Group):
@@ -53,7 +58,7 @@ class _LazyGroup(click.Group):
                 "planner",
             ):
                 raise
-            extra = "export" if cmd_name == "export" else "local"
+            extra = _EXTRA_OF.get(error.name or "", "export" if cmd_name == "export" else "local")
             message = f"`{cmd_name}` needs the package {error.name!r}: pip install 'cascadeserve[{extra}]'"
             raise click.ClickException(message) from error
         return command
@@ -85,6 +90,12 @@ def main(arguments: list[str] | None = None) -> Any:  # noqa: ANN401
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA_OF:
+            raise
+        message = f"this needs the package {error.name!r}: pip install 'cascadeserve[{_EXTRA_OF[error.name]}]'"
+        click.echo(f"Error: {message}", err=True)
+        sys.exit(1)
     except OSError as error:
         what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         click.echo(f"Error: {what}", err=True)

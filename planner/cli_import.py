@@ -31,8 +31,8 @@ def import_command(*, import_path: Path, output: Path, fractions: str, seed: int
     """Read scores, or labels and certainties, from npz and csv files, and write search, calibration and test records.
 
     The file says where the right labels and each model's answers stand; rows of one group stay in one split. So a
-    family can be planned before it is deployed. A records file is never overwritten: plans and certificates name it by its
-    content.
+    family can be planned before it is deployed. A records file is never overwritten: plans and certificates name it by
+    its content.
     """
     splits = split(import_records(import_path), fractions=_parse_fractions(fractions), seed=seed)
     files = {
