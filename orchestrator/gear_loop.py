@@ -67,7 +67,7 @@ class GearLoop:
         self._shift_layout(now_s)
 
     def _shift_gear(self, family: FamilyState, load: _FamilyLoad, now_s: float) -> None:
-        rate_per_s = load.window.rate_per_s(now_s)
+        rate_per_s, error_per_s = load.window.rate_per_s(now_s)
         slots = sum(endpoint.slots for endpoint in self._dispatcher.endpoints if endpoint.up) or 1
         load.demand_per_s = demand_per_s(
             rate_per_s,
@@ -95,6 +95,7 @@ class GearLoop:
             now_s,
             load.low_since_s,
             self._plan.switching.gear_dwell_s,
+            error_per_s,
         )
         if reason != HOLD:
             self._set_gear(family, gears[wanted], "up" if reason == UP else "down")

@@ -26,8 +26,8 @@ class Ticket:
     """One client request of n rows: its inputs, the answers that came so far, and its future."""
 
     __slots__ = (
-        "__weakref__", "arrived_s", "certainty", "certified", "deadline_s", "future", "gears", "inputs", "label", "remaining",
-        "rows", "scores", "stage",
+        "__weakref__", "arrived_s", "certainty", "certified", "deadline_s", "future", "gears", "inputs", "label",
+        "remaining", "rows", "scores", "stage",
     )  # fmt: skip
 
     def __init__(

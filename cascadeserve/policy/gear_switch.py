@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 # how often it is decided
 TICK_S = 0.1
+# a gear is left upwards when demand exceeds its range by this many standard errors of the rate
+SURE_DEVIATIONS = 1.5
 
 HOLD = 0
 UP = 1
@@ -22,16 +24,20 @@ def switch_gear(
     now_s: float,
     low_since_s: float,
     dwell_s: float,
+    error_per_s: float,
 ) -> tuple[int, int, float]:
     """Gear for the demand: up at once, down after demand has been lower for `dwell_s`.
 
-    `upper_rate_per_s` [gears] rises. Returns (gear, reason, low_since_s); the last is to be passed back at the next
-    call and is -1.0 while demand is not lower than the current gear's range.
+    The demand is known to within `error_per_s`: so long as it may well be in the current gear's range, that is not left
+    upwards. `upper_rate_per_s` [gears] rises. Returns (gear, reason, low_since_s); the last is to be passed back at the
+    next call and is -1.0 while demand is not lower than the current gear's range.
     """
     last = len(upper_rate_per_s) - 1
     wanted = 0
     while wanted < last and demand_per_s >= upper_rate_per_s[wanted]:
         wanted += 1
+    if wanted > current and demand_per_s < upper_rate_per_s[current] + SURE_DEVIATIONS * error_per_s:
+        return current, HOLD, -1.0
     if wanted > current:
         return wanted, UP, -1.0
     if wanted == current:

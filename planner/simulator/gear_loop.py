@@ -51,9 +51,9 @@ def _demand(
     window: int,
     seen: int,
     now_s: float,
-) -> float:
-    """What orchestrator/gear_loop.py computes at a tick."""
-    rate_per_s = arrival_rate_per_s(rows.seen_s, load.offset, window, seen, now_s, knobs.dispersion)
+) -> tuple[float, float]:
+    """What orchestrator/gear_loop.py computes at a tick: demand, and the standard error of the rate in it."""
+    rate_per_s, error_per_s = arrival_rate_per_s(rows.seen_s, load.offset, window, seen, now_s, knobs.dispersion)
     entry = served.gear_entry[gear]
     stages = served.entry_stages[entry]
     reach, row_work_s = served.reach[entry, :stages], served.stage_row_work_s[gear, :stages]
@@ -67,9 +67,10 @@ def _demand(
         served.slots.sum(),
         knobs.slo_s,
     )
-    return demand_per_s(
+    demand = demand_per_s(
         rate_per_s, _queued_work_s(served, queues, gear), planned_s, work_from_s(reach, row_work_s, 0), knobs.slo_s / 2
     )
+    return demand, error_per_s
 
 
 @inlined
@@ -103,7 +104,7 @@ def tick(
 ) -> tuple[bool, float]:
     """Decide once on gear and layout; returns whether the gear was shifted, and the demand."""
     gear, layout = control.at[GEAR], control.at[LAYOUT]
-    demand = _demand(served, knobs, load, rows, queues, gear, window, seen, now_s)
+    demand, error_per_s = _demand(served, knobs, load, rows, queues, gear, window, seen, now_s)
     if knobs.held_gear != NONE:
         return False, demand
     if control.at[GEAR_LAYOUT] != layout:
@@ -118,6 +119,7 @@ def tick(
             now_s,
             control.since_s[LOW],
             knobs.gear_dwell_s,
+            error_per_s,
         )
         wanted = served.layout_gear[layout, place]
     if wanted != gear:

@@ -18,7 +18,7 @@ def gears_for(demands: list[float], *, start: int = 0) -> list[int]:
     """Gear in force after each tick."""
     gear, low_since_s, gears = start, -1.0, []
     for tick, demand in enumerate(demands):
-        gear, _, low_since_s = switch_gear(gear, UPPER, demand, tick * TICK_S, low_since_s, DWELL_S)
+        gear, _, low_since_s = switch_gear(gear, UPPER, demand, tick * TICK_S, low_since_s, DWELL_S, 0.0)
         gears.append(gear)
     return gears
 
@@ -31,7 +31,12 @@ def test_a_gear_holds_from_its_lower_rate_up_to_but_not_its_upper_one(demand: fl
 
 
 def test_up_is_taken_at_once_over_any_number_of_gears() -> None:
-    assert switch_gear(0, UPPER, 5000.0, 0.0, -1.0, DWELL_S) == (2, UP, -1.0)
+    assert switch_gear(0, UPPER, 5000.0, 0.0, -1.0, DWELL_S, 0.0) == (2, UP, -1.0)
+
+
+def test_a_gear_is_not_left_for_a_rate_that_may_well_be_its_own() -> None:
+    assert switch_gear(0, UPPER, 104.0, 0.0, -1.0, DWELL_S, 3.0) == (0, HOLD, -1.0)
+    assert switch_gear(0, UPPER, 105.0, 0.0, -1.0, DWELL_S, 3.0) == (1, UP, -1.0)
 
 
 def test_down_is_taken_only_after_the_demand_was_lower_throughout_the_dwell() -> None:
@@ -43,9 +48,9 @@ def test_down_is_taken_only_after_the_demand_was_lower_throughout_the_dwell() ->
 
 
 def test_reasons_say_which_way_it_went() -> None:
-    assert switch_gear(1, UPPER, 500.0, 9.0, 3.0, DWELL_S) == (1, HOLD, -1.0)
-    assert switch_gear(1, UPPER, 50.0, 9.0, -1.0, DWELL_S) == (1, HOLD, 9.0)
-    assert switch_gear(1, UPPER, 50.0, 9.0, 7.0, DWELL_S) == (0, DOWN, -1.0)
+    assert switch_gear(1, UPPER, 500.0, 9.0, 3.0, DWELL_S, 0.0) == (1, HOLD, -1.0)
+    assert switch_gear(1, UPPER, 50.0, 9.0, -1.0, DWELL_S, 0.0) == (1, HOLD, 9.0)
+    assert switch_gear(1, UPPER, 50.0, 9.0, 7.0, DWELL_S, 0.0) == (0, DOWN, -1.0)
 
 
 @given(st.lists(st.floats(0.0, 2000.0), min_size=1, max_size=100))

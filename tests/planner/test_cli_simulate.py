@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from cascadeserve import cli
+from cascadeserve.artefacts import write_json
+from planner.records import CalibrationRecords, HeldOutRecords, SearchRecords
+from planner.records_files import write_records
+from tests.fakes import tiny
+from tests.fakes.plans import make_profile, make_records
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# the first run compiles the simulator
+pytestmark = pytest.mark.timeout(240)
+
+BUSY_S = {"small": [[1, 0.001], [64, 0.002]], "large": [[1, 0.002], [64, 0.010]]}
+CLUSTER = """schema_version = 1
+[[endpoints]]
+name = "a"
+grpc = "127.0.0.1:8001"
+http = "127.0.0.1:8000"
+metrics = "127.0.0.1:8002"
+device = { kind = "cpu", cores = [0] }
+"""
+STEPS = "--steps=10x60,5x600,15x60"
+
+
+def as_split(records: SearchRecords, kind: type[Any]) -> Any:
+    return kind(**{field.name: getattr(records, field.name) for field in fields(records)})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Plan, profile, cluster and records of the tiny family; a tenth of the rows is answered wrongly."""
+    write_json(tmp_path / "plan.json", tiny.plan_document())
+    write_json(tmp_path / "profile.json", make_profile(BUSY_S))
+    (tmp_path / "cluster.toml").write_text(CLUSTER)
+    certainty = np.random.default_rng(0).random(1000)
+    truth = (np.arange(1000) % 10 == 0).astype(np.int64).tolist()
+    records = make_records({"small": certainty + 0.2, "large": certainty}, truth=truth)
+    write_records(tmp_path / "search.npz", records)
+    write_records(tmp_path / "test.npz", as_split(records, HeldOutRecords))
+    write_records(tmp_path / "calibration.npz", as_split(records, CalibrationRecords))
+    return tmp_path
+
+
+def run(
+    folder: Path, capsys: pytest.CaptureFixture[str], *options: str, records: str = "search.npz"
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    code = 0
+    try:
+        cli.main(
+            [
+                "simulate",
+                str(folder / "plan.json"),
+                f"--profile={folder / 'profile.json'}",
+                f"--cluster={folder / 'cluster.toml'}",
+                f"--records={folder / records}",
+                *options,
+            ]
+        )
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, *capsys.readouterr()
+
+
+def change_plan(folder: Path, change: Any) -> None:
+    document = tiny.plan_document()
+    change(document)
+    write_json(folder / "plan.json", document)
+
+
+def test_a_run_is_shown_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, _ = run(folder, capsys, STEPS, f"--report={folder / 'report.json'}")
+    assert code == 0
+    for shown in ("p50 / p95 / p99", "goodput", "accuracy", "refused", "calm", "busy", "2 switches", "small batches"):
+        assert shown in output
+    report = json.loads((folder / "report.json").read_bytes())
+    ledger = report["ledger"]
+    assert report["source"] == "simulator"
+    assert (report["duration_s"], report["slo_s"]) == (30.0, 0.5)
+    assert ledger["answered_correct"] + ledger["answered_wrong"] + ledger["refused"] == ledger["sent"]
+    assert report["accuracy"] == pytest.approx(0.9, abs=0.02)
+    assert ledger["answered_correct"] / ledger["sent"] == pytest.approx(report["accuracy"])
+    assert [span["gear"] for span in report["gears"]] == ["calm", "busy", "calm"]
+    assert sum(stage["rows"] for stage in report["stages"]) == report["rows_sent"]
+    assert report["stages"][1]["share"] == pytest.approx(0.3, abs=0.03)
+
+
+def test_the_same_options_give_the_same_bytes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = []
+    for seed, name in ((1, "a"), (1, "b"), (2, "c")):
+        files = (folder / f"{name}.json", folder / f"{name}.svg")
+        assert run(folder, capsys, STEPS, f"--seed={seed}", f"--report={files[0]}", f"--plot={files[1]}")[0] == 0
+        written.append([file.read_bytes() for file in files])
+    same, again, other = written
+    assert same == again
+    assert same[0] != other[0]
+    assert same[1] != other[1]
+
+
+def test_rows_of_the_test_split_in_requests_of_several(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = folder / "report.json"
+    options = ("--rate=200", "--duration=20", "--process=gamma", "--cv=2", "--rows-per-request=1-8")
+    code, _, _ = run(folder, capsys, *options, f"--report={report}", records="test.npz")
+    assert code == 0
+    found = json.loads(report.read_bytes())
+    assert 3.5 < found["rows_sent"] / found["ledger"]["sent"] < 5.5
+
+
+def test_a_trace_is_stretched(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "trace.csv").write_text("\n".join(["seconds", *(str(second) for second in range(101))]) + "\n")
+    report = folder / "report.json"
+    assert run(folder, capsys, f"--trace={folder / 'trace.csv'}", "--duration=10", f"--report={report}")[0] == 0
+    assert json.loads(report.read_bytes())["ledger"]["sent"] == 101
+
+
+def test_a_held_gear_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, _ = run(folder, capsys, STEPS, "--gear=calm")
+    assert code == 0
+    assert "calm 100.00%" in output
+    assert "0 switches" in output
+
+
+def test_what_is_late_is_refused_and_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = folder / "report.json"
+    options = ("--rate=3000", "--duration=5", "--gear=calm", "--rows-per-request=64", "--timeout=0.02")
+    assert run(folder, capsys, *options, f"--report={report}", f"--plot={folder / 'plot.png'}")[0] == 0
+    found = json.loads(report.read_bytes())
+    assert found["ledger"]["refused"] > 0
+    assert found["p99_s"] <= 0.02 + 1e-9
+    assert found["goodput"] == pytest.approx(1.0 - found["ledger"]["refused"] / found["ledger"]["sent"])
+
+
+def test_nothing_answered_is_a_report_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, plot = folder / "report.json", folder / "plot.svg"
+    options = ("--rate=50", "--duration=3", "--timeout=0.0001", f"--report={report}", f"--plot={plot}")
+    assert run(folder, capsys, *options)[0] == 0
+    found = json.loads(report.read_bytes())
+    assert found["p95_s"] is None
+    assert found["accuracy"] is None
+    assert found["gears"] == []
+    assert plot.read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_plot_is_drawn(folder: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+    plot = folder / "deep" / f"plot{suffix}"
+    # up to the layout of the high rates and back
+    assert run(folder, capsys, "--steps=5x100,20x2000,40x50", f"--plot={plot}")[0] == 0
+    starts = {".png": b"\x89PNG", ".svg": b"<?xml"}
+    assert plot.read_bytes().startswith(starts[suffix])
+
+
+def two_families(document: dict[str, Any]) -> None:
+    other = json.loads(json.dumps(document["families"]["family"]).replace("small", "tiny").replace("large", "huge"))
+    document["families"]["other"] = other
+    for layout in document["layouts"]:
+        layout["instances"]["a"] |= {"tiny": 1, "huge": 1}
+
+
+def test_one_of_several_families(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_plan(folder, two_families)
+    code, _, errors = run(folder, capsys, STEPS)
+    assert code == 2
+    assert "--family with one of family, other" in errors
+    assert run(folder, capsys, STEPS, "--family=family")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "the load is not given"),
+        (["--rate=0", "--duration=5"], "rate_per_s is 0.0"),
+        ([STEPS, "--rate=5"], "--steps holds rates and durations itself"),
+        ([STEPS, "--gear=turbo"], "--gear takes one of calm, busy, wide, overload"),
+        ([STEPS, "--family=other"], "no family 'other'; say --family with one of family"),
+        ([STEPS, "--timeout=0"], "--timeout is 0.0"),
+        ([STEPS, "--timeout=nan"], "--timeout is nan"),
+        ([STEPS, "--rows-per-request=0"], "rows per request `0`"),
+        ([STEPS, "--plot=timeline.pdf"], "is written as .svg or .png"),
+        (["--trace=nowhere.csv"], "nowhere.csv: cannot be read"),
+        (["--rate=0.001", "--duration=1"], "no request at all"),
+    ],
+)
+def test_bad_options_are_refused_in_one_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
+) -> None:
+    code, output, errors = run(folder, capsys, *options)
+    assert code == 2
+    assert sentence in errors
+    assert "Traceback" not in errors
+    assert output == ""
+
+
+def test_calibration_rows_are_not_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, errors = run(folder, capsys, STEPS, records="calibration.npz")
+    assert code == 2
+    assert "calibration.npz: holds calibration rows, which only a certificate looks at" in errors
+
+
+def test_wrong_files_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, errors = run(folder, capsys, STEPS, records="plan.json")
+    assert (code, "plan.json: is no .npz file" in errors) == (2, True)
+    code, _, errors = run(folder, capsys, STEPS, records="missing.npz")
+    assert (code, "missing.npz: cannot be read" in errors) == (2, True)
+    (folder / "cluster.toml").write_text(CLUSTER.replace('"a"', '"b"'))
+    code, _, errors = run(folder, capsys, STEPS)
+    assert (code, "is no endpoint of the cluster" in errors) == (2, True)
+
+
+def test_a_profile_that_lacks_a_model_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(folder / "profile.json", make_profile({"small": BUSY_S["small"]}))
+    code, _, errors = run(folder, capsys, STEPS)
+    assert (code, "the profile has no model large" in errors) == (2, True)
+
+
+def test_a_missing_package_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, errors = run(folder, capsys, STEPS, f"--plot={folder / 'plot.svg'}")
+    assert code == 2
+    assert "cascadeserve[planner]" in errors
+
+
+def test_a_certified_plan_counts_answers_without_a_bound(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def certify(document: dict[str, Any]) -> None:
+        family = document["families"]["family"]
+        family["ladder"][0]["epsilon"] = 0.0
+        family["certificate"] = {
+            "epsilon": 0.0,
+            "delta": 0.05,
+            "rows": 100,
+            "method": "clopper_pearson",
+            "ladder_digest": "sha256:0",
+            "records_digest": "sha256:0",
+            "reference_accuracy": 0.9,
+        }
+
+    change_plan(folder, certify)
+    report = folder / "report.json"
+    assert run(folder, capsys, "--rate=50", "--duration=5", f"--report={report}")[0] == 0
+    found = msgspec.json.decode(report.read_bytes())
+    # all gears use the cascade, which has no bound
+    assert found["uncertified"] == found["ledger"]["sent"] > 0
