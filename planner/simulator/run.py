@@ -84,7 +84,10 @@ class Simulator:
     def run(
         self, load: Load, *, timeout_s: float | None = None, hold_gear: str | None = None, layout: str | None = None
     ) -> Simulation:
-        """Send a load; the default deadline is the orchestrator's, `hold_gear` keeps one gear whatever the demand."""
+        """Send a load; `hold_gear` keeps one gear whatever the demand.
+
+        The default deadline is that of the orchestrator for small requests, 4 SLOs; it gives large ones longer.
+        """
         offset = np.concatenate(([0], np.cumsum(load.rows)))
         sent = state.Load(load.times_s, offset, load.row_index, np.repeat(np.arange(len(load.rows)), load.rows))
         rows, queues = state.empty_rows(sent), state.empty_queues(len(self.family.models))

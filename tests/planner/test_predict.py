@@ -93,7 +93,7 @@ def test_a_rate_is_kept_if_latency_refusals_and_queue_allow(
 
 
 def test_the_share_in_force_leaves_out_start_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = predictor(monkeypatch, Recorder(gear_at=lambda at_s: 1 if at_s < 20.0 or at_s > 240.0 else 0))
+    found = predictor(monkeypatch, Recorder(gear_at=lambda at_s: 1 if at_s < 20.0 or at_s > 600.0 else 0))
     assert found.share_in_force((GEAR, NEXT), 50.0) == 1.0
     assert found.share_in_force((GEAR, NEXT), 150.0) == 0.0
 
