@@ -10,6 +10,7 @@ import platform
 import shutil
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,24 +21,29 @@ from rich.table import Table
 
 from cascadeserve.artefacts import write_json
 from cascadeserve.demo import plans
-from cascadeserve.demo.compare import NAMES, Findings, Name, compare, saving, saving_of_pairs
+from cascadeserve.demo.compare import NAMES, Bench, compare, saving, saving_of_pairs
 from cascadeserve.demo.family import BASELINE_CONFIG, EXAMPLE, FAMILY, REFERENCE, REPOSITORY
 from cascadeserve.demo.judging import add_ledgers, known_labels, pair_accuracies
 from cascadeserve.demo.kept import alone, digest_file, digest_of
-from cascadeserve.demo.measuring import RunFolder, System
+from cascadeserve.demo.measuring import RunFolder
 from cascadeserve.demo.offline import OfflineTriton, draw_rows
-from cascadeserve.demo.report import Certificate, DemoReport, LadderLine, read_slo_curve
+from cascadeserve.demo.plans import PlanPair
+from cascadeserve.demo.report import Certificate, DemoReport, LadderLine
+from cascadeserve.demo.slo_curve import goal_multiple, make_curve, measure_curve, measured, plan_curve, simulated
 from cascadeserve.demo.steps import Steps
 from cascadeserve.demo.timeline import choose_steps, make_timeline
 from cascadeserve.endpoint_config import endpoint_config_path
 from cascadeserve.errors import CascadeServeError, UsageError
-from cascadeserve.local_stack import LocalStack
 from cascadeserve.local_triton.working_copy import prepare_state_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
-    from cascadeserve.demo.report import Pair, Timeline
+    from cascadeserve.demo.compare import Findings, Name
+    from cascadeserve.demo.measuring import Run
+    from cascadeserve.demo.report import Pair, SloCurve, Timeline
     from cascadeserve.gear_plan import GearPlan, PlannedFamily
 
 Tier = Literal["quick", "full"]
@@ -52,8 +58,9 @@ def demo(output: Path, state: Path, tier: Tier) -> None:
 
     Triton is pinned to core 0, everything else to the other cores. Three systems get the same load: the largest model
     with Triton's own dynamic batching, called directly; the same model through the orchestrator; the plan's cascades.
-    Tier full repeats the comparison in five interleaved pairs. An interrupted demo goes on where it was; records,
-    profile and plan are kept under --state while their inputs are unchanged. Run it from the top of a checkout.
+    Tier full repeats the comparison in five interleaved pairs, and once for every other SLO of the curve. An
+    interrupted demo goes on where it was; records, profile and plans are kept under --state while their inputs are
+    unchanged. Run it from the top of a checkout.
     """
     if not (EXAMPLE / "data.py").exists():
         raise UsageError(f"{EXAMPLE} is not here; run the demo from the top of a checkout")
@@ -77,76 +84,85 @@ class _Demo:
         self._state = state
         self._tier: Tier = tier
         self._steps = Steps(console)
-        self._cascade_plan = state / "gear_plan.json"
-        self._single_plan = state / "single_plan.json"
+        self._search = state / "search.npz"
+        self._profile = state / "profile.json"
 
     async def run(self) -> DemoReport:
         started_s = time.monotonic()
         self._output.mkdir(parents=True, exist_ok=True)
-        plan, single = await self._plan()
+        plan, pair = await self._plan()
         rows = draw_rows(self._state, "replay")
         with np.load(rows) as drawn:
             truth = drawn["label"]
-        about = digest_of(
-            tier=self._tier,
-            plans=[digest_file(self._cascade_plan), digest_file(self._single_plan)],
-            baseline=digest_file(endpoint_config_path(REPOSITORY, REFERENCE, BASELINE_CONFIG)),
-            rows=digest_file(rows),
-        )
-        runs = RunFolder(self._state / "runs", about)
         family = plan.families[FAMILY]
-        single_rate_per_s = plans.planned_rate_per_s(single)
-        predicted: dict[Name, float] = {
-            "best_single_direct": single_rate_per_s,
-            "best_single": single_rate_per_s,
-            "cascade": plans.planned_rate_per_s(plan),
-        }
-        async with contextlib.AsyncExitStack() as servers:
-            log = servers.enter_context((self._state / "load.log").open("ab"))
-            findings = {
-                name: Findings(System(name, stack, model, rows, family.slo_s, runs, servers, log), predicted[name])
-                for name, (stack, model) in self._stacks().items()
-            }
-            pairs = await compare(findings, self._steps, self._tier)
-            timeline = await self._timeline(findings, truth, family)
+        runs = self._run_folder("runs", rows, [pair])
+        with (self._state / "load.log").open("ab") as log:
+            bench = Bench(self._state, rows, log)
+            async with contextlib.AsyncExitStack() as servers:
+                findings = bench.findings(pair, runs, servers)
+                pairs = await compare(findings, self._steps, self._tier)
+                timeline = await self._timeline(findings, truth, family)
+            # with the servers gone, so that it disturbs nothing
+            curve, curve_runs = await self._slo_curve(bench, pair, findings)
         self._steps.wall_s["total"] = time.monotonic() - started_s
-        report = self._report(plan, findings, pairs, timeline, truth)
-        self._write(report)
+        report = self._report(plan, findings, pairs, timeline, truth, curve, curve_runs)
+        self._write(report, pair.cascade)
         runs.clear()
         return report
 
-    async def _plan(self) -> tuple[GearPlan, GearPlan]:
+    def _run_folder(self, name: str, rows: Path, pairs: Iterable[PlanPair]) -> RunFolder:
+        about = digest_of(
+            tier=self._tier,
+            plans=[digest_file(path) for pair in pairs for path in (pair.cascade, pair.single)],
+            baseline=digest_file(endpoint_config_path(REPOSITORY, REFERENCE, BASELINE_CONFIG)),
+            rows=digest_file(rows),
+        )
+        return RunFolder(self._state / name, about)
+
+    async def _plan(self) -> tuple[GearPlan, PlanPair]:
         """Plans of the cascade and of the largest model alone, and all they are made from."""
         steps, state = self._steps, self._state
-        search, profile = state / "search.npz", state / "profile.json"
         with steps.timed("draw rows"):
             rows = draw_rows(state, "search")
             draw_rows(state, "replay")
         async with contextlib.AsyncExitStack() as servers:
             offline = OfflineTriton(state, steps, servers)
-            await offline.record("search", rows, search)
-            await offline.profile(rows, profile)
-            seed = plans.calibration_seed(state, search=search, profile=profile)
+            await offline.record("search", rows, self._search)
+            await offline.profile(rows, self._profile)
+            seed = plans.calibration_seed(state, search=self._search, profile=self._profile)
             calibration = plans.calibration_path(state, seed)
             await offline.record("calibration", draw_rows(state, "calibration", seed), calibration)
+        cascade, single = state / "gear_plan.json", state / "single_plan.json"
+        make = partial(plans.make_plan, goal=plans.GOAL, search=self._search, profile=self._profile)
         with steps.timed("plan"):
-            made = await plans.make_plan(self._cascade_plan, search=search, profile=profile, calibration=calibration)
-            single = await plans.make_plan(
-                self._single_plan, "--policy=single", "--name=single", search=search, profile=profile, calibration=None
-            )
-        return made, single
+            made = await make(cascade, calibration=calibration)
+            baseline = await make(single, "--policy=single", "--name=single", calibration=None)
+        return made, PlanPair(
+            cascade=cascade,
+            single=single,
+            slo_s=made.families[FAMILY].slo_s,
+            cascade_per_s=plans.planned_rate_per_s(made),
+            single_per_s=plans.planned_rate_per_s(baseline),
+        )
 
-    def _stacks(self) -> dict[Name, tuple[LocalStack, str]]:
-        """What serves each system, and the model to ask there."""
-        state = self._state
-        direct = LocalStack(state / "direct", repository=REPOSITORY, models=[REFERENCE], config_name=BASELINE_CONFIG)
-        single = LocalStack(state / "single", repository=REPOSITORY, plan=self._single_plan)
-        cascade = LocalStack(state / "cascade", repository=REPOSITORY, plan=self._cascade_plan)
-        return {
-            "best_single_direct": (direct, REFERENCE),
-            "best_single": (single, FAMILY),
-            "cascade": (cascade, FAMILY),
-        }
+    async def _slo_curve(
+        self, bench: Bench, pair: PlanPair, findings: dict[Name, Findings]
+    ) -> tuple[SloCurve, list[Run]]:
+        """Plans for other SLOs, and in tier full the comparison under these."""
+        own = goal_multiple(plans.GOAL)
+        with self._steps.timed("SLO curve") as say:
+            planned = await plan_curve(
+                self._state / "slo-curve", pair, search_records=self._search, profile=self._profile, say=say
+            )
+        found = [measured(own, pair.slo_s, findings)]
+        runs: list[Run] = []
+        if self._tier == "full":
+            others = {multiple: each for multiple, each in planned.items() if multiple != own}
+            folder = self._run_folder("runs/slo", bench.rows, [each for each in others.values() if each.is_complete])
+            with self._steps.timed("SLO curve, measured") as say:
+                more, runs = await measure_curve(bench, folder, others, say)
+            found += more
+        return make_curve([simulated(multiple, each) for multiple, each in planned.items()], found), runs
 
     async def _timeline(
         self, findings: dict[Name, Findings], truth: NDArray[np.int64], family: PlannedFamily
@@ -162,7 +178,7 @@ class _Demo:
 
     def _report(
         self, plan: GearPlan, findings: dict[Name, Findings], pairs: tuple[Pair, ...], timeline: Timeline,
-        truth: NDArray[np.int64],
+        truth: NDArray[np.int64], curve: SloCurve, curve_runs: list[Run],
     ) -> DemoReport:  # fmt: skip
         singles = [run.records for name in NAMES[:2] for run in findings[name].runs]
         paired = pair_accuracies(
@@ -170,8 +186,8 @@ class _Demo:
         )
         rates = [findings[name].rate_per_s for name in NAMES]
         saved, saved_range = saving_of_pairs(pairs) if pairs else (saving(*rates), None)
-        every = [run.probe.ledger for each in findings.values() for run in each.runs]
-        ledger = add_ledgers([*every, timeline.report.ledger])
+        every = [run for each in findings.values() for run in each.runs] + curve_runs
+        ledger = add_ledgers([*(run.probe.ledger for run in every), timeline.report.ledger])
         results = {name: each.result() for name, each in findings.items()}
         return DemoReport(
             tier=self._tier,
@@ -192,18 +208,19 @@ class _Demo:
             plan=plan.name,
             ladder=_ladder(plan.families[FAMILY]),
             timeline=timeline,
+            slo_curve=curve,
             ledger=ledger,
             lost=ledger.lost,
             duplicated=ledger.duplicated,
             wall_s=self._steps.wall_s,
         )
 
-    def _write(self, report: DemoReport) -> None:
+    def _write(self, report: DemoReport, plan: Path) -> None:
         # matplotlib takes a second to import, which a `--help` need not wait for
         from cascadeserve.demo.page import write_page  # noqa: PLC0415
 
-        shutil.copyfile(self._cascade_plan, self._output / "gear_plan.json")
-        write_page(report, read_slo_curve(self._output / "slo_curve.json"), self._output)
+        shutil.copyfile(plan, self._output / "gear_plan.json")
+        write_page(report, self._output)
         write_json(self._output / "report.json", report)
 
 

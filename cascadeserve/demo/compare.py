@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
+from cascadeserve.demo.family import BASELINE_CONFIG, FAMILY, REFERENCE, REPOSITORY
 from cascadeserve.demo.judging import median_range
+from cascadeserve.demo.measuring import System
 from cascadeserve.demo.rate_search import Found, search, search_near
 from cascadeserve.demo.report import Pair, SystemResult
+from cascadeserve.local_stack import LocalStack
 
 if TYPE_CHECKING:
-    from cascadeserve.demo.measuring import Run, System
+    import contextlib
+    from pathlib import Path
+
+    from cascadeserve.demo.measuring import Run, RunFolder
+    from cascadeserve.demo.plans import PlanPair
     from cascadeserve.demo.steps import Steps
 
 Name = Literal["best_single_direct", "best_single", "cascade"]
@@ -55,6 +62,39 @@ class Findings:
             limited_by=self.found.limited_by if self.found else "nothing",
             probes=tuple(run.probe for run in self.runs),
         )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share: where servers keep their files, the rows of the load and where its output goes."""
+
+    state: Path
+    rows: Path
+    log: IO[bytes]
+
+    def findings(
+        self, plans: PlanPair, runs: RunFolder, servers: contextlib.AsyncExitStack, note: str = ""
+    ) -> dict[Name, Findings]:
+        """The three systems under the plans' SLO, with nothing found yet; `note` tells their runs from others.
+
+        They use the same files as those of another SLO, so only the systems of one SLO run at a time.
+        """
+        direct = LocalStack(
+            self.state / "direct", repository=REPOSITORY, models=[REFERENCE], config_name=BASELINE_CONFIG
+        )
+        single = LocalStack(self.state / "single", repository=REPOSITORY, plan=plans.single)
+        cascade = LocalStack(self.state / "cascade", repository=REPOSITORY, plan=plans.cascade)
+        served: dict[Name, tuple[LocalStack, str, float]] = {
+            "best_single_direct": (direct, REFERENCE, plans.single_per_s),
+            "best_single": (single, FAMILY, plans.single_per_s),
+            "cascade": (cascade, FAMILY, plans.cascade_per_s),
+        }
+        return {
+            name: Findings(
+                System(name + note, stack, model, self.rows, plans.slo_s, runs, servers, self.log), predicted
+            )
+            for name, (stack, model, predicted) in served.items()
+        }
 
 
 async def compare(findings: dict[Name, Findings], steps: Steps, tier: Literal["quick", "full"]) -> tuple[Pair, ...]:

@@ -43,18 +43,16 @@ _STYLE: Any = {
 }
 
 
-def draw(report: DemoReport, curve: SloCurve | None) -> dict[str, Figure]:
-    """All figures by name; the curve over SLOs only where there is one."""
+def draw(report: DemoReport) -> dict[str, Figure]:
+    """All figures by name."""
     with mpl.rc_context(_STYLE):
-        figures = {
+        return {
             "rates": sustained_rates(report),
             "timeline": timeline(report),
             "latency": latency_over_rate(report),
             "models": who_answered(report),
+            "slo_curve": slo_curve(report.slo_curve),
         }
-        if curve is not None:
-            figures["slo_curve"] = slo_curve(curve)
-    return figures
 
 
 def sustained_rates(report: DemoReport) -> Figure:
@@ -83,8 +81,9 @@ def timeline(report: DemoReport) -> Figure:
     figure = Figure(figsize=(9.0, 7.4), layout="constrained")
     rate, gear, latency, accuracy = figure.subplots(4, 1, sharex=True, height_ratios=[3, 2, 3, 2.2])
 
-    rate.fill_between(middle_s, bins.offered_rate_per_s, step="mid", color=_GRID, label="offered")
-    rate.step(middle_s, bins.answered_rate_per_s, where="mid", color=_COLOURS["cascade"], label="answered")
+    edges_s = np.arange(len(middle_s) + 1) * bins.bin_s
+    rate.stairs(bins.offered_rate_per_s, edges_s, fill=True, color=_GRID, label="offered")
+    rate.stairs(bins.answered_rate_per_s, edges_s, color=_COLOURS["cascade"], linewidth=1.5, label="answered")
     if single := max(report.best_single_direct.sustained_rows_per_s, report.best_single.sustained_rows_per_s):
         rate.axhline(single, color=_COLOURS["best_single"], linestyle="--", linewidth=1.2, label="largest model's most")
     rate.set_ylim(0, max(bins.offered_rate_per_s) * 1.3)
@@ -129,7 +128,7 @@ def _draw_gears(axes: Axes, spans: Sequence[GearSpan], ladder: Sequence[str]) ->
     axes.set_yticks(range(len(names)), [name.replace("-", "-\n") for name in names], fontsize=8)
     axes.set_ylim(-0.6, max(len(names), 1) - 0.4)
     axes.grid(visible=False, axis="y")
-    axes.set_ylabel("gear")
+    axes.set_ylabel("gear", labelpad=9)
 
 
 def _in_ladder_order(gears: Iterable[str], ladder: Sequence[str]) -> list[str]:
@@ -192,24 +191,22 @@ def who_answered(report: DemoReport) -> Figure:
 
 
 def slo_curve(curve: SloCurve) -> Figure:
-    """Saving over SLO, simulated as a line, measured as points with their intervals."""
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    """Saving over SLO, simulated as a line, measured as points."""
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.subplots()
-    if curve.simulated:
-        axes.plot(*_points(curve.simulated), "-o", color=_COLOURS["cascade"], markersize=4, label="simulated")
-    if curve.measured:
-        factors, savings = _points(curve.measured)
-        below = [point.saving - (point.saving if point.low is None else point.low) for point in curve.measured]
-        above = [(point.saving if point.high is None else point.high) - point.saving for point in curve.measured]
-        axes.errorbar(factors, savings, yerr=[below, above], fmt="D", color=_INK, capsize=3, label="measured")
+    axes.plot(*_points(curve.simulated), "-o", color=_COLOURS["cascade"], markersize=4, label="simulated")
+    axes.plot(*_points(curve.measured), "D", color=_INK, label="measured")
     axes.axhline(1.0, color=_COLOURS["best_single"], linestyle="--", linewidth=1.2, label="largest model")
+    axes.set_xscale("log")
+    multiples = sorted({point.slo_multiple for point in (*curve.simulated, *curve.measured)})
+    axes.set_xticks(multiples, [f"{multiple:g} x" for multiple in multiples])
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     axes.set_xlabel("SLO, multiples of the largest model's time for one row")
     axes.set_ylabel("saving")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=9)
+    axes.set_ylim(0, max([point.saving for point in (*curve.simulated, *curve.measured)], default=1.0) * 1.25)
+    axes.legend(fontsize=9, loc="upper right", ncols=3)
     return figure
 
 
 def _points(points: Sequence[SloPoint]) -> tuple[list[float], list[float]]:
-    return [point.slo_factor for point in points], [point.saving for point in points]
+    return [point.slo_multiple for point in points], [point.saving for point in points]

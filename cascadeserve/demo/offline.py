@@ -8,13 +8,13 @@ import importlib.metadata
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 
 from cascadeserve.demo.family import EXAMPLE, FAMILY, MODELS, REPOSITORY
 from cascadeserve.demo.kept import digest_file, digest_of, is_current, keep
-from cascadeserve.errors import CascadeServeError
+from cascadeserve.errors import CascadeServeError, UsageError
 from cascadeserve.local_stack import LocalStack, cascadeserve_command
 from cascadeserve.process import spawn, stop
 from cascadeserve.triton_config import model_digest
@@ -87,15 +87,23 @@ class OfflineTriton:
             keep(output, made_from)
 
 
-async def run_command(*arguments: str) -> None:
-    """Run one of our commands, its output on ours; raises when it does not succeed."""
-    process = await spawn(cascadeserve_command(*arguments))
+async def run_command(*arguments: str, log: IO[bytes] | None = None) -> None:
+    """Run one of our commands, its output to `log` or ours.
+
+    Raises:
+        UsageError: it refuses what it was asked for.
+        CascadeServeError: it fails otherwise.
+
+    """
+    process = await spawn(cascadeserve_command(*arguments), log=log)
     try:
         status = await process.wait()
     finally:
         await stop(process, kill_after_s=_STOP_AFTER_S)
     if status != 0:
-        raise CascadeServeError(f"`cascadeserve {arguments[0]}` ended with status {status}; what it printed says why")
+        kind = UsageError if status == UsageError.exit_code else CascadeServeError
+        where = "what it printed" if log is None else log.name
+        raise kind(f"`cascadeserve {arguments[0]}` ended with status {status}; {where} says why")
 
 
 def _machine() -> str:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from cascadeserve.demo.report import DemoReport, SloCurve
+    from cascadeserve.demo.report import DemoReport
 
 
-def write_page(report: DemoReport, curve: SloCurve | None, output: Path) -> None:
+def write_page(report: DemoReport, output: Path) -> None:
     """Write `report.html` and, for the README, `timeline.svg`."""
-    svgs = {name: _svg(name, figure) for name, figure in draw(report, curve).items()}
+    svgs = {name: _svg(name, figure) for name, figure in draw(report).items()}
     write_atomically(output / "timeline.svg", svgs["timeline"].encode())
     write_atomically(output / "report.html", render(report, svgs).encode())
 
@@ -48,11 +48,11 @@ def _svg(name: str, figure: Figure) -> str:
 
 
 def _percent(share: float | None, digits: int = 2) -> str:
-    return "-" if share is None else f"{share * 100:.{digits}f} %"
+    return "-" if share is None else f"{share * 100:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def _milliseconds(value_s: float | None) -> str:
-    return "-" if value_s is None else f"{value_s * 1e3:.1f} ms"
+def _milliseconds(value_s: float | None, digits: int = 1) -> str:
+    return "-" if value_s is None else f"{value_s * 1e3:.{digits}f}\N{NO-BREAK SPACE}ms"
 
 
 def _rate(rows_per_s: float | None) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
 
 from cascadeserve.artefacts import Artefact, read_json, write_json
 from cascadeserve.demo.family import EXAMPLE, FAMILY, REFERENCE, REPOSITORY
@@ -16,9 +17,25 @@ if TYPE_CHECKING:
 
     from cascadeserve.gear_plan import GearPlan
 
-_GOAL = EXAMPLE / "goal.toml"
+GOAL = EXAMPLE / "goal.toml"
 # it has the endpoint of `LocalStack`; ports do not matter to a plan
 _CLUSTER = EXAMPLE / "cluster.toml"
+
+
+@dataclass(frozen=True)
+class PlanPair:
+    """Where the plans of the cascade and of the largest model alone are, and the rates (rows/s) they predict."""
+
+    cascade: Path
+    single: Path
+    slo_s: float
+    cascade_per_s: float
+    single_per_s: float
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there are plans at all: where nothing keeps the SLO the rate is 0."""
+        return self.cascade_per_s > 0 and self.single_per_s > 0
 
 
 class _Seed(Artefact, frozen=True, kw_only=True):
@@ -39,7 +56,7 @@ def calibration_seed(state: Path, *, search: Path, profile: Path) -> int:
     A certificate may look at its rows once: another profile gives another ladder, and that one needs rows of its own.
     """
     path = state / "calibration-seed.json"
-    made_for = digest_of(inputs=_inputs(search, profile))
+    made_for = digest_of(inputs=_inputs(search, profile, GOAL))
     known = read_json(path, _Seed) if path.exists() else _Seed(seed=0, made_for=made_for)
     if known.made_for != made_for:
         # the planner keeps a ledger beside calibration records that it has looked at
@@ -49,15 +66,25 @@ def calibration_seed(state: Path, *, search: Path, profile: Path) -> int:
     return known.seed
 
 
-async def make_plan(output: Path, *options: str, search: Path, profile: Path, calibration: Path | None) -> GearPlan:
-    """Make a plan by the command, or take the one that was made from the same files; `options` are the command's."""
-    inputs = [*_inputs(search, profile), *([digest_file(calibration)] if calibration else [])]
+async def make_plan(
+    output: Path, *options: str, goal: Path, search: Path, profile: Path, calibration: Path | None,
+    log: IO[bytes] | None = None,
+) -> GearPlan:  # fmt: skip
+    """Make a plan by the command, or take the one that was made from the same files; `options` are the command's.
+
+    What the command says goes to `log`, or to the screen.
+
+    Raises:
+        UsageError: the command refuses, as it does where the goal cannot be met.
+
+    """
+    inputs = [*_inputs(search, profile, goal), *([digest_file(calibration)] if calibration else [])]
     made_from = digest_of(inputs=inputs, options=options)
     if not is_current(output, made_from):
         certify = [f"--calibration={calibration}"] if calibration else []
         await run_command(
-            "plan", f"--goal={_GOAL}", f"--cluster={_CLUSTER}", f"--repository={REPOSITORY}", f"--profile={profile}",
-            f"--search={search}", *certify, *options, f"--output={output}",
+            "plan", f"--goal={goal}", f"--cluster={_CLUSTER}", f"--repository={REPOSITORY}", f"--profile={profile}",
+            f"--search={search}", *certify, *options, f"--output={output}", log=log,
         )  # fmt: skip
         keep(output, made_from)
     plan = read_gear_plan(output)
@@ -73,5 +100,5 @@ def planned_rate_per_s(plan: GearPlan) -> float:
     return max(plan.families[FAMILY].max_rate_per_s(layout.name) for layout in plan.layouts)
 
 
-def _inputs(search: Path, profile: Path) -> list[str]:
-    return [digest_file(path) for path in (search, profile, _GOAL, _CLUSTER)]
+def _inputs(search: Path, profile: Path, goal: Path) -> list[str]:
+    return [digest_file(path) for path in (search, profile, goal, _CLUSTER)]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from cascadeserve.artefacts import Artefact, read_json
+from cascadeserve.artefacts import Artefact
 from cascadeserve.demo.judging import Probe
 from cascadeserve.gear_plan import LadderEntry
 from cascadeserve.report import Ledger, ServingReport
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class SystemResult(Artefact, frozen=True, kw_only=True):
@@ -77,6 +74,38 @@ class LadderLine(Artefact, frozen=True, kw_only=True):
     degraded: bool
 
 
+class SloPoint(Artefact, frozen=True, kw_only=True):
+    """Sustained rates, in rows per second, at an SLO that is a multiple of the largest model's busy time for one row.
+
+    single_rows_per_s is of the largest model alone: simulated through the orchestrator, measured the better of the two.
+    """
+
+    slo_multiple: Annotated[float, Meta(gt=0.0)]
+    slo_s: float
+    single_rows_per_s: float
+    cascade_rows_per_s: float
+    saving: float
+
+
+class SloGap(Artefact, frozen=True, kw_only=True):
+    """A point that the curve has not, and why."""
+
+    slo_multiple: Annotated[float, Meta(gt=0.0)]
+    of: Literal["simulated", "measured"]
+    reason: str
+
+
+class SloCurve(Artefact, frozen=True, kw_only=True):
+    """Saving over SLO: what plans for every SLO predict, and what was measured.
+
+    Measured are, in tier full, all of them, else only the report's own SLO.
+    """
+
+    simulated: tuple[SloPoint, ...]
+    measured: tuple[SloPoint, ...]
+    left_out: tuple[SloGap, ...]
+
+
 class DemoReport(Artefact, frozen=True, kw_only=True):
     """All of it. Accuracies are shares; times in seconds; rates in rows per second.
 
@@ -103,28 +132,8 @@ class DemoReport(Artefact, frozen=True, kw_only=True):
     plan: str
     ladder: tuple[LadderLine, ...]
     timeline: Timeline
+    slo_curve: SloCurve
     ledger: Ledger
     lost: int
     duplicated: int
     wall_s: Annotated[dict[str, float], Meta(min_length=1)] = field(default_factory=dict)
-
-
-class SloPoint(Artefact, frozen=True, kw_only=True):
-    """Saving at an SLO, a multiple of the largest model's busy time for one row; low, high where measured often."""
-
-    slo_factor: Annotated[float, Meta(gt=0.0)]
-    saving: float
-    low: float | None = None
-    high: float | None = None
-
-
-class SloCurve(Artefact, frozen=True, kw_only=True):
-    """Saving over SLO: simulated in the demo, measured in tier full."""
-
-    simulated: tuple[SloPoint, ...] = ()
-    measured: tuple[SloPoint, ...] = ()
-
-
-def read_slo_curve(path: Path) -> SloCurve | None:
-    """Read the curve that another command left; None if there is none."""
-    return read_json(path, SloCurve) if path.exists() else None

@@ -12,6 +12,9 @@ from cascadeserve.demo.report import (
     Certificate,
     DemoReport,
     LadderLine,
+    SloCurve,
+    SloGap,
+    SloPoint,
     SystemResult,
 )
 from cascadeserve.demo.timeline import make_timeline
@@ -119,6 +122,23 @@ def result(rate_per_s: float) -> SystemResult:
     )
 
 
+def point(multiple: float, saving: float) -> SloPoint:
+    return SloPoint(
+        slo_multiple=multiple,
+        slo_s=multiple * SLO_S / 10,
+        single_rows_per_s=430.0,
+        cascade_rows_per_s=430.0 * saving,
+        saving=saving,
+    )
+
+
+CURVE = SloCurve(
+    simulated=tuple(point(multiple, 4 - 4 / multiple) for multiple in (5.0, 10.0, 20.0, 40.0)),
+    measured=(point(10.0, 3.5),),
+    left_out=(SloGap(slo_multiple=3.0, of="simulated", reason="no plan of the large model keeps the SLO"),),
+)
+
+
 def report(folder: Path, **changes: Any) -> DemoReport:
     made_up = {
         "tier": "quick",
@@ -142,6 +162,7 @@ def report(folder: Path, **changes: Any) -> DemoReport:
             LadderLine(entry=LADDER[1], min_rate_per_s=300.0, max_rate_per_s=None, degraded=True),
         ),
         "timeline": timeline(folder),
+        "slo_curve": CURVE,
         "ledger": LEDGER,
         "lost": 0,
         "duplicated": 0,

@@ -49,7 +49,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     files = {name: tmp_path / name for name in ("search", "profile", "goal", "cluster")}
     for name, path in files.items():
         path.write_text(name)
-    monkeypatch.setattr(plans, "_GOAL", files.pop("goal"))
+    monkeypatch.setattr(plans, "GOAL", files.pop("goal"))
     monkeypatch.setattr(plans, "_CLUSTER", files.pop("cluster"))
     return files
 

@@ -11,16 +11,11 @@ if importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("j
     pytest.skip("needs the [examples] extra", allow_module_level=True)
 
 from cascadeserve.demo.page import write_page
-from cascadeserve.demo.report import Pair, SloCurve, SloPoint, SystemResult
+from cascadeserve.demo.report import Pair, SloCurve, SystemResult
 from tests.cascadeserve.demo import made_up
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-CURVE = SloCurve(
-    simulated=tuple(SloPoint(slo_factor=factor, saving=4 - 4 / factor) for factor in (3.0, 5.0, 10.0, 20.0, 40.0)),
-    measured=(SloPoint(slo_factor=10.0, saving=3.5, low=3.3, high=3.8),),
-)
 
 
 class _Loads(HTMLParser):
@@ -37,7 +32,7 @@ class _Loads(HTMLParser):
 
 
 def page(folder: Path, **changes: object) -> str:
-    write_page(made_up.report(folder, **changes), CURVE, folder)
+    write_page(made_up.report(folder, **changes), folder)
     return (folder / "report.html").read_text()
 
 
@@ -75,6 +70,7 @@ def test_a_report_with_nothing_found_is_a_page_too(tmp_path: Path) -> None:
     text = page(
         tmp_path, best_single=nothing, best_single_direct=nothing, cascade=nothing, certificate=None, saving=0.0,
         reference_accuracy=None, accuracy_drop=None, paired_answers=0,
+        slo_curve=SloCurve(simulated=(), measured=(), left_out=()),
     )  # fmt: skip
     assert "the load generator could not keep up" in text
     assert "no certificate" in text
@@ -85,3 +81,9 @@ def test_pairs_are_listed(tmp_path: Path) -> None:
     text = page(tmp_path, tier="full", pairs=(pair,) * 5, saving_range=(3.8, 4.1))
     assert "3.80 to 4.10 over 5 pairs" in text
     assert text.count("<td>1,700</td>") >= 5
+
+
+def test_the_curve_is_a_table_too_and_says_what_it_has_not(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    assert "<td>40 x</td><td>80.0\N{NO-BREAK SPACE}ms</td>" in text
+    assert "Left out: 3 x, simulated: no plan of the large model keeps the SLO." in text
