@@ -29,12 +29,16 @@ _MAX_HEAD_BYTES = 8190
 _MAX_KNOWN_HEADS = 512
 # what a client may have sent ahead while its request is under way before it is made to wait
 _MAX_AHEAD_BYTES = 1 << 18
+# What comes in smaller pieces is put together: a piece alone takes some 50 bytes more than it holds.
+_MIN_CHUNK_BYTES = 1 << 10
 # A connection is closed after once to twice this long without a byte.
 _IDLE_S = 3600.0
 
 _REQUEST_LINE = re.compile(rb"(GET|POST) (/[A-Za-z0-9_.~/-]*) HTTP/1\.1")
 _NAME = re.compile(rb"[A-Za-z0-9-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e]*")
+# What a plain head may begin with. With anything else (TLS, lines without CR) no end of a head may ever come.
+_BEGINNING = re.compile(rb"[GP][\t\x20-\x7e]*(?:\r\n[\t\x20-\x7e]*)*\r?")
 # a place in a path; no name may look like a step up or down
 _PLACE = r"(?P<\1>[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)"
 _LENGTH = b"content-length"
@@ -86,6 +90,8 @@ class PlainHttp:
 
     async def close(self, timeout_s: float) -> None:
         """Close idle connections, wait for the answers under way, and cancel what is left after `timeout_s`."""
+        # Also without a word from outside: a connection handed over from now on would be closed by nobody.
+        self.closing = lambda: True
         tasks = [task for connection in tuple(self.connections) if (task := connection.close_when_idle()) is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=timeout_s)
@@ -189,7 +195,10 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came."""
         self._used = True
-        self._chunks.append(data)
+        if self._chunks and len(self._chunks[-1]) < _MIN_CHUNK_BYTES:
+            self._chunks[-1] += data
+        else:
+            self._chunks.append(data)
         self._size += len(data)
         if self._task is None:
             if self._size >= self._needed:
@@ -238,7 +247,7 @@ class _Connection(asyncio.Protocol):
         head_end = data.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES)
         head = None if head_end < 0 else self._server.read_head(data[:head_end])
         if head is None:
-            if head_end >= 0 or len(data) >= _MAX_HEAD_BYTES:
+            if head_end >= 0 or len(data) >= _MAX_HEAD_BYTES or not _BEGINNING.fullmatch(data):
                 self._hand_over(data)
             else:
                 self._keep(data, len(data) + 1)
@@ -259,23 +268,28 @@ class _Connection(asyncio.Protocol):
 
     async def _answer(self, handler: Callable[[Call], Awaitable[Answer]], call: Call) -> None:
         try:
-            answer = await handler(call)
-        except Exception as error:  # noqa: BLE001 - logged there
-            answer = answer_to(error)
-        if self._transport.is_closing():
-            return  # the client hung up a moment ago
-        last = self._server.closing()
-        self._transport.write(self._server.render(answer, last=last, now_s=self._loop.time()))
-        if self._drained is not None:
-            await self._drained
-        self._task = None
-        if last:
+            try:
+                answer = await handler(call)
+            except Exception as error:  # noqa: BLE001 - logged there
+                answer = answer_to(error)
+            if self._transport.is_closing():
+                return  # the client hung up a moment ago
+            last = self._server.closing()
+            self._transport.write(self._server.render(answer, last=last, now_s=self._loop.time()))
+            if self._drained is not None:
+                await self._drained
+            self._task = None
+            if last:
+                self._transport.close()
+                return
+            if self._reading_paused:
+                self._reading_paused = False
+                self._transport.resume_reading()
+            self._take_next()
+        except BaseException:
+            # Cancelled, or a bug: no answer will come, and its client must not wait for one.
             self._transport.close()
-            return
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
-        self._take_next()
+            raise
 
     def _hand_over(self, data: bytes) -> None:
         """Let another protocol have the connection, from the first byte not used yet."""
