@@ -13,7 +13,7 @@ from cascadeserve.gear_plan import Count, Name
 if TYPE_CHECKING:
     from pathlib import Path
 
-Address = Annotated[str, Meta(pattern=r"\A[^\s:/]+:[0-9]{1,5}\Z")]
+Address = Annotated[str, Meta(pattern=r"\A(?:\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}\Z")]
 
 _LAST_PORT = 65535
 

@@ -8,8 +8,8 @@ for config in /models/*/config.pbtxt; do
   load+=("--load-model=$(basename "$(dirname "$config")")")
 done
 
-# Nobody is told this key, so what it guards is closed to everyone. The orchestrator needs health, inference, configs
-# and the repository over gRPC; the health check needs health over HTTP.
+# Nobody is told this key, so what it guards is closed to everyone. The orchestrator needs health and inference over
+# HTTP, and health, configs and the repository over gRPC; `record` and `profile` infer over gRPC.
 key=$(head -c 32 /dev/urandom | sha256sum | cut -d ' ' -f 1)
 
 exec tritonserver \
@@ -20,5 +20,6 @@ exec tritonserver \
   --model-config-name=triton0 \
   --disable-auto-complete-config \
   --exit-timeout-secs=10 \
-  "--http-restricted-api=inference,model-config,model-repository,shared-memory,statistics,trace,logging:admin-key=$key" \
+  --http-max-input-size=1073741824 \
+  "--http-restricted-api=model-config,model-repository,shared-memory,statistics,trace,logging:admin-key=$key" \
   "--grpc-restricted-protocol=shared-memory,statistics,trace,logging:admin-key=$key"

@@ -60,7 +60,7 @@ class Orchestrator:
         endpoints = [
             EndpointState(
                 endpoint.name,
-                backends[endpoint.name] if backends is not None else TritonBackend(endpoint.grpc),
+                backends[endpoint.name] if backends is not None else TritonBackend(endpoint.grpc, endpoint.http),
                 endpoint.slots,
             )
             for endpoint in cluster.endpoints

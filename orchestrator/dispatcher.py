@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # A batch is waited for this long, whatever the deadlines of its rows: they expire by themselves, its slot stays busy
-# until Triton answers anyway, and cancelling a running call can crash Triton's python backend (2.51, measured).
+# until Triton answers anyway: it runs a batch to its end even where nobody waits for it any more (2.51, measured).
 HANG_LIMIT_S = 60.0
 # at shutdown, calls whose rows have expired may take this much longer before they are cancelled
 CLOSE_GRACE_S = 3.0

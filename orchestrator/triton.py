@@ -1,17 +1,20 @@
-"""TritonBackend: one endpoint over one grpc.aio channel. The only place where Triton's client stubs are called."""
+"""TritonBackend: one endpoint, batches over HTTP and everything else over one grpc.aio channel.
+
+The only place where Triton's client stubs are called.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from cascadeserve.triton_config import instance_count
-from orchestrator.backend import BatchAnswer, CallRejected, EndpointDown
-from orchestrator.wire.datatypes import array_to_bytes
+from orchestrator.backend import CallRejected, EndpointDown
+from orchestrator.triton_http import BatchSender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cascadeserve.gear_plan import TensorSpec
+    from orchestrator.backend import BatchAnswer
+
+_log = logging.getLogger(__name__)
 
 # The server is gone, hangs, or was told to stop: nothing is wrong with the batch.
 _DOWN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
@@ -37,13 +43,16 @@ _CHANNEL_OPTIONS = (
 
 
 class TritonBackend:
-    """A tritonserver at `address` (host:port of its gRPC service)."""
+    """A tritonserver at `grpc_address` and `http_address` (host:port of the two services)."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, grpc_address: str, http_address: str) -> None:
         """Connects lazily, at the first call."""
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(grpc_address, options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._address = address
+        self._address = grpc_address
+        self._batches = BatchSender(http_address)
+        # live over gRPC and not over HTTP, which is said once
+        self._half_live = False
 
     async def infer(
         self,
@@ -55,38 +64,15 @@ class TritonBackend:
         timeout_s: float,
     ) -> BatchAnswer:
         """See `Backend.infer`."""
-        request = service_pb2.ModelInferRequest(model_name=model)
-        for spec, array in zip(specs, inputs, strict=True):
-            request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
-            request.raw_input_contents.append(array_to_bytes(array, spec.datatype))
-        names = ("label", "certainty", "scores") if want_scores else ("label", "certainty")
-        for name in names:
-            request.outputs.add(name=name)
-        with self._mapped_errors(f"inference of {model!r}"):
-            response = await self._stub.ModelInfer(request, timeout=timeout_s)
-        raw = {
-            output.name: contents
-            for output, contents in zip(response.outputs, response.raw_output_contents, strict=True)
-        }
-        rows = inputs[0].shape[0]
-        try:
-            label = np.frombuffer(raw["label"], dtype=np.int64)
-            certainty = np.frombuffer(raw["certainty"], dtype=np.float32)
-            scores = np.frombuffer(raw["scores"], dtype=np.float32).reshape(rows, -1) if want_scores else None
-        except (KeyError, ValueError) as error:
-            raise CallRejected(f"{model!r} at {self._address} answered without a usable output: {error}") from error
-        if label.shape != (rows,) or certainty.shape != (rows,):
-            raise CallRejected(f"{model!r} at {self._address} answered {label.size} labels for {rows} rows")
-        return BatchAnswer(label, certainty, scores)
+        return await self._batches.infer(model, specs, inputs, want_scores=want_scores, timeout_s=timeout_s)
 
     async def is_live(self, *, timeout_s: float) -> bool:
-        """See `Backend.is_live`."""
-        try:
-            with self._mapped_errors("liveness"):
-                response = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=timeout_s)
-        except (EndpointDown, CallRejected):
-            return False
-        return bool(response.live)
+        """See `Backend.is_live`; a server that takes no batches, because it is stopping, is not live."""
+        live = await self._is_live_over_grpc(timeout_s) and await self._is_live_over_http(timeout_s)
+        if not live:
+            # It ends when its clients have closed their connections.
+            self._batches.retire()
+        return live
 
     async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:
         """See `Backend.instance_counts`."""
@@ -118,7 +104,27 @@ class TritonBackend:
 
     async def close(self) -> None:
         """See `Backend.close`."""
+        await self._batches.close()
         await self._channel.close()
+
+    async def _is_live_over_grpc(self, timeout_s: float) -> bool:
+        try:
+            with self._mapped_errors("liveness"):
+                response = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=timeout_s)
+        except (EndpointDown, CallRejected):
+            return False
+        return bool(response.live)
+
+    async def _is_live_over_http(self, timeout_s: float) -> bool:
+        try:
+            await self._batches.check(timeout_s=timeout_s)
+        except EndpointDown as error:
+            if not self._half_live:
+                _log.warning("%s: live over gRPC, not over HTTP; it is stopping, or this address is wrong", error)
+            self._half_live = True
+            return False
+        self._half_live = False
+        return True
 
     @contextlib.contextmanager
     def _mapped_errors(self, what: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -12,6 +13,9 @@ from rich.table import Table
 from cascadeserve.errors import UsageError
 from planner.importing import import_records, split
 from planner.records_files import write_records
+
+if TYPE_CHECKING:
+    from planner.records import CalibrationRecords, HeldOutRecords, SearchRecords
 
 
 def _parse_fractions(text: str) -> tuple[float, float, float]:
@@ -35,7 +39,7 @@ def import_command(*, import_path: Path, output: Path, fractions: str, seed: int
     its content.
     """
     splits = split(import_records(import_path), fractions=_parse_fractions(fractions), seed=seed)
-    files = {
+    files: dict[Path, SearchRecords | CalibrationRecords | HeldOutRecords] = {
         output / "search.npz": splits.search,
         output / "calibration.npz": splits.calibration,
         output / "test.npz": splits.held_out,

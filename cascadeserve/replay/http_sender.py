@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from cascadeserve.errors import UsageError
+from cascadeserve.http_connection import ConnectionClosed, ConnectionPool, HttpAnswer, NotHttp
 from cascadeserve.replay.client import (
     FOREIGN_ANSWER,
     NO_REPLY,
@@ -23,7 +24,6 @@ from cascadeserve.replay.client import (
     make_answer,
     read_raw,
 )
-from cascadeserve.replay.http_connection import ConnectionClosed, ConnectionPool, HttpAnswer, NotHttp
 from cascadeserve.replay.payload import ModelSignature, Question, TensorSignature
 
 if TYPE_CHECKING:

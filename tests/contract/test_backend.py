@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +42,8 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
         yield FakeTriton()
         return
     stack: Stack = request.getfixturevalue("stack")
-    backend = TritonBackend(f"127.0.0.1:{stack.ports['a'][1]}")
+    http, grpc, _ = stack.ports["a"]
+    backend = TritonBackend(f"127.0.0.1:{grpc}", f"127.0.0.1:{http}")
     yield backend
     await backend.load("small", timeout_s=30)
     await backend.load("large", timeout_s=30)
@@ -50,9 +52,9 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
 
 @pytest.fixture(params=["fake", "triton"])
 async def dead_backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
-    backend: Backend = (
-        FakeTriton(down=True) if request.param == "fake" else TritonBackend(f"127.0.0.1:{free_ports(1)[0]}")
-    )
+    backend: Backend = FakeTriton(down=True)
+    if request.param == "triton":
+        backend = TritonBackend(*(f"127.0.0.1:{port}" for port in free_ports(2)))
     yield backend
     await backend.close()
 
@@ -84,6 +86,23 @@ async def test_unknown_model_is_rejected(backend: Backend) -> None:
 async def test_wrong_input_is_rejected(backend: Backend) -> None:
     with pytest.raises(CallRejected):
         await backend.infer("small", SPECS, [np.zeros((2, 5), np.float32)], want_scores=False, timeout_s=10)
+
+
+async def test_cancelled_batches_harm_nothing(backend: Backend) -> None:
+    batch = rows([1, 2], [0.5, 0.5])
+    for steps in range(20):
+        tasks = [
+            asyncio.create_task(backend.infer("small", SPECS, [batch], want_scores=True, timeout_s=10))
+            for _ in range(3)
+        ]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    answer = await backend.infer("small", SPECS, [batch], want_scores=False, timeout_s=10)
+    assert answer.label.tolist() == [1, 2]
+    assert await backend.is_live(timeout_s=10)
 
 
 async def test_unloaded_model_has_no_count_and_is_rejected_until_loaded(backend: Backend) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from cascadeserve.replay.client import SECOND_ANSWER, Outcome
-from cascadeserve.replay.http_connection import NotHttp, parse_response
 from cascadeserve.replay.http_sender import HttpSender
 from cascadeserve.replay.payload import Question, encode_rows
 
@@ -140,45 +139,3 @@ async def test_connections_are_kept_alive() -> None:
 
 def test_second_answers_have_a_name() -> None:
     assert "second" in SECOND_ANSWER
-
-
-@pytest.mark.parametrize(
-    ("data", "body", "keep_alive"),
-    [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
-        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length:2\r\n\r\nhi", b"hi", True),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1;x=y\r\n!\r\n0\r\n\r\n", b"hi!", True),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nA: b\r\n\r\n", b"hi", True),
-        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
-        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
-        (b"HTTP/1.1 204 No Content\r\n\r\n", b"", True),
-    ],
-)
-def test_responses_are_parsed_when_complete_and_not_before(data: bytes, body: bytes, keep_alive: bool) -> None:
-    for length in range(len(data)):
-        assert parse_response(data[:length], at_end=False) is None
-    parsed = parse_response(data + b"more", at_end=False)
-    assert parsed is not None
-    answer, length = parsed
-    assert (answer.body, answer.keep_alive, length) == (body, keep_alive, len(data))
-
-
-def test_a_body_of_unstated_length_ends_with_the_connection() -> None:
-    data = b"HTTP/1.1 200 OK\r\n\r\nhi"
-    assert parse_response(data, at_end=False) is None
-    parsed = parse_response(data, at_end=True)
-    assert parsed is not None
-    assert parsed[0].body == b"hi"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"SSH-2.0-x\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    ],
-)
-def test_what_is_no_http_is_said_so(data: bytes) -> None:
-    with pytest.raises(NotHttp):
-        parse_response(data, at_end=False)
