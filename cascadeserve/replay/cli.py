@@ -29,6 +29,9 @@ from cascadeserve.replay.summary import summarise
 if TYPE_CHECKING:
     from cascadeserve.replay.ledger import Records
 
+# Connections for the requests of this long are opened before the first is sent, up to so many.
+_BURST_S = 0.1
+_MOST_PREPARED = 256
 # What a shell reports for a command that was ended by Ctrl-C.
 _INTERRUPTED = 130
 
@@ -48,10 +51,17 @@ def _raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _most_at_once(load: Load) -> int:
+    """Largest number of requests that are scheduled within a tenth of a second, up to what is reasonable."""
+    times_s = load.scheduled_s
+    return min(int(np.max(np.searchsorted(times_s, times_s + _BURST_S) - np.arange(len(times_s)))), _MOST_PREPARED)
+
+
 async def _run(target: Target, model: str, rows: Rows, load: Load, console: Console) -> Records:
     signature = await describe_model(target, model)
     question = Question(model, match_inputs(rows, signature), choose_outputs(signature), load.timeout_s)
     sender = open_sender(target, question)
+    await sender.prepare(_most_at_once(load))
     loop = OpenLoop(load, sender)
     running = asyncio.get_running_loop()
     # Elsewhere than in the main thread (tests) signals cannot be caught, and need not be.

@@ -74,6 +74,9 @@ class Sender(Protocol):
     def unasked(self) -> int:
         """Answers so far that came over the wire while no request waited for them."""
 
+    async def prepare(self, at_once: int) -> None:
+        """Make ready for so many requests at a time, before time 0 of the run; never raises."""
+
     async def send(self, request_id: str, rows: list[int], until_s: float) -> Reply:
         """Send these rows and wait for the reply until `until_s` on the event loop's clock; never raises for it."""
 

@@ -106,6 +106,9 @@ class GrpcSender:
         self._infer: grpc.aio.UnaryUnaryMultiCallable[bytes, service_pb2.ModelInferResponse] | None = None
         self._templates: dict[int, bytes] = {}
 
+    async def prepare(self, at_once: int) -> None:
+        """Nothing to do: all calls share one connection."""
+
     @property
     def unasked(self) -> int:
         """None: the library ends a call at its first answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import re
 from typing import TYPE_CHECKING
@@ -182,6 +183,16 @@ class HttpSender:
             head = self._heads[key] = _Head(self._question, *key, self._target)
         chunks = [tensor.chunk(rows) for tensor in self._question.inputs]
         return b"".join((head.before, request_id.encode(), head.after, *chunks))
+
+    async def prepare(self, at_once: int) -> None:
+        """Open so many connections.
+
+        To open one takes both sides longer than a request does. After a stall of the machine, when many requests are
+        due, that would feed on itself where both share a core.
+        """
+        with contextlib.suppress(OSError):
+            for connection in [await self._pool.open() for _ in range(at_once)]:
+                self._pool.release(connection)
 
     async def send(self, request_id: str, rows: list[int], until_s: float) -> Reply:
         """Send one request; see `Sender`."""

@@ -137,5 +137,20 @@ async def test_connections_are_kept_alive() -> None:
     assert len(connections) == 1
 
 
+async def test_connections_are_open_before_the_first_request() -> None:
+    async with scripted(lambda server: server.transport.write(make_answer("a"))) as (sender, connections):
+        await sender.prepare(3)
+        for _ in range(2):
+            assert (await sender.send("a", [0], soon())).outcome is Outcome.ANSWERED
+    assert len(connections) == 3
+
+
+async def test_a_server_that_is_not_there_is_found_out_by_the_requests() -> None:
+    async with scripted(lambda _: None) as (sender, _):
+        pass
+    await sender.prepare(3)
+    assert (await sender.send("a", [0], soon())).outcome is Outcome.REFUSED
+
+
 def test_second_answers_have_a_name() -> None:
     assert "second" in SECOND_ANSWER
