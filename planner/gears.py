@@ -4,10 +4,9 @@ An entry may serve up to `headroom` times the rate it sustains. Of all ways to t
 these with gears, the one is taken whose rows are answered most accurately, at the rates of the goal's prior (without
 one, every doubling of the rate counts as equally frequent), less a small price per gear.
 
-A gear must be **wide enough**: the orchestrator estimates the rate from a window of recent arrivals, and a load in the
-upper part of a narrow gear would look like one of the next gear every few seconds. So a tenth of a gear's range must be
-some three standard deviations of that estimate. At three, a boxcar window of a second is left about every two minutes,
-and two seconds of dwell later the gear is back: just the 98 % of the time that are wanted. The simulator has the last
+A gear must be **wide enough**: the orchestrator estimates the rate from recent arrivals, and a load in the upper part
+of a narrow gear would look like one of the next gear now and then, and for the dwell after that be served by it. So a
+tenth of a gear's range must be some three standard deviations of that estimate. The simulator has the last
 word: as long as it finds a gear restless, that one has to be wider. Room is made at the cost of the gear below, which
 then ends before its entry would have to. A gear that stands alone may be as narrow as it must.
 """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cascadeserve.demo.steps import Steps
 
 Split = Literal["search", "calibration", "replay"]
-NUM_ROWS: dict[Split, int] = {"search": 20_000, "calibration": 25_000, "replay": 25_000}
+NUM_ROWS: dict[Split, int] = {"search": 12_000, "calibration": 20_000, "replay": 25_000}
 # the largest batch of the models: the fewest calls
 _RECORD_BATCH = 64
 _STOP_AFTER_S = 10.0
