@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Points = list[list[float]]
-NEVER = 1e9
 
 
 def make_plan(
