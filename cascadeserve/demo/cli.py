@@ -289,6 +289,11 @@ def _show(report: DemoReport, console: Console) -> None:
             *(str(getattr(result.ledger, count, "-")) for count in ("refused", "lost")),
         )
     console.print(table)
+    if missing := [name for name in NAMES if not getattr(report, name).sustained_rows_per_s]:
+        console.print(
+            f"no rate was confirmed for {', '.join(missing)}, so there is no saving to tell: the machine was disturbed"
+        )
+        return
     note = f" ({report.saving_range[0]:.2f} to {report.saving_range[1]:.2f})" if report.saving_range else ""
     drop = "" if report.accuracy_drop is None else (
         f", {report.accuracy_drop * 100:+.2f} points less accurate on the same {report.paired_answers} answers"
