@@ -83,7 +83,7 @@ class LocalStack:
         with self.log.open("wb") as log:
             up = await spawn(self._command(), log=log)
             try:
-                await self._wait_ready(up)
+                await wait_ready(self.url, up, timeout_s=_START_TIMEOUT_S, log=self.log)
                 yield
             finally:
                 await stop(up, kill_after_s=_STOP_TIMEOUT_S)
@@ -102,31 +102,42 @@ class LocalStack:
         """Run the load generator; returns its report and its records, kept as `<output>.json` and `<output>.npz`."""
         report, records = output.with_suffix(".json"), output.with_suffix(".npz")
         output.parent.mkdir(parents=True, exist_ok=True)
-        report.unlink(missing_ok=True)
-        command = [f"--url={url}", f"--model={model}", f"--rows={rows}", f"--report={report}", f"--records={records}"]
-        # pinned from its first moment: while it still imports and reads it must not take time from the models either
-        process = await spawn(cascadeserve_command("replay", *command, *options), cores=self._other_cores, log=log)
-        run_first(process.pid)
-        try:
-            status = await process.wait()
-        finally:
-            await stop(process, kill_after_s=5.0)
-        if not report.exists():
-            raise CascadeServeError(f"the load generator ended with status {status} and wrote no report")
+        command = [f"--url={url}", f"--model={model}", f"--rows={rows}", f"--records={records}", *options]
+        measured = await run_replay(report, *command, cores=self._other_cores, log=log, before_others=True)
         with np.load(records) as arrays:
-            return read_json(report, ServingReport), {name: arrays[name] for name in arrays.files}
+            return measured, {name: arrays[name] for name in arrays.files}
 
-    async def _wait_ready(self, up: asyncio.subprocess.Process) -> None:
-        loop = asyncio.get_running_loop()
-        give_up_s = loop.time() + _START_TIMEOUT_S
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
-            while loop.time() < give_up_s and up.returncode is None:
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    async with session.get(f"{self.url}/v2/health/ready") as response:
-                        if response.status == 200:  # noqa: PLR2004
-                            return
-                await asyncio.sleep(0.1)
-        raise ServerStartFailed(f"the servers did not come up; {self.log} says why")
+
+async def wait_ready(url: str, server: asyncio.subprocess.Process, *, timeout_s: float, log: Path) -> None:
+    """Wait until a server answers that it is ready; raises ServerStartFailed, naming its log, if it does not."""
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + timeout_s
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
+        while loop.time() < give_up_s and server.returncode is None:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with session.get(f"{url}/v2/health/ready") as response:
+                    if response.status == 200:  # noqa: PLR2004
+                        return
+            await asyncio.sleep(0.1)
+    raise ServerStartFailed(f"the servers did not come up; {log} says why")
+
+
+async def run_replay(
+    report: Path, *options: str, cores: Sequence[int], log: IO[bytes] | None, before_others: bool
+) -> ServingReport:
+    """Run the load generator as a process; `before_others` has it run as soon as it wants to, where that is allowed."""
+    report.unlink(missing_ok=True)  # noqa: ASYNC240 - a local file, before a process of seconds
+    # pinned from its first moment: while it still imports and reads it must not take time from the models either
+    process = await spawn(cascadeserve_command("replay", f"--report={report}", *options), cores=cores, log=log)
+    if before_others:
+        run_first(process.pid)
+    try:
+        status = await process.wait()
+    finally:
+        await stop(process, kill_after_s=5.0)
+    if not report.exists():  # noqa: ASYNC240
+        raise CascadeServeError(f"the load generator ended with status {status} and wrote no report")
+    return read_json(report, ServingReport)
 
 
 def run_first(pid: int) -> bool:

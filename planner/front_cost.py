@@ -9,11 +9,9 @@ generator's own time per request is part of it; where clients live elsewhere tha
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +22,16 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 from scipy.optimize import nnls
 
-from cascadeserve.artefacts import read_json, write_json
-from cascadeserve.errors import CascadeServeError, ServerStartFailed
-from cascadeserve.local_stack import free_ports
+from cascadeserve.artefacts import write_json
+from cascadeserve.errors import CascadeServeError
+from cascadeserve.local_stack import cascadeserve_command, free_ports, run_replay, wait_ready
 from cascadeserve.process import spawn, stop
-from cascadeserve.report import ServingReport
 from planner.profile import FrontCost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from cascadeserve.report import ServingReport
     from planner.triton_calls import ServedModel
 
 _READY_TIMEOUT_S = 30.0
@@ -162,55 +160,28 @@ class FrontSession:
         log_path = self.state / "serve.log"
         with log_path.open("wb") as log:
             process = await spawn(
-                _command("serve", f"--plan={self.state / 'plan.json'}", f"--cluster={self.cluster}",
+                cascadeserve_command("serve", f"--plan={self.state / 'plan.json'}", f"--cluster={self.cluster}",
                          f"--http-port={http_port}", f"--grpc-port={grpc_port}", "--linger=0"),
                 cores=self.cores,
                 log=log,
             )  # fmt: skip
             try:
-                await _wait_ready(url, process, log_path)
+                await wait_ready(url, process, timeout_s=_READY_TIMEOUT_S, log=log_path)
                 yield url, process.pid
             finally:
                 await stop(process, kill_after_s=_STOP_TIMEOUT_S)
 
     async def _replay(self, url: str, phase: Phase) -> ServingReport:
-        report = self.state / "report.json"
-        report.unlink(missing_ok=True)
         with (self.state / "replay.log").open("ab") as log:
-            process = await spawn(
-                _command("replay", f"--url={url}", f"--model={_FAMILY}", f"--rows={self.rows}",
-                         f"--rate={phase.rate_per_s}", f"--duration={phase.duration_s}",
-                         f"--rows-per-request={phase.rows}", f"--report={report}"),
-                cores=self.cores,
-                log=log,
+            measured = await run_replay(
+                self.state / "report.json",
+                f"--url={url}", f"--model={_FAMILY}", f"--rows={self.rows}", f"--rate={phase.rate_per_s}",
+                f"--duration={phase.duration_s}", f"--rows-per-request={phase.rows}",
+                cores=self.cores, log=log, before_others=False,
             )  # fmt: skip
-            try:
-                await process.wait()
-            finally:
-                await stop(process, kill_after_s=_STOP_TIMEOUT_S)
-        if not report.exists():
-            raise CascadeServeError(f"the load generator failed; {log.name} says why")
-        measured = read_json(report, ServingReport)
         if measured.ledger.failed or measured.ledger.lost:
             raise CascadeServeError(f"requests failed while the orchestrator was measured: {measured.errors}")
         return measured
-
-
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cascadeserve", *arguments]
-
-
-async def _wait_ready(url: str, process: asyncio.subprocess.Process, log: Path) -> None:
-    loop = asyncio.get_running_loop()
-    give_up_s = loop.time() + _READY_TIMEOUT_S
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
-        while loop.time() < give_up_s and process.returncode is None:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with session.get(f"{url}/v2/health/ready") as response:
-                    if response.ok:
-                        return
-            await asyncio.sleep(0.1)
-    raise ServerStartFailed(f"the orchestrator did not come up; {log} says why")
 
 
 async def _read(url: str, pid: int) -> tuple[float, float, float]:
