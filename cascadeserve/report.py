@@ -70,5 +70,7 @@ class ServingReport(Artefact, frozen=True, kw_only=True):
     uncertified: int = 0
     # processor time that the generator itself took, from its first to its last event; null: not measured
     generator_cpu_s: float | None = None
+    # share of the machine's time, all cores together, that its host gave to others during the run; null: not known
+    stolen_frac: float | None = None
     # false: stopped before everything scheduled was sent
     complete: bool = True

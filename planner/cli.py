@@ -53,7 +53,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _DEFAULT_BATCHES = "1,2,4,8,16,32,64"
 # from which spread on (`BusyEntry.spread_frac`) it is worth a word
-_DISTURBED_FRAC = 0.2
+_DISTURBED_FRAC = 0.1
 
 
 def _choose_endpoint(cluster_path: Path, name: str | None) -> Endpoint:
@@ -355,7 +355,7 @@ def _show(measured: Profile, output: Path) -> None:
             table.add_row(name if concurrency == 1 else "", str(concurrency), *busy, *rest)
     console.print(table)
     if (spread := typical_spread_frac(measured)) > _DISTURBED_FRAC:
-        console.print(f"the median window takes {spread:.0%} longer: something else uses the device; add --repeats")
+        console.print(f"windows of one cell differ by {spread:.0%}: something else uses the device; add --repeats")
     if measured.pairs:
         pairs = Table("side by side", "rows", "ms per batch", "work per second", title="pairs at slots + 1 in flight")
         for pair in measured.pairs:

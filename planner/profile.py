@@ -58,8 +58,8 @@ class BusyEntry(Artefact, frozen=True, kw_only=True):
     """One cell: `concurrency` batches of `batch` rows in flight; `busy_s` as the module defines it.
 
     compute_s is Triton's execution time of one batch and wall_s the client's time from call to answer (both means over
-    a window), which are kept beside it as evidence. spread_frac tells how far the median window lies above busy_s,
-    which is a lower quartile, as a share of busy_s: near 0 on a machine of one's own.
+    a window), which are kept beside it as evidence. busy_s is the median of the windows; spread_frac is half the
+    distance of their quartiles as a share of it: near 0 on a machine of one's own.
     """
 
     batch: Count

@@ -3,9 +3,8 @@
 A *cell* is one model at one batch size and concurrency, or two models side by side. A cell is visited for a short
 window in which its batches are kept in flight by closed loops. A *repeat* visits every cell once, in an order of its
 own. So a disturbance of some seconds (another tenant of the machine) hits one repeat of many cells instead of all
-repeats of one cell. The profile holds the lower quartile over the repeats: what disturbs a window only ever makes it
-longer. On an undisturbed machine that is the median but for a percent or two; on shared cores medians were seen 1.5
-times too long, which the lower quartile stands until three of four windows are disturbed.
+repeats of one cell. The profile holds the median over the repeats: what a machine does half of the time is what can be
+planned with, and a core whose sibling others use now and then has no one speed.
 
 Every finished repeat is kept beside the output; an interrupted run goes on with the next one.
 """
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
     from planner.triton_calls import Executions, ServedModel
 
-QUANTILE = 0.25
 # Calls of a cell that take turns, so that not every batch holds the same rows.
 VARIANTS = 4
 _UNLOAD_TIMEOUT_S = 20.0
@@ -331,7 +329,7 @@ def model_profile(
                 busy_s=typical_s,
                 compute_s=_typical([visit.compute_s[0] for visit in visits]),
                 wall_s=_typical([visit.wall_s[0] for visit in visits]),
-                spread_frac=(statistics.median(busy_s) - typical_s) / typical_s,
+                spread_frac=_half_range(busy_s) / typical_s,
             )
         )
     overheads_s = [entry.wall_s - entry.busy_s for entry in entries if entry.concurrency == 1 and entry.wall_s]
@@ -345,7 +343,13 @@ def model_profile(
 
 def _typical(values: Sequence[float]) -> float:
     """Value of a cell from those of its windows."""
-    return float(np.quantile(values, QUANTILE))
+    return statistics.median(values)
+
+
+def _half_range(values: Sequence[float]) -> float:
+    """Half the distance of the quartiles."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    return float(high - low) / 2.0
 
 
 def pair_entries(cells: Sequence[Cell], repeats: Sequence[Sequence[Visit]]) -> tuple[PairEntry, ...]:

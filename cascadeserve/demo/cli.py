@@ -35,6 +35,7 @@ from cascadeserve.demo.timeline import choose_steps, make_timeline
 from cascadeserve.endpoint_config import endpoint_config_path
 from cascadeserve.errors import CascadeServeError, UsageError
 from cascadeserve.local_triton.working_copy import prepare_state_directory
+from cascadeserve.virtual_machine import cores_kept_awake
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,10 +85,15 @@ class _Demo:
         self._state = state
         self._tier: Tier = tier
         self._steps = Steps(console)
+        self._kept_awake = False
         self._search = state / "search.npz"
         self._profile = state / "profile.json"
 
     async def run(self) -> DemoReport:
+        async with cores_kept_awake() as self._kept_awake:
+            return await self._run()
+
+    async def _run(self) -> DemoReport:
         started_s = time.monotonic()
         self._output.mkdir(parents=True, exist_ok=True)
         plan, pair = await self._plan()
@@ -194,7 +200,7 @@ class _Demo:
         return DemoReport(
             tier=self._tier,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            host=_host(),
+            host=_host() | {"cores kept awake": "yes" if self._kept_awake else "no"},
             reference_model=REFERENCE,
             reference_accuracy=paired.reference_accuracy if paired else None,
             accuracy_drop=paired.drop if paired else None,

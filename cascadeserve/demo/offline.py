@@ -20,6 +20,8 @@ from cascadeserve.process import spawn, stop
 from cascadeserve.triton_config import model_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cascadeserve.demo.steps import Steps
 
 Split = Literal["search", "calibration", "replay"]
@@ -46,14 +48,19 @@ def draw_rows(state: Path, split: Split, seed: int = 0) -> Path:
 class OfflineTriton:
     """Runs `record` and `profile` against a Triton with the whole family, which starts when it is first needed."""
 
-    def __init__(self, state: Path, steps: Steps, servers: contextlib.AsyncExitStack) -> None:
-        """`servers` stops it in the end."""
+    def __init__(
+        self, state: Path, steps: Steps, servers: contextlib.AsyncExitStack, *, repository: Path = REPOSITORY,
+        models: Sequence[str] = MODELS,
+    ) -> None:  # fmt: skip
+        """`servers` stops it in the end; `models` of the repository, from cheap to dear, are recorded and profiled."""
         self._steps = steps
         self._servers = servers
-        self._stack = LocalStack(state / "offline", repository=REPOSITORY)
+        self._repository = repository
+        self._models = models
+        self._stack = LocalStack(state / "offline", repository=repository)
         self._is_running = False
-        self._models = digest_of(
-            models={model: model_digest(REPOSITORY / model) for model in MODELS},
+        self._served = digest_of(
+            models={model: model_digest(repository / model) for model in models},
             triton=importlib.metadata.version("nvidia-pytriton"),
             machine=_machine(),
         )
@@ -68,7 +75,7 @@ class OfflineTriton:
         await self._make("profile", rows, output, ["profile", "--quick", "--front"])
 
     async def _make(self, step: str, rows: Path, output: Path, arguments: list[str]) -> None:
-        made_from = digest_of(models=self._models, rows=digest_file(rows), arguments=arguments)
+        made_from = digest_of(models=self._served, rows=digest_file(rows), arguments=arguments)
         with self._steps.timed(step) as say:
             if is_current(output, made_from):
                 say(f"{output} is there already")
@@ -78,9 +85,9 @@ class OfflineTriton:
                 self._is_running = True
             await run_command(
                 *arguments,
-                *(f"--model={model}" for model in MODELS),
+                *(f"--model={model}" for model in self._models),
                 f"--cluster={self._stack.cluster}",
-                f"--repository={REPOSITORY}",
+                f"--repository={self._repository}",
                 f"--rows={rows}",
                 f"--output={output}",
             )

@@ -76,6 +76,8 @@ class Records:
         self.live = LiveCounts()
         # processor time of the generator over the run
         self.cpu_s = 0.0
+        # of the machine's time over the run; None where it does not say
+        self.stolen_frac: float | None = None
 
     def store(self, index: int, sent_s: float, reply: Reply) -> None:
         """Store how request `index` ended; `sent_s` and `reply.done_s` count from the run's start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.replay.client import GRACE_S, Outcome, Reply
 from cascadeserve.replay.ledger import Records
+from cascadeserve.virtual_machine import stolen_s
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +53,13 @@ class OpenLoop:
     async def run(self) -> Records:
         """Send everything and wait until the end of every request is known."""
         self._start_s = asyncio.get_running_loop().time() + _LEAD_S
-        cpu_before_s = time.process_time()
+        cpu_before_s, stolen_before_s, began_s = time.process_time(), stolen_s(), time.monotonic()
         async with asyncio.TaskGroup() as group:
             self._pacer = group.create_task(self._pace(group), name="replay pacer")
         self.records.cpu_s = time.process_time() - cpu_before_s
+        if stolen_before_s is not None and (stolen_after_s := stolen_s()) is not None:
+            passed_s = (time.monotonic() - began_s) * (os.cpu_count() or 1)
+            self.records.stolen_frac = (stolen_after_s - stolen_before_s) / max(passed_s, 1e-9)
         self.records.add_unasked(self._sender.unasked)
         return self.records
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Drawing takes a few milliseconds, during which nothing is sent: far less than 1 % of the time, so p99 lag stays clear.
 _REFRESH_S = 1.0
 _MAX_ERRORS_SHOWN = 8
+_WORTH_TELLING = 0.005
 
 
 def _milliseconds(value_s: float | None) -> str:
@@ -70,6 +71,8 @@ def tabulate(report: ServingReport) -> Table:
         ("lost / duplicated", f"{ledger.lost} / {ledger.duplicated}"),
         ("generator lag p99", _milliseconds(report.generator_lag_p99_s) + (" - RUN VOID" if is_void(report) else "")),
     ]
+    if report.stolen_frac is not None and report.stolen_frac >= _WORTH_TELLING:
+        lines.append(("taken by the host", f"{report.stolen_frac:.1%} of the machine's time"))
     for name, value in lines:
         table.add_row(name, value)
     for text, count in list(report.errors.items())[:_MAX_ERRORS_SHOWN]:

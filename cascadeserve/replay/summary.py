@@ -104,6 +104,7 @@ def summarise(
         uncertified=int((answered & (records.certified == 0)).sum()),
         generator_lag_p99_s=_quantile((records.sent_s - records.scheduled_s)[sent], 0.99) or 0.0,
         generator_cpu_s=records.cpu_s,
+        stolen_frac=records.stolen_frac,
         errors=dict(records.errors.most_common()),
     )
 
