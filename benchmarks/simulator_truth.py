@@ -20,6 +20,8 @@ between a queue of two and one of twenty. `--device paced`, the default, gives t
 `benchmarks/paced/model.py`): they answer as ever, and every batch takes a stated amount of processor time. `--device
 as-is` leaves them alone; on a machine of one's own that is the same test.
 
+A run from which the machine's host took more than 2 % of its time is run again, at most twice.
+
 Runs are kept under --state; the same command goes on where it was interrupted.
 """
 
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import statistics
 from dataclasses import dataclass
@@ -51,7 +54,7 @@ from cascadeserve.local_triton.working_copy import prepare_state_directory
 from cascadeserve.replay.settings import LoadSettings, parse_steps
 from cascadeserve.report import ServingReport
 from cascadeserve.triton_config import format_config, parse_config
-from cascadeserve.virtual_machine import cores_kept_awake
+from cascadeserve.virtual_machine import cores_kept_awake, stolen_s
 from planner.host import describe_host
 from planner.profile import read_profile
 from planner.records_files import read_search
@@ -71,6 +74,9 @@ _CALM_SHARE = 1 / 3
 # is 0.7 + 0.03 and 0.3 + 2.5 ms
 _PACES = {"digits_cnn": (0.8e-3, 0.04e-3), "digits_resnet": (0.5e-3, 5e-3)}
 _PACED = Path(__file__).with_name("paced") / "model.py"
+# A run from which the host took more of the machine's time than that is run again, and the least disturbed one counts.
+_MAX_STOLEN_FRAC, _TRIES = 0.02, 3
+_WATCH_S, _WAIT_QUIET_S = 2.0, 60.0
 _MAX_ERROR, _MAX_SPREAD, _MOST_NOT_RUN_FRAC, _WANTED_SHARE = 0.15, 0.20, 4 / 24, 0.8
 
 
@@ -133,6 +139,7 @@ class Judged(msgspec.Struct, frozen=True):
     predicted_p50_s: float
     measured_p50_s: float
     refused: list[int]
+    stolen_frac: list[float | None]
     spread: float
     error: float
     verdict: str
@@ -153,6 +160,7 @@ def judge(name: str, predicted: Sequence[dict[str, float]], measured: Sequence[S
         predicted_p50_s=statistics.median(each["p50_s"] for each in predicted),
         measured_p50_s=statistics.median(report.p50_s or float("inf") for report in measured),
         refused=[report.ledger.refused for report in measured],
+        stolen_frac=[report.stolen_frac for report in measured],
         spread=spread,
         error=error,
         verdict=verdict,
@@ -221,6 +229,16 @@ def sustained_per_s(plan: GearPlan) -> float:
     return max(each.sustained_rate_per_s for each in predicted)
 
 
+async def _quiet() -> None:
+    """Wait until the host leaves us our cores, but not for ever."""
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + _WAIT_QUIET_S
+    while (before_s := stolen_s()) is not None and loop.time() < give_up_s:
+        await asyncio.sleep(_WATCH_S)
+        if (stolen_s() or 0.0) - before_s <= _MAX_STOLEN_FRAC * _WATCH_S * (os.cpu_count() or 1):
+            return
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where things are, and how much is measured."""
@@ -254,11 +272,18 @@ class Bench:
                     folder / "warm-up", stack.url, FAMILY, rows, "--rate=100", "--duration=3", f"--slo={slo_s}", log=log
                 )
                 for case, seed in track(left, description=plan.stem):
-                    running = folder / "running"
-                    report, _ = await stack.replay(
-                        running, stack.url, FAMILY, rows, *case.options, f"--slo={slo_s}", f"--seed={seed}", log=log
-                    )
-                    write_json(self.kept(case, seed), report)
+                    best: ServingReport | None = None
+                    for _ in range(_TRIES):
+                        await _quiet()
+                        report, _ = await stack.replay(
+                            folder / "running", stack.url, FAMILY, rows, *case.options, f"--slo={slo_s}",
+                            f"--seed={seed}", log=log,
+                        )  # fmt: skip
+                        if best is None or (report.stolen_frac or 0.0) < (best.stolen_frac or 0.0):
+                            best = report
+                        if (report.stolen_frac or 0.0) <= _MAX_STOLEN_FRAC:
+                            break
+                    write_json(self.kept(case, seed), best)
 
 
 async def _run(bench: Bench) -> dict[str, Any]:

@@ -21,12 +21,14 @@ class TritonPythonModel:
         spec = spec_from_file_location("onnx_backend", path)
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
-        parameters = json.loads(args["model_config"])["parameters"]
+        config = json.loads(args["model_config"])
+        parameters = config["parameters"]
         self._first_s, self._row_s = (
             float(parameters[name]["string_value"]) for name in ("pace_first_s", "pace_row_s")
         )
         self._onnx = module.TritonPythonModel()
-        self._onnx.initialize(args)
+        # the default file of this model is this one, of the ONNX model its own
+        self._onnx.initialize(args | {"model_config": json.dumps(config | {"default_model_filename": "model.onnx"})})
 
     def execute(self, requests: list) -> list:
         """Answer each request, no sooner than its rows take."""
