@@ -76,8 +76,8 @@ _ARRIVALS = ("poisson", "azure", "surge")
 _TRACE_BUSY = 2.04
 _CALM_SHARE = 1 / 3
 # seconds of processor time of a batch: so much for itself, and for each row; the slowest seen of the models themselves
-# is 0.7 + 0.03 and 0.3 + 2.5 ms. Triton and its Python backend take some 0.4 ms beside that, more and less by turns.
-_PACES = {"digits_cnn": (2.5e-3, 0.1e-3), "digits_resnet": (6e-3, 3e-3)}
+# is 0.7 + 0.03 and 0.3 + 4 ms. Triton and its Python backend take some 0.4 ms beside that, more and less by turns.
+_PACES = {"digits_cnn": (2.5e-3, 0.1e-3), "digits_resnet": (6e-3, 5e-3)}
 _PACED = Path(__file__).with_name("paced") / "model.py"
 # A run from which the host took more of the machine's time than that is run again, and the least disturbed one counts.
 _MAX_STOLEN_FRAC, _TRIES = 0.02, 3
