@@ -212,7 +212,7 @@ async def _offline(state: Path, repository: Path, console: Console) -> None:
     async with contextlib.AsyncExitStack() as servers:
         offline = OfflineTriton(state, steps, servers, repository=repository, models=tuple(_PACES))
         await offline.record("search", rows, state / "search.npz")
-        await offline.profile(rows, state / "profile.json")
+        await offline.profile(rows, state / "profile.json", quick=False)
 
 
 async def _make_plan(bench: Bench, path: Path, multiple: float) -> GearPlan:

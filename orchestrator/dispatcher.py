@@ -266,13 +266,14 @@ class Dispatcher:
         specs = batch.family.plan.inputs
         started_s = self._loop.time()
         want_scores = any(segment.ticket.scores is not None for segment in batch.segments)
+        taken: list[tuple[Ticket, int]] = []
         try:
             inputs = [_joined([segment.gather(i) for segment in batch.segments]) for i in range(len(specs))]
             answer = await endpoint.backend.infer(
                 batch.model, specs, inputs, want_scores=want_scores, timeout_s=HANG_LIMIT_S
             )
             self._metrics.batch(endpoint.name, batch.model, batch.rows, self._loop.time() - started_s)
-            self._absorb(batch, answer)
+            taken = self._absorb(batch, answer)
         except BackendError as error:
             self._failed(batch, error)
         except BaseException as error:
@@ -285,13 +286,23 @@ class Dispatcher:
         finally:
             endpoint.arrive(batch)
             self._in_flight.discard(batch)
-            self.pump()
+            try:
+                self.pump()
+            finally:
+                # Last, so that the next batch is on its way before the answers of this one are written, one by one:
+                # the loop does things in the order in which they were asked for.
+                for ticket, rows in taken:
+                    ticket.finish_rows(rows)
 
-    def _absorb(self, batch: Batch, answer: BatchAnswer) -> None:
-        """Give accepted rows to their tickets and queue the others at their next stage."""
+    def _absorb(self, batch: Batch, answer: BatchAnswer) -> list[tuple[Ticket, int]]:
+        """Give accepted rows to their tickets and queue the others at their next stage.
+
+        Returns the tickets that got rows and how many; they are not told of it yet.
+        """
         stop = 0
         now_s = self._loop.time()
         # of the whole batch, by threshold: rows of one batch seldom left in more than one gear
+        given: list[tuple[Ticket, int]] = []
         accepted_at: dict[float | None, NDArray[np.bool_]] = {}
         answered_at: dict[int, int] = {}
         for segment in batch.segments:
@@ -314,7 +325,7 @@ class Dispatcher:
                     mine = np.flatnonzero(taken)
                     indices = mine if segment.indices is None else segment.indices[mine]
                     ticket.store(indices, answer, mine + start, segment.stage)
-                ticket.finish_rows(num_taken)
+                given.append((ticket, num_taken))
             if num_taken < segment.rows:
                 self._escalate(batch.family, segment, np.flatnonzero(~taken), now_s)
         for stage, rows in answered_at.items():
@@ -322,6 +333,7 @@ class Dispatcher:
         num_nan = int(np.count_nonzero(np.isnan(answer.certainty)))
         if num_nan:
             self._metrics.nan_certainty(batch.model, num_nan)
+        return given
 
     def _escalate(self, family: FamilyState, segment: Segment, rows: NDArray[np.intp], now_s: float) -> None:
         if len(rows) == segment.rows:

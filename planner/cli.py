@@ -368,6 +368,7 @@ def _show(measured: Profile, output: Path) -> None:
         console.print(pairs)
     if (front := measured.front) is not None:
         console.print(
-            f"orchestrator, us of its core: {front.request_s * 1e6:.0f} per request, {front.batch_s * 1e6:.0f} per "
-            f"batch, {front.row_s * 1e6:.0f} per row; {front.path_s * 1e6:.0f} us of latency beside that"
+            f"orchestrator, us of its core: {front.request_s * 1e6:.0f} per request, {front.answer_s * 1e6:.0f} per "
+            f"answer, {front.batch_s * 1e6:.0f} per batch, {front.row_s * 1e6:.0f} per row; "
+            f"{front.path_s * 1e6:.0f} us of latency beside that"
         )

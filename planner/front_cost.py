@@ -3,8 +3,10 @@
 It serves the cheapest model alone, and its processor time is read while loads of three kinds pass: single rows in
 small batches, single rows in large batches, many rows per request. That gives its time per request, per batch and per
 row. All three are loads that keep it rather busy: at a low rate it sleeps and wakes between requests, which costs more
-for each and matters less. Load generator and orchestrator share their cores here, as they do in the demo, so the
-generator's own time per request is part of it; where clients live elsewhere that errs on the safe side.
+for each and matters less. How much of the time per request goes into its answer is read off the requests of large
+batches: they are answered one after the other, so far apart. Load generator and orchestrator share their cores here,
+as they do in the demo, so the generator's own time per request is part of it; where clients live elsewhere that errs
+on the safe side.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from planner.profile import FrontCost
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from cascadeserve.report import ServingReport
     from planner.triton_calls import ServedModel
 
@@ -39,6 +43,9 @@ _STOP_TIMEOUT_S = 15.0
 # triggers by their least batch, largest batch, longest wait
 _SMALL, _LARGE = (1, 2, 0.0), (16, 64, 0.05)
 _FAMILY = "front_cost"
+# answers of one batch follow each other within that, those of two do not
+_SAME_BATCH_S = 4e-3
+_FEWEST_ANSWERS = 4
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -79,6 +86,14 @@ def solve(counted: Sequence[Counted]) -> FrontCost:
     return FrontCost(request_s=float(request_s), batch_s=float(batch_s), row_s=float(row_s))
 
 
+def time_per_answer_s(done_s: NDArray[np.float64]) -> float:
+    """Seconds from one answer to the next of the same batch, median over the batches; 0 where there are none."""
+    done_s = np.sort(done_s)
+    batches = np.split(done_s, np.flatnonzero(np.diff(done_s) > _SAME_BATCH_S) + 1)
+    each_s = [(batch[-1] - batch[0]) / (len(batch) - 1) for batch in batches if len(batch) >= _FEWEST_ANSWERS]
+    return float(np.median(each_s)) if each_s else 0.0
+
+
 @dataclass(frozen=True)
 class FrontSession:
     """One measurement: a cluster file with the endpoint, its cheapest model, rows for it, and what `serve` may use."""
@@ -102,22 +117,26 @@ class FrontSession:
         shutil.rmtree(self.state, ignore_errors=True)
         self.state.mkdir(parents=True)
         counted: list[Counted] = []
-        lone_s = 0.0
+        lone_s = answer_s = 0.0
         for batches, phases in PHASES.items():
             write_json(self.state / "plan.json", self._plan(*batches))
             async with self._serving() as (url, pid):
                 for phase in phases:
                     before = await _read(url, pid)
-                    report = await self._replay(url, phase)
+                    report, done_s = await self._replay(url, phase)
                     sent, rows, cpu_s = np.subtract(await _read(url, pid), before)
                     if phase.counts:
                         cpu_s += report.generator_cpu_s or 0.0
                         counted.append(Counted(report.ledger.sent, sent, rows, cpu_s))
+                        if batches == _LARGE and phase.rows == 1:
+                            answer_s = time_per_answer_s(done_s)
                     elif phase is _LONE:
                         lone_s = report.p50_s or 0.0
                     on_phase()
         cost = solve(counted)
-        known_s = self.busy_s + cost.request_s + cost.batch_s + cost.row_s
+        answer_s = min(answer_s, cost.request_s)
+        cost = msgspec.structs.replace(cost, request_s=cost.request_s - answer_s, answer_s=answer_s)
+        known_s = self.busy_s + cost.request_s + cost.answer_s + cost.batch_s + cost.row_s
         return msgspec.structs.replace(cost, path_s=max(lone_s - known_s, 0.0))
 
     def _plan(self, min_batch: int, max_batch: int, max_wait_s: float) -> dict[str, Any]:
@@ -171,17 +190,20 @@ class FrontSession:
             finally:
                 await stop(process, kill_after_s=_STOP_TIMEOUT_S)
 
-    async def _replay(self, url: str, phase: Phase) -> ServingReport:
+    async def _replay(self, url: str, phase: Phase) -> tuple[ServingReport, NDArray[np.float64]]:
+        """Report, and when each request was answered [requests]."""
+        records = self.state / "records.npz"
         with (self.state / "replay.log").open("ab") as log:
             measured = await run_replay(
                 self.state / "report.json",
                 f"--url={url}", f"--model={_FAMILY}", f"--rows={self.rows}", f"--rate={phase.rate_per_s}",
-                f"--duration={phase.duration_s}", f"--rows-per-request={phase.rows}",
-                cores=self.cores, log=log, before_others=False,
+                f"--duration={phase.duration_s}", f"--rows-per-request={phase.rows}", f"--records={records}",
+                cores=self.cores, log=log, before_others=True,
             )  # fmt: skip
         if measured.ledger.failed or measured.ledger.lost:
             raise CascadeServeError(f"requests failed while the orchestrator was measured: {measured.errors}")
-        return measured
+        with np.load(records) as arrays:
+            return measured, arrays["done_s"]
 
 
 async def _read(url: str, pid: int) -> tuple[float, float, float]:

@@ -113,12 +113,14 @@ class PairEntry(Artefact, frozen=True, kw_only=True):
 class FrontCost(Artefact, frozen=True, kw_only=True):
     """What the orchestrator itself takes, on cores that are not the device's.
 
-    Of one of its cores: request_s per request (parsing, queueing, answering), batch_s per batch sent to an endpoint,
-    row_s per row of a batch. path_s is latency that a request has beside that. Where load generator and orchestrator
-    share a core, the generator's share of it belongs into request_s.
+    Of one of its cores: request_s per request that comes in (parsing, queueing), answer_s per request that is answered,
+    batch_s per batch sent to an endpoint, row_s per row of a batch. The requests that a batch completes are answered
+    one after the other, once the next batch is on its way. path_s is latency that a request has beside that. Where
+    load generator and orchestrator share a core, the generator's share of it belongs into request_s and answer_s.
     """
 
     request_s: Seconds = 0.0
+    answer_s: Seconds = 0.0
     batch_s: Seconds = 0.0
     row_s: Seconds = 0.0
     path_s: Seconds = 0.0

@@ -70,9 +70,9 @@ class OfflineTriton:
         options = [f"--split={split}", f"--family={FAMILY}", f"--batch={_RECORD_BATCH}"]
         await self._make(f"record {split}", rows, output, ["record", *options])
 
-    async def profile(self, rows: Path, output: Path) -> None:
+    async def profile(self, rows: Path, output: Path, *, quick: bool = True) -> None:
         """Profile of all models."""
-        await self._make("profile", rows, output, ["profile", "--quick", "--front"])
+        await self._make("profile", rows, output, ["profile", *["--quick"] * quick, "--front"])
 
     async def _make(self, step: str, rows: Path, output: Path, arguments: list[str]) -> None:
         made_from = digest_of(models=self._served, rows=digest_file(rows), arguments=arguments)

@@ -4,7 +4,8 @@ Events are totally ordered by time, then kind (the order in which the loop asks 
 number, endpoints by index, batches by departure. Nothing is drawn here, so one load gives one outcome, byte by byte.
 
 The orchestrator's own core is a queue of its own: taking in a request and handling the answer to a batch each occupy
-it for a while, in the order in which they come. With costs of 0 it is not there.
+it for a while, in the order in which they come. After a batch it answers the requests that the batch completed, one by
+one, when the next batch has left. With costs of 0 it is not there.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ _NOTHING = -(1 << 62)
 
 
 @inlined
-def _absorb(served: Served, load: Load, rows: Rows, queues: Queues, chain: int, now_s: float, path_s: float) -> None:
-    """Handle the answer to a batch: its rows leave, or wait for their next stage."""
+def _absorb(served: Served, knobs: Knobs, load: Load, rows: Rows, queues: Queues, chain: int, now_s: float) -> int:
+    """Handle the answer to a batch: its rows leave, or wait for their next stage; returns how many requests it ends."""
     row = chain
+    ended = 0
     while row != NONE:
         after = rows.following[row]
         request = load.request[row]
@@ -56,11 +58,14 @@ def _absorb(served: Served, load: Load, rows: Rows, queues: Queues, chain: int, 
                 rows.remaining[request] -= 1
                 if rows.remaining[request] == 0:
                     rows.done[request] = True
-                    rows.latency_s[request] = now_s + path_s - load.times_s[request]
+                    ended += 1
+                    done_s = now_s + ended * knobs.answer_s + knobs.path_s
+                    rows.latency_s[request] = done_s - load.times_s[request]
             else:
                 rows.stage[row] += 1
                 push(queues, rows, served.stage_model[entry, rows.stage[row]], row, now_s)
         row = after
+    return ended
 
 
 @inlined
@@ -91,8 +96,8 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
     """
     requests, endpoints = len(load.times_s), len(served.slots)
     places = len(flights.phase) // endpoints
-    costs_core = knobs.request_s > 0.0 or knobs.batch_s > 0.0 or knobs.row_s > 0.0
-    first_waiting, num_waiting, on_core = 0, 0, False
+    costs_core = knobs.request_s > 0.0 or knobs.answer_s > 0.0 or knobs.batch_s > 0.0 or knobs.row_s > 0.0
+    first_waiting, num_waiting, on_core, answering = 0, 0, False, False
 
     arrived, seen, window, settled, turn, tick_number, unanswered = 0, 0, 0, 0, 0, 0, 0
     tick_s, wake_s, core_s = _TICK_S, np.inf, np.inf
@@ -111,12 +116,14 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
         expiry_s = rows.seen_s[settled] + knobs.timeout_s if settled < seen else np.inf
         change_s = control.since_s[CHANGE]
         now_s = min(device_s, core_s, arrival_s, change_s, tick_s, wake_s, expiry_s)
-        comes, handled, pumping = _NOTHING, _NOTHING, False
+        comes, handled, pumping, ended = _NOTHING, _NOTHING, False, 0
 
         if device_s == now_s:
             place = step(served, flights, devices, device, places, control.at[LAYOUT], now_s)
             if place != NONE:
                 comes = -1 - place
+        elif core_s == now_s and answering:
+            on_core, answering, core_s, pumping = False, False, np.inf, True
         elif core_s == now_s:
             handled = waiting[first_waiting]
             first_waiting = (first_waiting + 1) % len(waiting)
@@ -163,10 +170,12 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             pumping = True
         elif handled != _NOTHING:
             place = -1 - handled
-            _absorb(served, load, rows, queues, flights.first[place], now_s, knobs.path_s)
+            ended = _absorb(served, knobs, load, rows, queues, flights.first[place], now_s)
             arrive(flights, devices, place // places, place)
             pumping = True
-        if num_waiting and not on_core:
+        if ended and knobs.answer_s > 0.0:
+            on_core, answering, core_s = True, True, now_s + ended * knobs.answer_s
+        elif num_waiting and not on_core:
             on_core = True
             core_s = now_s + _core_time_s(knobs, flights, waiting[first_waiting])
         if pumping:

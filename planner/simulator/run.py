@@ -140,6 +140,7 @@ class Simulator:
             layout_down_after_s=switching.layout_down_after_s,
             layout_down_fraction=switching.layout_down_fraction,
             request_s=front.request_s if front else 0.0,
+            answer_s=front.answer_s if front else 0.0,
             batch_s=front.batch_s if front else 0.0,
             row_s=front.row_s if front else 0.0,
             path_s=front.path_s if front else 0.0,

@@ -74,8 +74,9 @@ class Knobs(NamedTuple):
     layout_up_after_s: float
     layout_down_after_s: float
     layout_down_fraction: float
-    # what the orchestrator's own core spends on a request, a batch, a row of a batch
+    # what the orchestrator's own core spends on a request, its answer, a batch, a row of a batch
     request_s: float
+    answer_s: float
     batch_s: float
     row_s: float
     # what a request's answer takes beside that
