@@ -149,6 +149,18 @@ def test_the_orchestrators_core_is_a_server_of_its_own() -> None:
     assert simulation.latency_s.mean() == pytest.approx(taken_in_s + behind_s + 0.002, rel=0.04)
 
 
+def test_requests_of_a_batch_are_answered_one_by_one_while_the_next_batch_runs() -> None:
+    """Batches of 10 ms: the next one leaves when one is back, not after its answer, which takes 2 ms."""
+    busy_s = {"model": [[1, 0.01], [64, 0.01]]}
+    plan = make_plan(busy_s, [("model", None)])
+    profile = make_profile(busy_s, front={"answer_s": 0.002})
+    simulator = Simulator(plan, "family", make_records({"model": [0.5]}), profile, slots={"a": 1})
+    times_s = np.array([0.0, 0.001, 0.002, 0.003])
+    simulation = simulator.run(Load(times_s, np.ones(4, np.int64), np.zeros(4, np.int64), 1.0))
+    # slots + 1 in flight: the second request waits in Triton, the last two in their queue
+    assert times_s + simulation.latency_s == pytest.approx([0.012, 0.022, 0.032, 0.034])
+
+
 def test_costs_of_the_core_add_latency() -> None:
     load = bursty_load()
     without, with_costs = (
