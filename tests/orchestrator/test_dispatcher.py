@@ -70,6 +70,21 @@ async def test_slots_plus_one_batches_are_in_flight() -> None:
     assert rig.fakes["a"].max_in_flight == 2
 
 
+async def test_the_next_batch_leaves_before_the_answers_of_the_last_are_written() -> None:
+    rig = await make_rig(busy_s={"small": 1.0})
+    calls = rig.fakes["a"].calls
+    calls_at_answer = []
+
+    async def client(label: int) -> None:
+        await submit(rig, [label], [0.9], timeout_s=50)
+        calls_at_answer.append(len(calls))
+
+    await asyncio.gather(*(client(label) for label in range(200)))
+    # the first two batches leave with one row each, a third with 64 when one of them is back
+    assert calls_at_answer[0] == 3
+    assert len(calls) > 3
+
+
 async def test_batches_go_where_least_work_is_expected() -> None:
     rig = await make_rig(names=("a", "b"), busy_s={"small": 1.0})
     futures = [submit(rig, [i], [0.9], timeout_s=50) for i in range(4)]
