@@ -11,6 +11,7 @@ import asyncio
 import functools
 import re
 import ssl
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
@@ -254,20 +255,23 @@ class ConnectionPool:
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._named_peer = (self._name, parts.port or (443 if self._ssl else 80))
         self._peer = self._named_peer
-        self._idle: list[Connection] = []
+        self._idle: deque[Connection] = deque()
         self._all: set[Connection] = set()
 
     def _count_unasked(self) -> None:
         self.unasked += 1
 
     async def acquire(self) -> Connection:
-        """Take the connection used last, or open one; raises OSError."""
+        """Take an idle connection, or open one; raises OSError."""
         return self.take_idle() or await self.open()
 
     def take_idle(self) -> Connection | None:
-        """Take the connection used last, if it is still good."""
+        """Take the connection that has been idle longest, if it is still good.
+
+        So all are used in turn, and those that a burst will need do not grow stale between two bursts.
+        """
         while self._idle:
-            connection = self._idle.pop()
+            connection = self._idle.popleft()
             if connection.is_reusable and asyncio.get_running_loop().time() < connection.idle_since_s + _KEEP_ALIVE_S:
                 return connection
             self.drop(connection)

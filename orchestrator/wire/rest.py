@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # What the HTTP parser takes off a body before a handler reads it.
 _ENCODINGS = ("", "identity", "gzip", "deflate")
+# Connections that wait to be accepted; the kernel caps it at net.core.somaxconn. Where it is full the kernel drops the
+# client's SYN, which is sent again after a second: longer than most requests may take.
+_BACKLOG = 4096
 
 
 class RestServer:
@@ -64,7 +67,7 @@ class RestServer:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(self._plain.new_connection, host, port, backlog=128)
+            self._listener = await loop.create_server(self._plain.new_connection, host, port, backlog=_BACKLOG)
         except OSError:
             await self._runner.cleanup()
             raise

@@ -6,6 +6,9 @@ import asyncio
 import gzip
 import json
 import logging
+import select
+import socket
+import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -330,3 +333,21 @@ async def test_no_line_is_logged_per_request(rest_address: str, caplog: pytest.L
     await send(rest_address, INFER, head(tensor([1])))
     await send(rest_address, INFER, b"{")
     assert [record for record in caplog.records if record.name.startswith("aiohttp")] == []
+
+
+async def test_a_burst_of_new_connections_is_not_made_to_wait_for_a_second_syn(rest_address: str) -> None:
+    """While the loop is busy the kernel takes them in; where its queue is full it drops them for a second."""
+    host, _, port = rest_address.rpartition(":")
+    clients = [socket.socket() for _ in range(600)]
+    try:
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex((host, int(port)))
+        time.sleep(0.2)  # noqa: ASYNC251 - the server must not get a chance to accept
+        poll = select.poll()
+        for client in clients:
+            poll.register(client, select.POLLOUT)
+        assert len(poll.poll(0)) == len(clients)
+    finally:
+        for client in clients:
+            client.close()
