@@ -19,7 +19,7 @@ from cascadeserve.policy.batching import AGEING, NOT_DUE, PATIENCE_SLOS, due_at_
 from cascadeserve.policy.escalation import accepted
 from orchestrator.backend import BackendError, EndpointDown
 from orchestrator.deadlines import Deadlines
-from orchestrator.rows import ModelQueue, Segment, Ticket, bind
+from orchestrator.rows import ModelQueue, Segment, Ticket, bind, gather
 from orchestrator.state import Batch
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ class Dispatcher:
         want_scores = any(segment.ticket.scores is not None for segment in batch.segments)
         taken: list[tuple[Ticket, int]] = []
         try:
-            inputs = [_joined([segment.gather(i) for segment in batch.segments]) for i in range(len(specs))]
+            inputs = [gather(batch.segments, position) for position in range(len(specs))]
             answer = await endpoint.backend.infer(
                 batch.model, specs, inputs, want_scores=want_scores, timeout_s=HANG_LIMIT_S
             )
@@ -301,8 +301,8 @@ class Dispatcher:
         """
         stop = 0
         now_s = self._loop.time()
-        # of the whole batch, by threshold: rows of one batch seldom left in more than one gear
         given: list[tuple[Ticket, int]] = []
+        # of the whole batch, by threshold: rows of one batch seldom left in more than one gear
         accepted_at: dict[float | None, NDArray[np.bool_]] = {}
         answered_at: dict[int, int] = {}
         for segment in batch.segments:
@@ -398,7 +398,3 @@ class Dispatcher:
     def _wake_up(self) -> None:
         self._wake_s = float("inf")
         self.pump()
-
-
-def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -14,6 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -180,3 +181,9 @@ def bind(segment: Segment, gear: Gear, entry: LadderEntry) -> None:
         segment.ticket.certified &= entry.epsilon is not None
         if gear.name not in segment.ticket.gears:
             segment.ticket.gears.append(gear.name)
+
+
+def gather(segments: Sequence[Segment], position: int) -> NDArray[Any]:
+    """The rows of all segments of the input at `position`, as one array; not copied where there is one segment."""
+    arrays = [segment.gather(position) for segment in segments]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
