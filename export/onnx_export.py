@@ -12,14 +12,13 @@ import onnx
 import torch
 from torch import nn
 
+from export.onnx_versions import IR_VERSION, OPSET
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from export.family import Family, FamilyModel
 
-# Read by ONNX Runtime 1.19 and later, hence by every Triton container since 24.10.
-OPSET = 17
-IR_VERSION = 9
 _EXAMPLE_ROWS = 2
 
 
