@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from cascadeserve.cluster import Cluster
 
 NAME_PATTERN = r"\A[A-Za-z0-9_][A-Za-z0-9_.-]*\Z"
-Name = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=128)]
+MAX_NAME_LENGTH = 128
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
 Seconds = Annotated[float, Meta(ge=0.0)]
 Count = Annotated[int, Meta(ge=1)]
 Datatype = Literal[
@@ -244,6 +245,9 @@ def _ladder_problems(family: PlannedFamily, at: str) -> Problems:
 
 def _certificate_problems(family: PlannedFamily, at: str) -> Problems:
     if family.certificate is None:
+        for index, entry in enumerate(family.ladder):
+            if entry.epsilon:
+                yield f"{at}.ladder[{index}].epsilon", "is stated where there is no certificate; certify it or use null"
         return
     largest = max((entry.epsilon for entry in family.ladder if entry.epsilon is not None), default=None)
     if family.certificate.epsilon != largest:

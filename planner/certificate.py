@@ -378,7 +378,7 @@ def _assumptions(frozen: FrozenLadder, population: str, earlier_uses: int) -> tu
         drawn,
         "What rows look like does not depend on the load.",
         "Models, preprocessing and thresholds are those that were recorded, and answers do not depend on batch mates.",
-        "Answers that a deadline cut short are not covered.",
+        "Rows refused or cut short by a deadline are not covered; overload refuses hard rows first and easy ones last.",
         *([later] if earlier_uses else []),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from cascadeserve.artefacts import digest_bytes, write_json
 from cascadeserve.cluster import read_cluster
 from cascadeserve.errors import InvalidArtefact, UsageError
-from cascadeserve.gear_plan import read_gear_plan
+from cascadeserve.gear_plan import MAX_NAME_LENGTH, NAME_PATTERN, read_gear_plan
 from cascadeserve.triton_config import input_specs, parse_config
 from planner.explain import explain_plan
 from planner.goal import choose_family, rate_prior, read_goal, trace_path
@@ -30,6 +32,25 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
+def _check_name(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    # before minutes of planning and calibration rows are spent on what cannot be written
+    if name is not None and not (re.match(NAME_PATTERN, name) and len(name) <= MAX_NAME_LENGTH):
+        message = f"{name!r} is made of other characters than letters, digits and _.-, or too long"
+        raise click.BadParameter(message, context, parameter)
+    return name
+
+
+def _make_room(context: click.Context, parameter: click.Parameter, output: Path) -> Path:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{output.parent} cannot be made a folder ({error.strerror}); name another place"
+        raise click.BadParameter(message, context, parameter) from error
+    if not os.access(output.parent, os.W_OK):
+        raise click.BadParameter(f"{output.parent} is not writable; name another place", context, parameter)
+    return output
+
+
 @click.command(short_help="Choose cascades, triggers and gears for a goal, and certify them.")
 @click.option("--goal", "goal_path", type=_FILE, required=True, help="What the plan has to keep (TOML).")
 @click.option("--profile", "profile_path", type=_FILE, required=True, help="Profile of the models (JSON).")
@@ -37,11 +58,11 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--search", "search_path", type=_FILE, required=True, help="Records that everything is chosen on (.npz).")
 @click.option("--calibration", type=_FILE, default=None, help="Records for the certificate (.npz); without: a draft.")
 @click.option("--repository", type=_FOLDER, default="model_repository", show_default=True, help="What Triton serves.")
-@click.option("--output", type=_FILE, required=True, help="Gear plan to write (JSON).")
+@click.option("--output", type=_FILE, required=True, callback=_make_room, help="Gear plan to write (JSON).")
 @click.option("--family", "family_name", default=None, help="Family to plan, if the goal has several.")
 @click.option("--policy", type=click.Choice(["cascade", "single"]), default="cascade", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Fixes every simulated load.")
-@click.option("--name", default=None, help="Name of the plan [default: the family's].")
+@click.option("--name", default=None, callback=_check_name, help="Name of the plan [default: the family's].")
 @click.option("--spend", is_flag=True, help="Certify although the calibration rows certified another ladder before.")
 def plan(
     *,

@@ -131,6 +131,11 @@ class _Draft:
         work_s = {name: self._row_work_s(model) for name, model in models.items()}
         reference_accuracy = evaluate(search_records, [Stage(model=self._reference)], work_s).accuracy
         self._floor = goal.accuracy_floor(reference_accuracy)
+        if self._floor > reference_accuracy:
+            raise UsageError(
+                f"the goal wants an accuracy of {self._floor:.2%}, but the most accurate model, {self._reference!r}, "
+                f"reaches {reference_accuracy:.2%} on the search rows; lower min_accuracy, or add a better model"
+            )
         self._ladder = self._make_ladder(work_s)
         slots = {endpoint.name: endpoint.slots for endpoint in inputs.cluster.endpoints}
         self._device = Device(models=models, slots=sum(slots.values()), slo_s=self._slo_s, layout=_LAYOUT)

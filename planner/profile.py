@@ -170,7 +170,7 @@ def check_profile(profile: Profile, path: Path | None = None) -> None:
 def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
     for name, model in profile.models.items():
         yield from _busy_problems(model.busy, profile.slots, f"$.models.{name}.busy")
-    seen: set[tuple[tuple[str, str], tuple[int, int]]] = set()
+    seen: set[frozenset[tuple[str, int]]] = set()
     for index, pair in enumerate(profile.pairs):
         at = f"$.pairs[{index}]"
         for model_name in pair.models:
@@ -178,9 +178,10 @@ def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
                 yield f"{at}.models", f"names {model_name!r}, which is none of {', '.join(profile.models)}"
         if pair.models[0] == pair.models[1]:
             yield f"{at}.models", "names one model twice; a model beside itself is its own concurrency 2"
-        if (pair.models, pair.batches) in seen:
+        cell = frozenset(zip(pair.models, pair.batches, strict=True))
+        if cell in seen:
             yield at, "stands there twice"
-        seen.add((pair.models, pair.batches))
+        seen.add(cell)
 
 
 def _busy_problems(busy: Sequence[BusyEntry], slots: int, at: str) -> Iterator[tuple[str, str]]:

@@ -189,7 +189,8 @@ def _load(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def ledger_path(records: Path) -> Path:
-    """Where the ledger of a calibration file lies."""
+    """Where the ledger of a calibration file lies; another name that only links to the file is no other file."""
+    records = records.resolve()
     return records.with_name(f"{records.name}.uses.json")
 
 
@@ -209,18 +210,24 @@ def delta_available(records: Path, delta_total: float, ladder_digest: str, *, sp
     if not 0.0 < delta_total < 1.0:
         raise UsageError(f"delta is {delta_total:g}, but must lie between 0 and 1")
     ledger = read_ledger(records)
-    # A repeated use keeps its delta, whatever total is asked for now: it is the statement that was made.
+    # A repeated use keeps its delta, also where a larger total is asked for now: it is the statement that was made.
     if (known := ledger.find(ladder_digest)) is not None:
+        if known.delta > delta_total:
+            raise UsageError(
+                f"{records}: this ladder was certified at delta {known.delta:g} and {delta_total:g} is asked for; "
+                f"record fresh calibration rows into another file, or ask for delta >= {known.delta:g}"
+            )
         return known.delta
     spent = sum(use.delta for use in ledger.uses)
     if spent >= delta_total:
         raise UsageError(
-            f"{records}: earlier certificates spent delta {spent:g} of {delta_total:g}; record fresh calibration rows"
+            f"{records}: earlier certificates spent delta {spent:g} of {delta_total:g}; record fresh calibration rows "
+            "into another file"
         )
     if ledger.uses and not spend:
         raise UsageError(
             f"{records}: these rows certified another ladder on {ledger.uses[-1].date[:10]}; record fresh calibration "
-            "rows, or use --spend if the new ladder was not chosen in view of that certificate"
+            "rows into another file, or use --spend if the new ladder was not chosen in view of that certificate"
         )
     return (delta_total - spent) / 2.0
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from cascadeserve.demo.compare import Findings, Name
     from cascadeserve.demo.measuring import Run
-    from cascadeserve.demo.report import Pair, SloCurve, Timeline
+    from cascadeserve.demo.report import Pair, SloCurve, SloGap, SloPoint, Timeline
     from cascadeserve.gear_plan import GearPlan, PlannedFamily
 
 Tier = Literal["quick", "full"]
@@ -108,11 +108,22 @@ class _Demo:
                 findings = bench.findings(pair, runs, servers)
                 pairs = await compare(findings, self._steps, self._tier)
                 timeline = await self._timeline(findings, truth, family)
+
+            def write(curve: SloCurve, curve_runs: list[Run]) -> DemoReport:
+                self._steps.wall_s["total"] = time.monotonic() - started_s
+                report = self._report(plan, findings, pairs, timeline, truth, curve, curve_runs)
+                self._write(report, pair.cascade)
+                return report
+
             # with the servers gone, so that it disturbs nothing
-            curve, curve_runs = await self._slo_curve(bench, pair, findings)
-        self._steps.wall_s["total"] = time.monotonic() - started_s
-        report = self._report(plan, findings, pairs, timeline, truth, curve, curve_runs)
-        self._write(report, pair.cascade)
+            own = measured(goal_multiple(plans.GOAL), pair.slo_s, findings)
+            planned = await self._plan_curve(pair)
+            points = [simulated(multiple, each) for multiple, each in planned.items()]
+            report = write(make_curve(points, [own]), [])
+            if self._tier == "full":
+                # half of the time goes into this; what came before it is there to be read
+                found, curve_runs = await self._measure_curve(bench, planned)
+                report = write(make_curve(points, [own, *found]), curve_runs)
         runs.clear()
         return report
 
@@ -151,24 +162,22 @@ class _Demo:
             single_per_s=plans.planned_rate_per_s(baseline),
         )
 
-    async def _slo_curve(
-        self, bench: Bench, pair: PlanPair, findings: dict[Name, Findings]
-    ) -> tuple[SloCurve, list[Run]]:
-        """Plans for other SLOs, and in tier full the comparison under these."""
-        own = goal_multiple(plans.GOAL)
+    async def _plan_curve(self, pair: PlanPair) -> dict[float, PlanPair]:
+        """Plans for other SLOs, and that of the demo, by multiple."""
         with self._steps.timed("SLO curve") as say:
-            planned = await plan_curve(
+            return await plan_curve(
                 self._state / "slo-curve", pair, search_records=self._search, profile=self._profile, say=say
             )
-        found = [measured(own, pair.slo_s, findings)]
-        runs: list[Run] = []
-        if self._tier == "full":
-            others = {multiple: each for multiple, each in planned.items() if multiple != own}
-            folder = self._run_folder("runs/slo", bench.rows, [each for each in others.values() if each.is_complete])
-            with self._steps.timed("SLO curve, measured") as say:
-                more, runs = await measure_curve(bench, folder, others, say)
-            found += more
-        return make_curve([simulated(multiple, each) for multiple, each in planned.items()], found), runs
+
+    async def _measure_curve(
+        self, bench: Bench, planned: dict[float, PlanPair]
+    ) -> tuple[list[SloPoint | SloGap], list[Run]]:
+        """Make the comparison under the other SLOs."""
+        own = goal_multiple(plans.GOAL)
+        others = {multiple: each for multiple, each in planned.items() if multiple != own}
+        folder = self._run_folder("runs/slo", bench.rows, [each for each in others.values() if each.is_complete])
+        with self._steps.timed("SLO curve, measured") as say:
+            return await measure_curve(bench, folder, others, say)
 
     async def _timeline(
         self, findings: dict[Name, Findings], truth: NDArray[np.int64], family: PlannedFamily

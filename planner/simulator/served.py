@@ -87,12 +87,15 @@ def _way_s(profile: Profile, name: str) -> float:
 
 
 def _efficiency(profile: Profile, models: list[str]) -> NDArray[np.float64]:
-    efficiency = np.ones((len(models), len(models)))
+    rates: dict[tuple[int, int], list[float]] = {}
     for pair in profile.pairs:
         if set(pair.models) <= set(models):
-            first, second = (models.index(name) for name in pair.models)
-            rate = work_rate(profile, pair)
-            efficiency[first, second] = efficiency[second, first] = min(rate, 1.0)
+            first, second = sorted(models.index(name) for name in pair.models)
+            rates.setdefault((first, second), []).append(min(work_rate(profile, pair), 1.0))
+    efficiency = np.ones((len(models), len(models)))
+    # pairs that were measured at several batch sizes count alike
+    for (first, second), measured in rates.items():
+        efficiency[first, second] = efficiency[second, first] = np.mean(measured)
     return efficiency
 
 

@@ -245,6 +245,11 @@ WRONG: dict[str, tuple[Callable[[Document], Any], str, str]] = {
         f"{AT}.certificate.epsilon",
         "the largest epsilon of the ladder, which is 0.004",
     ),
+    "epsilon that nothing certifies": (
+        lambda d: family_of(d)["ladder"][1].update(epsilon=0.004),
+        f"{AT}.ladder[1].epsilon",
+        "there is no certificate",
+    ),
     "certified share beyond 1": (
         lambda d: family_of(d)["ladder"][1].update(epsilon=1.5),
         f"{FAMILY}.ladder[1].epsilon",

@@ -208,6 +208,24 @@ def test_bad_input_is_refused_in_one_sentence_naming_the_file(
     assert not (folder / "plan.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("--name", "a b/c", "made of other characters"), ("--output", "goal.toml/plan.json", "cannot be made a folder")],
+)
+def test_what_cannot_be_written_is_refused_before_calibration_rows_are_spent(
+    option: str, value: str, words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = str(folder / value) if option == "--output" else value
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments(folder, option, value))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert option in error
+    assert words in error
+    assert not (folder / "plan.json").exists()
+    assert not (folder / "calibration.npz.uses.json").exists()
+
+
 def test_models_of_one_family_share_their_inputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "repository/small/config.pbtxt").write_text(CONFIG.format(name="small").replace("[3]", "[4]"))
     assert "differ in inputs or classes" in refusal(arguments(folder), capsys)

@@ -177,6 +177,19 @@ def test_inputs_that_do_not_fit_are_refused(changes: Any, words: str) -> None:
         plan_family(inputs(**changes()), None)
 
 
+def test_an_accuracy_that_no_model_reaches_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"wants an accuracy of 99\.99%, but the most accurate model, 'large', reaches"
+    ):
+        plan_family(inputs(goal=goal(below_reference=None, min_accuracy=0.9999)), None)
+
+
+def test_a_stricter_delta_than_the_one_that_was_claimed_is_refused(calibration_file: Path) -> None:
+    plan_family(inputs(), calibration_file)
+    with pytest.raises(UsageError, match=r"certified at delta 0\.025 and 0\.02 is asked for"):
+        plan_family(inputs(goal=goal(delta=0.02)), calibration_file)
+
+
 def test_a_goal_that_nothing_keeps_is_refused() -> None:
     with pytest.raises(UsageError, match="no ladder entry answers within the SLO of 1 ms"):
         plan_family(inputs(goal=goal(slo_s=0.001)), None)

@@ -87,6 +87,7 @@ def test_a_written_profile_reads_back_equal(tmp_path: Path) -> None:
         (lambda d: d["pairs"][0].update(models=["small", "nobody"]), "$.pairs[0].models"),
         (lambda d: d["pairs"][0].update(models=["small", "small"]), "$.pairs[0].models"),
         (lambda d: d["pairs"].append(d["pairs"][0]), "$.pairs[1]"),
+        (lambda d: d["pairs"].append(d["pairs"][0] | {"models": ["large", "small"]}), "$.pairs[1]"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_right_is_refused_with_its_path(tmp_path: Path, change: Any, field: str) -> None:

@@ -331,3 +331,11 @@ def test_uses_from_two_processes_at_once_are_both_counted(calibration: Path) -> 
         process.join()
     deltas = [use.delta for use in read_ledger(calibration).uses]
     assert deltas == pytest.approx([0.025, 0.0125, 0.00625, 0.003125])
+
+
+def test_a_link_to_a_calibration_file_is_the_same_file(calibration: Path) -> None:
+    claim_delta(calibration, 0.05, "sha256:a")
+    link = calibration.with_name("alias.npz")
+    link.symlink_to(calibration)
+    with pytest.raises(UsageError, match="certified another ladder"):
+        claim_delta(link, 0.05, "sha256:b")
