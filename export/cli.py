@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from cascadeserve.errors import CascadeServeError, ExportRefused
 from export.loading import load_family
 from export.onnx_export import export_onnx
-from export.parity import check_parity
+from export.parity import check_parity, check_variant
 from export.repository import write_model
+from export.variants import make_variant, refuse_dynamic_quantisation
 
 
 @click.command()
@@ -26,16 +27,23 @@ from export.repository import write_model
 def export(reference: str, repository: Path, tolerance: float) -> None:
     """Export the models of a family to ONNX, check them against PyTorch, write them as Triton models.
 
+    A variant (FP16, INT8, optimised) is made from a model that passed and checked against it, within wider limits.
     A model that does not do what its source does is not written; models already written stay.
     """
     family = load_family(reference)
-    table = Table("model", "size", "max error", "label agreement", "batch difference", "written")
+    table = Table(
+        Column("model", no_wrap=True), "variant", "size", "max error", "label agreement", "batch difference", "written"
+    )
     console = Console()
     for model in track(family.models, description="exporting", console=Console(stderr=True), transient=True):
         try:
             module = model.build().eval()
             onnx_model = export_onnx(family, model, module)
+            refuse_dynamic_quantisation(onnx_model, model.name)
             parity = check_parity(family, model, module, onnx_model, tolerance)
+            if model.variant is not None:
+                float_model, onnx_model = onnx_model, make_variant(family, model, onnx_model)
+                parity = check_variant(family, model, float_model, onnx_model)
         except CascadeServeError:
             raise
         except Exception as error:
@@ -45,6 +53,7 @@ def export(reference: str, repository: Path, tolerance: float) -> None:
         changed = write_model(repository, family, model, onnx_model)
         table.add_row(
             model.name,
+            model.variant or "",
             f"{len(onnx_model) / 1e6:.2f} MB",
             f"{parity.max_abs_error:.1e}",
             f"{parity.label_agreement:.4f}",

@@ -1,4 +1,4 @@
-"""Checks that an exported model does what its source does, and that a row's answer depends on that row alone."""
+"""Checks that a model does what its source does, and that a row's answer depends on that row alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from export.family import Family, FamilyModel
+    from export.family import Family, FamilyModel, Variant
 
     Outputs = dict[str, NDArray[Any]]
 
@@ -31,7 +31,31 @@ NUM_ROWS = 256
 # Scores of one row may differ by this much with the size of its batch: kernels sum in another order then.
 BATCH_TOLERANCE = 1e-5
 ORT_ERRORS = (ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError)
+_ADVICE: dict[Variant, str] = {
+    "optimised": "drop this variant",
+    "fp16": "drop this variant, or keep values within what FP16 holds (65504)",
+    "int8": "give quantisation_rows that look like what will be served, or drop this variant",
+}
 _OUTPUTS = ("label", "certainty", "scores")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a variant may be from its float model: share of labels, and mean over rows of a row's worst score.
+
+    The mean, since rows near a tie may move far and are what `label_agreement` counts.
+    """
+
+    label_agreement: float
+    mean_error: float
+
+
+# An exact form is held to what other kernels and orders of sums do. The digits models are ten times within the others.
+VARIANT_LIMITS: dict[Variant, Limits] = {
+    "optimised": Limits(0.995, 1e-4),
+    "fp16": Limits(0.995, 0.005),
+    "int8": Limits(0.97, 0.05),
+}
 
 
 @dataclass(frozen=True)
@@ -88,12 +112,53 @@ def _compare(
     agree = (source["label"] == exported["label"]).reshape(-1) | (source["certainty"].reshape(-1) <= 2 * tolerance)
     if not agree.all():
         raise ExportRefused(f"{model.name}: {np.count_nonzero(~agree)} of {NUM_ROWS} labels differ from PyTorch's")
+    difference = _check_batches(model, session, rows, exported)
+    return Parity(max_abs_error, float(np.mean(source["label"] == exported["label"])), difference)
+
+
+def check_variant(family: Family, model: FamilyModel, float_model: bytes, onnx_model: bytes) -> Parity:
+    """Hold a variant against its float model, within VARIANT_LIMITS, and against itself in other batches.
+
+    Raises:
+        ExportRefused: naming the model, what was measured and what is allowed.
+
+    """
+    if model.variant is None:
+        raise ValueError(f"{model.name} is no variant")  # a mistake of the caller, not of the family
+    rows = family.checked_sample(NUM_ROWS)
+    try:
+        wanted = _run_onnx(_session(float_model), rows, model.max_batch_size)
+        session = _session(onnx_model)
+        found = _run_onnx(session, rows, model.max_batch_size)
+        errors = np.abs(wanted["scores"].astype(np.float64) - found["scores"]).max(axis=1)
+        agreement = float(np.mean(wanted["label"] == found["label"]))
+        _refuse_beyond_limits(model.name, model.variant, float(errors.mean()), agreement)
+        return Parity(float(errors.max()), agreement, _check_batches(model, session, rows, found))
+    except ORT_ERRORS as error:
+        raise ExportRefused(
+            f"{model.name}: its {model.variant} variant does not run on every batch size ({_first_line(error)}); "
+            "drop this variant"
+        ) from error
+
+
+def _refuse_beyond_limits(name: str, variant: Variant, mean_error: float, agreement: float) -> None:
+    limits = VARIANT_LIMITS[variant]
+    if not (mean_error <= limits.mean_error and agreement >= limits.label_agreement):
+        raise ExportRefused(
+            f"{name}: its {variant} variant gives the float model's label on {agreement:.4f} of {NUM_ROWS} rows, with "
+            f"scores {mean_error:.2e} off on average, wanted are {limits.label_agreement:g} and at most "
+            f"{limits.mean_error:g}; {_ADVICE[variant]}"
+        )
+
+
+def _check_batches(model: FamilyModel, session: ort.InferenceSession, rows: Outputs, exported: Outputs) -> float:
+    """Refuse a model whose answers depend on the batch, whatever its variant; returns the largest difference."""
     others = [
         _max_difference(exported["scores"], _run_onnx(session, rows, size)["scores"]) for size in _other_sizes(model)
     ]
     difference = _largest([*others, *_differences_beside_others(session, rows, exported, model.max_batch_size)])
     _refuse_batch_dependence(model, difference, BATCH_TOLERANCE)
-    return Parity(max_abs_error, float(np.mean(source["label"] == exported["label"])), difference)
+    return difference
 
 
 def _refuse_batch_dependence(model: FamilyModel, difference: float, allowed: float) -> None:

@@ -57,7 +57,7 @@ class OfflineTriton:
         self._servers = servers
         self._repository = repository
         self._models = models
-        self._stack = LocalStack(state / "offline", repository=repository)
+        self._stack = LocalStack(state / "offline", repository=repository, models=models)
         self._is_running = False
         self._served = digest_of(
             models={model: model_digest(repository / model) for model in models},

@@ -26,7 +26,7 @@ from examples.digits.data import rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MODELS = ("digits_linear", "digits_mlp", "digits_cnn", "digits_resnet")
+MODELS = ("digits_linear", "digits_mlp", "digits_cnn", "digits_resnet_int8", "digits_resnet")
 _SMALL, _LARGE = "digits_cnn", "digits_resnet"
 _BATCH = 32
 _REPEATS = 21

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -18,6 +19,7 @@ from examples.digits.data import Rows, rows
 from examples.digits.family import WEIGHTS, family
 from export.onnx_export import export_onnx
 from export.repository import model_config
+from export.variants import make_variant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +30,8 @@ pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
 NAMES = ("digits_linear", "digits_mlp", "digits_cnn", "digits_resnet")
+INT8 = "digits_resnet_int8"
+FLOAT = [model for model in family.models if model.variant is None]
 NUM_ROWS, NUM_COMPARED = 2_000, 500
 THRESHOLD = 0.7
 
@@ -57,9 +61,10 @@ def accuracy(label: NDArray[np.int64]) -> float:
 
 
 def test_the_family_the_weights_and_the_repository_hold_the_same_models() -> None:
-    assert tuple(model.name for model in family.models) == NAMES
+    assert tuple(model.name for model in FLOAT) == NAMES
+    assert [(model.name, model.variant) for model in family.models if model.variant is not None] == [(INT8, "int8")]
     assert {path.stem for path in WEIGHTS.glob("*.safetensors")} == set(NAMES)
-    assert {path.name for path in REPOSITORY.iterdir() if path.is_dir()} == set(NAMES)
+    assert {path.name for path in REPOSITORY.iterdir() if path.is_dir()} == {*NAMES, INT8}
 
 
 @pytest.mark.parametrize("model", family.models, ids=lambda model: model.name)
@@ -70,7 +75,7 @@ def test_the_committed_config_is_the_one_that_an_export_writes(model: FamilyMode
     assert files - {"configs/baseline.pbtxt"} == {"config.pbtxt", "1/model.onnx"}
 
 
-@pytest.mark.parametrize("model", family.models, ids=lambda model: model.name)
+@pytest.mark.parametrize("model", FLOAT, ids=lambda model: model.name)
 def test_the_committed_model_answers_as_an_export_of_the_committed_weights(model: FamilyModel) -> None:
     onnx_model = export_onnx(family, model, model.build())
     if onnx_model == (REPOSITORY / model.name / "1" / "model.onnx").read_bytes():
@@ -79,6 +84,36 @@ def test_the_committed_model_answers_as_an_export_of_the_committed_weights(model
     np.testing.assert_array_equal(fresh["label"], stored["label"][:NUM_COMPARED])
     np.testing.assert_allclose(fresh["scores"], stored["scores"][:NUM_COMPARED], rtol=0, atol=1e-5)
     np.testing.assert_allclose(fresh["certainty"], stored["certainty"][:NUM_COMPARED], rtol=0, atol=1e-5)
+
+
+def test_the_committed_int8_model_is_what_quantising_the_committed_float_model_gives() -> None:
+    (model,) = (model for model in family.models if model.name == INT8)
+    fresh = make_variant(family, model, (REPOSITORY / "digits_resnet" / "1" / "model.onnx").read_bytes())
+    stored = (REPOSITORY / INT8 / "1" / "model.onnx").read_bytes()
+    # Other processors sum in another order, which moves weights and scales by their last bits.
+    shapes = [
+        {tensor.name: tuple(tensor.dims) for tensor in onnx.load_model_from_string(content).graph.initializer}
+        for content in (fresh, stored)
+    ]
+    assert shapes[0] == shapes[1]
+    some = search().inputs[:100]
+    np.testing.assert_allclose(answers(fresh, some)["scores"], answers(stored, some)["scores"], rtol=0, atol=0.05)
+
+
+def test_int8_keeps_the_accuracy_of_the_float_model() -> None:
+    count = 1_000
+    quantised = answers((REPOSITORY / INT8 / "1" / "model.onnx").read_bytes(), search().inputs[:count])
+    large = {name: array[:count] for name, array in committed("digits_resnet").items()}
+    truth = search().labels[:count, None]
+    assert np.mean(quantised["label"] == truth) >= np.mean(large["label"] == truth) - 0.003
+    assert np.mean(quantised["label"] == large["label"]) >= 0.995
+    assert np.abs(quantised["certainty"] - large["certainty"]).mean() < 0.005
+
+
+def test_int8_scales_and_checks_are_made_of_different_rows() -> None:
+    sample, scales = family.checked_sample(256)["image"], family.checked_quantisation_rows(256)["image"]
+    recorded = rows("calibration", 256).inputs
+    assert not any(np.array_equal(one, other) for one in (sample[:8], recorded[:8]) for other in (scales[:8],))
 
 
 def test_every_model_is_more_accurate_than_the_one_before() -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner, Result
@@ -18,12 +19,17 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).parents[2]
 MODULE = """
-from tests.export.tiny_torch import Around, family_of, linear, model_of
+from tests.export.tiny_torch import Around, deep, family_of, linear, model_of
 
 def mixing():
     return Around(lambda layer, x: layer(x - x.mean(0, keepdim=True)))
 
 good = family_of(model_of(name="first"), model_of(name="second", max_batch_size=4))
+variants = family_of(
+    model_of(deep, name="float"),
+    *(model_of(deep, name=variant, variant=variant) for variant in ("fp16", "int8", "optimised")),
+)
+shallow = family_of(model_of(name="shallow", variant="int8"))
 bad = family_of(model_of(name="first"), model_of(mixing, name="mixing"), model_of(name="last"))
 """
 
@@ -58,6 +64,31 @@ def test_a_family_is_written_and_the_second_time_nothing_changes(repository: Pat
     assert second.exit_code == 0
     assert second.output.count("unchanged") == 2
     assert path.stat().st_mtime_ns == written
+
+
+def test_variants_are_written_as_models_of_their_own_and_named_in_the_table(repository: Path) -> None:
+    first = run("export_cli_families:variants", repository)
+    assert first.exit_code == 0, first.output
+    names = ["float", "fp16", "int8", "optimised"]
+    assert models(repository) == names
+    files = {name: (repository / name / "1" / "model.onnx").read_bytes() for name in names}
+    assert len(set(files.values())) == 4
+    kinds = {
+        name: {tensor.data_type for tensor in onnx.load_model_from_string(content).graph.initializer}
+        for name, content in files.items()
+    }
+    assert onnx.TensorProto.FLOAT16 in kinds["fp16"]
+    assert onnx.TensorProto.INT8 in kinds["int8"]
+    columns = [[cell.strip() for cell in line.split("│")] for line in first.output.splitlines() if "│" in line]
+    assert [row[1:3] for row in columns] == [["float", ""], *([name, name] for name in names[1:])]
+    assert run("export_cli_families:variants", repository).output.count("unchanged") == 4
+
+
+def test_a_variant_that_cannot_be_made_is_refused_by_name(repository: Path) -> None:
+    result = run("export_cli_families:shallow", repository)
+    assert isinstance(result.exception, ExportRefused)
+    assert str(result.exception).startswith("shallow: INT8 leaves the last layer in float")
+    assert not repository.exists()
 
 
 def test_a_refused_model_is_not_written_and_earlier_ones_stay(repository: Path) -> None:

@@ -42,6 +42,19 @@ def test_a_family_that_cannot_be_served_is_refused(changes: dict[str, Any], sent
         family(**changes)
 
 
+def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"^model 'tiny': there is no variant 'int4'; choose one of fp16, int8, optim"):
+        model_of(variant="int4")  # type: ignore[arg-type]
+
+
+def test_a_family_with_an_int8_model_needs_quantisation_rows() -> None:
+    models = (model_of(name="float"), model_of(name="small", variant="int8"))
+    with pytest.raises(UsageError, match=r"^model 'small': the variant int8 .* give the family quantisation_rows"):
+        family(models=models)
+    assert family(models=models, quantisation_rows=lambda n: {"x": ROWS[:n]}).checked_quantisation_rows(3)
+    assert family(models=(model_of(variant="fp16"),))
+
+
 @pytest.mark.parametrize("name", ["../evil", "", "a/b", ".hidden", "-x", "a b"])
 def test_a_model_name_that_is_no_folder_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="a name is made of"):
@@ -66,6 +79,11 @@ def test_a_batch_size_below_one_is_refused() -> None:
 def test_a_sample_that_contradicts_the_inputs_is_refused(sample: Callable[[int], Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         family(sample=sample).checked_sample(5)
+
+
+def test_quantisation_rows_that_contradict_the_inputs_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"^input 'x': quantisation_rows\(5\) gives float32 \[4, 4\]"):
+        family(quantisation_rows=lambda n: {"x": ROWS[: n - 1]}).checked_quantisation_rows(5)
 
 
 def test_logits_of_another_number_of_classes_are_refused() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from cascadeserve.errors import ExportRefused
-from export.parity import BATCH_TOLERANCE, NUM_ROWS, Parity, check_parity
+from export.family import Variant
+from export.parity import BATCH_TOLERANCE, NUM_ROWS, VARIANT_LIMITS, Parity, check_parity, check_variant
 from tests.export.tiny_torch import (
     CLASSES,
     around,
@@ -147,3 +148,51 @@ def test_a_branch_on_a_value_which_tracing_freezes_is_refused() -> None:
 
     with pytest.raises(ExportRefused, match=rf"^branching: a row's scores change by up to {NUMBER}"):
         checked(model_of(around(branch), name="branching", max_batch_size=NUM_ROWS))
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_a_variant_is_held_against_its_float_model_within_wider_limits(variant: Variant) -> None:
+    model = model_of(variant=variant)
+    family, _, onnx_model = exported(model)
+    limit = VARIANT_LIMITS[variant].mean_error
+    near = with_weights(onnx_model, lambda weights: weights * (1 + limit / 10))
+    parity = check_variant(family, model, onnx_model, near)
+    assert 0 < parity.max_abs_error < 10 * limit
+    assert parity.label_agreement >= VARIANT_LIMITS[variant].label_agreement
+    far = with_weights(onnx_model, lambda weights: weights * (1 + 40 * limit))
+    with pytest.raises(ExportRefused, match=rf"^tiny: its {variant} variant .* scores {NUMBER} off on average, wanted"):
+        check_variant(family, model, onnx_model, far)
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_a_variant_with_other_labels_is_refused_though_its_scores_agree(variant: Variant) -> None:
+    model = model_of(variant=variant)
+    family, _, onnx_model = exported(model)
+    with pytest.raises(ExportRefused, match=r"gives the float model's label on 0\.\d{4} of 256 rows"):
+        check_variant(family, model, onnx_model, with_next_label(onnx_model))
+
+
+def test_a_variant_that_gives_no_numbers_is_refused() -> None:
+    model = model_of(variant="fp16")
+    family, _, onnx_model = exported(model)
+    with pytest.raises(ExportRefused, match=r"scores nan off on average, .*FP16 holds"):
+        check_variant(family, model, onnx_model, with_weights(onnx_model, lambda weights: weights * np.nan))
+
+
+def test_a_variant_is_as_strictly_held_to_depend_on_the_row_alone_as_every_model() -> None:
+    def slightly(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return layer(x) * (1 + 1e-3 * x.max())
+
+    model = model_of(variant="int8")
+    family, _, onnx_model = exported(model)
+    mixing = exported(model_of(around(slightly)))[2]
+    with pytest.raises(ExportRefused, match=rf"^tiny: a row's scores change by up to {NUMBER} .* allowed are 1e-05"):
+        check_variant(family, model, onnx_model, mixing)
+
+
+def test_a_variant_that_fixes_the_batch_size_is_refused() -> None:
+    model = model_of(variant="int8")
+    family, _, onnx_model = exported(model)
+    frozen = exported(model_of(around(lambda layer, x: torch.stack([layer(row) for row in x]))))[2]
+    with pytest.raises(ExportRefused, match=r"^tiny: its int8 variant does not run on every batch size"):
+        check_variant(family, model, onnx_model, frozen)

@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export.family import Family, FamilyModel, TensorSpec
+from export.family import Family, FamilyModel, TensorSpec, Variant
 from export.onnx_export import export_onnx
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CLASSES = 3
 ROWS = np.random.default_rng(0).random((512, 4), dtype=np.float32)
+QUANTISATION_ROWS = np.random.default_rng(2).random((512, 4), dtype=np.float32)
 INPUT = TensorSpec(name="x", datatype="FP32", shape=(4,))
 FACTOR = TensorSpec(name="factor", datatype="INT32", shape=(1,))
 
@@ -29,6 +30,21 @@ def linear() -> nn.Linear:
         layer.weight.copy_(torch.from_numpy(np.random.default_rng(1).normal(size=(CLASSES, 4))))
         layer.bias.zero_()
     return layer
+
+
+def deep() -> nn.Module:
+    """Convolution, batch norm and two layers, so that something is left to quantise before the last one."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)),
+        nn.Conv2d(1, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 8),
+        nn.ReLU(),
+        nn.Linear(8, CLASSES),
+    )
 
 
 class Around(nn.Module):
@@ -47,12 +63,25 @@ def around(function: Callable[..., torch.Tensor]) -> Callable[[], nn.Module]:
     return lambda: Around(function)
 
 
-def model_of(build: Callable[[], nn.Module] = linear, *, name: str = "tiny", max_batch_size: int = 8) -> FamilyModel:
-    return FamilyModel(name=name, build=build, max_batch_size=max_batch_size)
+def model_of(
+    build: Callable[[], nn.Module] = linear,
+    *,
+    name: str = "tiny",
+    max_batch_size: int = 8,
+    variant: Variant | None = None,
+) -> FamilyModel:
+    return FamilyModel(name=name, build=build, max_batch_size=max_batch_size, variant=variant)
 
 
 def family_of(*models: FamilyModel) -> Family:
-    return Family(name="tiny", inputs=(INPUT,), classes=CLASSES, models=models, sample=lambda n: {"x": ROWS[:n]})
+    return Family(
+        name="tiny",
+        inputs=(INPUT,),
+        classes=CLASSES,
+        models=models,
+        sample=lambda n: {"x": ROWS[:n]},
+        quantisation_rows=lambda n: {"x": QUANTISATION_ROWS[:n]},
+    )
 
 
 def two_input_family(*models: FamilyModel) -> Family:
