@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 NAME_PATTERN = r"\A[A-Za-z0-9_][A-Za-z0-9_.-]*\Z"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=128)]
 Seconds = Annotated[float, Meta(ge=0.0)]
+# no batch is done in no time, and work is divided by
+BusySeconds = Annotated[float, Meta(gt=0.0)]
 Count = Annotated[int, Meta(ge=1)]
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -47,7 +49,7 @@ class PlannedModel(Artefact, frozen=True, kw_only=True):
 
     max_batch: Count
     # (rows, seconds) points with rising rows, interpolated linearly: busy time of the device for one batch
-    busy_s: Annotated[tuple[tuple[Count, Seconds], ...], Meta(min_length=1)]
+    busy_s: Annotated[tuple[tuple[Count, BusySeconds], ...], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
         """Check that the points rise."""

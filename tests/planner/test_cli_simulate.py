@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,12 +11,13 @@ import pytest
 
 from cascadeserve import cli
 from cascadeserve.artefacts import write_json
-from planner.records import CalibrationRecords, HeldOutRecords, SearchRecords
-from planner.records_files import write_records
+from planner.records import CalibrationRecords, HeldOutRecords, Provenance, SearchRecords
+from planner.records_files import read_search, write_records
 from tests.fakes import tiny
 from tests.fakes.plans import make_profile, make_records
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # the first run compiles the simulator
@@ -222,7 +223,52 @@ def test_wrong_files_are_named(folder: Path, capsys: pytest.CaptureFixture[str])
 def test_a_profile_that_lacks_a_model_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_json(folder / "profile.json", make_profile({"small": BUSY_S["small"]}))
     code, _, errors = run(folder, capsys, STEPS)
-    assert (code, "the profile has no model large" in errors) == (2, True)
+    assert (code, "model 'large' is in the records but not in the profile" in errors) == (2, True)
+
+
+def other_family(folder: Path) -> None:
+    write_records(folder / "search.npz", replace(read_search(folder / "search.npz"), family="animals"))
+
+
+def other_model(folder: Path) -> None:
+    write_records(folder / "search.npz", make_records({"small": [0.5] * 10}))
+
+
+def changed_model(folder: Path) -> None:
+    records = read_search(folder / "search.npz")
+    answers = replace(records.models["large"], provenance=Provenance(digest="sha256:old"))
+    write_records(folder / "search.npz", replace(records, models=records.models | {"large": answers}))
+    document = msgspec.to_builtins(make_profile(BUSY_S))
+    document["models"]["large"]["digest"] = "sha256:new"
+    write_json(folder / "profile.json", document)
+
+
+def on_gpu(folder: Path) -> None:
+    (folder / "cluster.toml").write_text(CLUSTER.replace('{ kind = "cpu", cores = [0] }', '{ kind = "gpu" }'))
+
+
+def other_slots(folder: Path) -> None:
+    write_json(folder / "profile.json", make_profile(BUSY_S, slots=2))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (other_family, "the records are of family 'animals', but 'family' is wanted"),
+        (other_model, "model 'large' is not in the records, which hold small"),
+        (changed_model, "model 'large' changed between recording and profiling"),
+        (on_gpu, "endpoint 'a' is a gpu, but the profile is of a cpu"),
+        (other_slots, "endpoint 'a' has 1 slots, but the profile was measured with 2"),
+    ],
+)
+def test_files_that_do_not_fit_each_other_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], sentence: str
+) -> None:
+    change(folder)
+    code, output, errors = run(folder, capsys, STEPS)
+    assert (code, output) == (2, "")
+    assert sentence in errors
+    assert errors.count("\n") == 1
 
 
 def test_a_missing_package_is_named(
