@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def simulate(
     """
     asked = _load_settings(**load)
     per_request = settings.parse_range(rows_per_request)
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and not 0 < timeout < math.inf:
         raise UsageError(f"--timeout is {timeout}; it must be a positive number of seconds")
     if plot_path is not None:
         check_plot(plot_path)

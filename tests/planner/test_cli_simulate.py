@@ -188,6 +188,20 @@ def test_one_of_several_families(folder: Path, capsys: pytest.CaptureFixture[str
         ([STEPS, "--family=other"], "no family 'other'; say --family with one of family"),
         ([STEPS, "--timeout=0"], "--timeout is 0.0"),
         ([STEPS, "--timeout=nan"], "--timeout is nan"),
+        ([STEPS, "--timeout=inf"], "--timeout is inf"),
+        ([STEPS, "--timeout=1e300"], "load and deadline of a request together last 1e+300 s"),
+        (["--rate=inf", "--duration=5"], "rate_per_s is inf"),
+        (["--rate=1", "--duration=1e12"], "this load lasts 1e+12 s, but a load may last at most 2592000 s (30 days)"),
+        (["--rate=5e7", "--duration=1"], "this load has about 5e+07 requests or rows"),
+        (["--rate=1e9", "--duration=100", "--rows-per-request=999999999"], "requests or rows"),
+        (["--rate=100", "--duration=5", "--process=gamma", "--cv=1e200"], "cv is 1e+200; it must lie between"),
+        (["--rate=100", "--duration=5", "--process=gamma", "--cv=1e-200"], "cv is 1e-200; it must lie between"),
+        (
+            ["--rate=1", "--duration=5", "--process=bursty", "--base-dwell=1e-9", "--burst-dwell=1e-9"],
+            "--base-dwell and --burst-dwell change the rate about 5e+09 times",
+        ),
+        (["--steps=5x9999999"], "this load has about 5e+07 requests or rows, but a load may have at most 20,000,000"),
+        ([f"--steps={'9' * 400}x1"], "this load lasts inf s"),
         ([STEPS, "--rows-per-request=0"], "rows per request `0`"),
         ([STEPS, "--plot=timeline.pdf"], "is written as .svg or .png"),
         (["--trace=nowhere.csv"], "nowhere.csv: cannot be read"),
@@ -202,6 +216,30 @@ def test_bad_options_are_refused_in_one_sentence(
     assert sentence in errors
     assert "Traceback" not in errors
     assert output == ""
+
+
+@pytest.mark.parametrize(
+    ("trace", "options", "sentence"),
+    [
+        ("0\n", [], "all requests of this load come at one moment; give a trace with more than one time"),
+        ("7\n7\n7\n", [], "all requests of this load come at one moment"),
+        ("7\n7\n", ["--duration=5"], "all timestamps of the trace are equal"),
+        ("0\n1e12\n", [], "trace.csv lasts 1e+12 s, but a load may last at most"),
+        ("0\n1\n", ["--rate=1e-9"], "trace.csv lasts 2e+09 s"),
+        ("0\n1\n", ["--rate=1e9", "--duration=5"], "trace.csv has about 5e+09 requests or rows"),
+        ("0\n1e300\n", [], "trace.csv: row 2: `1e300` is too far from 0"),
+        ("minute,count\n0,1\n1,999999999\n", [], "trace.csv has about 1e+09 requests or rows"),
+        ("minute,count\n0,1\n1,99999999999999999999\n", [], "trace.csv: row 3: count is more than the 1,000,000,000"),
+    ],
+)
+def test_a_trace_that_makes_no_load_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], trace: str, options: list[str], sentence: str
+) -> None:
+    (folder / "trace.csv").write_text(trace)
+    code, output, errors = run(folder, capsys, f"--trace={folder / 'trace.csv'}", *options)
+    assert (code, output) == (2, "")
+    assert sentence in errors
+    assert errors.count("\n") == 1
 
 
 def test_calibration_rows_are_not_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
