@@ -28,6 +28,8 @@ NAME_PATTERN = r"\A[A-Za-z0-9_][A-Za-z0-9_.-]*\Z"
 MAX_NAME_LENGTH = 128
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
 Seconds = Annotated[float, Meta(ge=0.0)]
+# no batch is done in no time, and work is divided by
+BusySeconds = Annotated[float, Meta(gt=0.0)]
 Count = Annotated[int, Meta(ge=1)]
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -48,7 +50,7 @@ class PlannedModel(Artefact, frozen=True, kw_only=True):
 
     max_batch: Count
     # (rows, seconds) points with rising rows, interpolated linearly: busy time of the device for one batch
-    busy_s: Annotated[tuple[tuple[Count, Seconds], ...], Meta(min_length=1)]
+    busy_s: Annotated[tuple[tuple[Count, BusySeconds], ...], Meta(min_length=1)]
 
     def __post_init__(self) -> None:
         """Check that the points rise."""

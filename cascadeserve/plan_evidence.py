@@ -18,7 +18,7 @@ class Predicted(Artefact, frozen=True, kw_only=True):
     """What the simulator expects of a gear, at the upper end of its range unless said otherwise."""
 
     # largest rate, in rows per second, at which the gear alone keeps the SLO without a growing queue
-    sustained_rate_per_s: Rate
+    sustained_rate_per_s: Annotated[float, Meta(gt=0.0)]
     p50_s: Duration
     p95_s: Duration
     # the family's percentile of latency, at whichever quarter of the range it is longest

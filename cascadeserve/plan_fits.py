@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
-from cascadeserve.triton_config import input_specs, parse_config
+from cascadeserve.triton_config import input_specs, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ def _problems(family: PlannedFamily, repository: Path, at: str) -> Iterator[tupl
         if not file.is_file():
             yield f"{at}.models.{name}", f"is not in {repository}"
             continue
-        config = parse_config(file.read_text(), path=file)
+        config = read_config(file)
         if planned.max_batch > max(config.max_batch_size, 1):
             yield f"{at}.models.{name}.max_batch", f"is {planned.max_batch}, but {file} allows {config.max_batch_size}"
         if (inputs := input_specs(config)) != family.inputs:

@@ -68,6 +68,22 @@ def _data_type(datatype: str) -> int:
     return int(model_config_pb2.DataType.Value(name))
 
 
+def read_config(path: Path) -> ModelConfig:
+    """Parse the text config in a file.
+
+    Raises:
+        InvalidArtefact: the file cannot be read, or is no model config.
+
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidArtefact(f"cannot be read ({error.strerror}); check the path", path=path) from error
+    except UnicodeDecodeError as error:
+        raise InvalidArtefact(f"is no text in UTF-8 ({error})", path=path) from error
+    return parse_config(text, path=path)
+
+
 def parse_config(text: str, *, path: Path | str | None = None) -> ModelConfig:
     """Parse the text of a `config.pbtxt`; `path` is only for the error.
 
@@ -124,7 +140,7 @@ def model_digest(model_directory: Path) -> str:
     """Digest of a model folder: its config as in `config_digest`, and the name and content of every other file."""
     total = hashlib.sha256()
     path = model_directory / "config.pbtxt"
-    total.update(config_digest(parse_config(path.read_text(), path=path)).encode())
+    total.update(config_digest(read_config(path)).encode())
     for file in sorted(model_directory.rglob("*")):
         name = file.relative_to(model_directory)
         if not file.is_file() or name.parts[0] in ("config.pbtxt", "configs") or "__pycache__" in name.parts:

@@ -15,7 +15,7 @@ from cascadeserve.artefacts import digest_bytes, write_json
 from cascadeserve.cluster import read_cluster
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.gear_plan import MAX_NAME_LENGTH, NAME_PATTERN, read_gear_plan
-from cascadeserve.triton_config import input_specs, parse_config
+from cascadeserve.triton_config import input_specs, read_config
 from planner.explain import explain_plan
 from planner.goal import choose_family, rate_prior, read_goal, trace_path
 from planner.planning import Inputs, plan_family
@@ -146,7 +146,7 @@ def _signature(repository: Path, models: Iterable[str]) -> tuple[tuple[TensorSpe
         path = repository / model / "config.pbtxt"
         if not path.is_file():
             raise UsageError(f"model {model!r} of the search records is not in {repository}; give its --repository")
-        config = parse_config(path.read_text(), path=path)
+        config = read_config(path)
         classes = [output.dims[0] for output in config.output if output.name == "scores" and len(output.dims) == 1]
         if not classes or classes[0] < 1:
             raise InvalidArtefact("has no output `scores` with one axis of classes; export the model", path=path)

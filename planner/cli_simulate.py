@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from cascadeserve.cluster import read_cluster
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.gear_plan import read_gear_plan
 from cascadeserve.replay import settings
+from planner.fits import check_fit
 from planner.profile import read_profile
 from planner.records_files import read_held_out, read_search
 from planner.timeline_plot import check_plot, draw_timeline
@@ -88,7 +90,7 @@ def simulate(
     """
     asked = _load_settings(**load)
     per_request = settings.parse_range(rows_per_request)
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and not 0 < timeout < math.inf:
         raise UsageError(f"--timeout is {timeout}; it must be a positive number of seconds")
     if plot_path is not None:
         check_plot(plot_path)
@@ -99,6 +101,8 @@ def simulate(
     _check_gear(family, gear)
     profile = read_profile(profile_path)
     records = _read_records(records_path)
+    used = dict.fromkeys(stage.model for entry in family.ladder for stage in entry.stages)
+    check_fit(records, profile, cluster, family=name, models=used)
     slots = {endpoint.name: endpoint.slots for endpoint in cluster.endpoints}
     try:
         # compiled code, which nothing else needs

@@ -51,6 +51,12 @@ if TYPE_CHECKING:
 
 # Probabilities that were rounded to FP16 or to 6 digits still sum to 1 within this.
 _SUM_TOLERANCE = 0.01
+# Certainties are kept as FP32. No score or label is larger either, and below this softmax and sums cannot overflow.
+_LARGEST = float(np.finfo(np.float32).max)
+# From here on float64 holds no longer every whole number, and two labels would become one.
+_LABELS_END = 2**53
+# booleans, integers, floats, and texts that may be such
+_NUMBER_KINDS = "biufUS"
 
 
 class Column(Artefact, frozen=True, kw_only=True):
@@ -145,7 +151,8 @@ def split(records: Records, *, fractions: tuple[float, float, float], seed: int)
         UsageError: the fractions do not sum to 1, or a split got nothing.
 
     """
-    if min(fractions) <= 0.0 or abs(sum(fractions) - 1.0) > _SUM_TOLERANCE**2:
+    # written so that NaN, which compares with nothing, is refused too
+    if not (min(fractions) > 0.0 and abs(sum(fractions) - 1.0) <= _SUM_TOLERANCE**2):
         raise UsageError("the fractions of search, calibration and test must be positive and sum to 1")
     names, group_of = np.unique(records.group_id, return_inverse=True)
     cuts = np.rint(np.cumsum(fractions[:2]) * len(names)).astype(np.int64)
@@ -181,20 +188,31 @@ class _Source:
         return table[column.name]
 
     def numbers(self, column: Column, axes: int) -> NDArray[np.float64]:
+        cells = self.column(column)
+        if cells.dtype.kind not in _NUMBER_KINDS:
+            raise self.invalid(column, f"must hold real numbers, but is {cells.dtype}")
         try:
-            values = self.column(column).astype(np.float64)
+            # a wider float may become infinite, which is refused below
+            with np.errstate(over="ignore"):
+                values = cells.astype(np.float64)
         except (ValueError, TypeError) as error:
             raise self.invalid(column, f"must hold numbers ({error})") from error
         if values.ndim != axes:
             raise self.invalid(column, f"has {values.ndim} axes, but must have {axes}")
-        if (bad := np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))).size:
+        if not len(values):
+            raise self.invalid(column, "is empty; records need at least one row")
+        beside = tuple(range(1, axes))
+        if (bad := np.flatnonzero(~np.isfinite(values).all(axis=beside))).size:
             raise self.invalid(column, f"is NaN or infinite in {bad.size} rows, first in row {bad[0]}; drop these rows")
+        if (bad := np.flatnonzero((np.abs(values) > _LARGEST).any(axis=beside))).size:
+            problem = f"is beyond {_LARGEST:.2g} in {bad.size} rows, first in row {bad[0]}; drop these rows"
+            raise self.invalid(column, problem)
         return values
 
     def labels(self, column: Column) -> NDArray[np.int64]:
         values = self.numbers(column, axes=1)
-        if np.any(values < 0) or np.any(values != np.rint(values)):
-            raise self.invalid(column, "must hold labels: whole numbers from 0")
+        if np.any(values < 0) or np.any(values >= _LABELS_END) or np.any(values != np.rint(values)):
+            raise self.invalid(column, f"must hold labels: whole numbers from 0, below {_LABELS_END}")
         return values.astype(np.int64)
 
     def answers(self, model: ImportedModel, *, keep_scores: bool) -> ModelAnswers:

@@ -21,6 +21,7 @@ from cascadeserve.plan_evidence import Expected, MadeFrom, PlanCertificate
 from planner.bounds import gap_upper, grouped_gap_upper, harms, repairs
 from planner.cascade_rows import cascade_answers
 from planner.certificate import REPAIR_SHARE, certify_file, freeze
+from planner.fits import check_fit
 from planner.gears import Option, build_gears, tile
 from planner.ladder import ladder
 from planner.predict import SimulatedGears
@@ -91,7 +92,7 @@ def plan_family(
         UsageError: the inputs do not fit each other, or nothing keeps the goal.
 
     """
-    _check(inputs)
+    check_fit(inputs.search, inputs.profile, inputs.cluster, family=inputs.family, models=inputs.search.models)
     draft = _Draft(inputs, predictor)
     options = draft.options(on_progress)
     overload = draft.overload() if inputs.goal.uncertified_overload else None
@@ -338,25 +339,3 @@ def _rows_needed(certificate: Certificate | None) -> str:
     if not needed:
         return "allow a larger max_epsilon, or relax the SLO"
     return f"about {min(needed)} calibration rows may certify one, {certificate.rows if certificate else 0} were given"
-
-
-def _check(inputs: Inputs) -> None:
-    """Refuse inputs that do not fit each other."""
-    records, profile = inputs.search, inputs.profile
-    if records.family != inputs.family:
-        raise UsageError(f"the search records are of family {records.family!r}, the goal of {inputs.family!r}")
-    for name, answers in records.models.items():
-        if name not in profile.models:
-            raise UsageError(f"model {name!r} is in the search records but not in the profile; profile it")
-        recorded, profiled = answers.provenance.digest, profile.models[name].digest
-        if recorded and profiled and recorded != profiled:
-            raise UsageError(f"model {name!r} changed between recording and profiling; do both anew")
-    for endpoint in inputs.cluster.endpoints:
-        kind = type(endpoint.device).__name__.removesuffix("Device").lower()
-        if kind != profile.device_kind:
-            raise UsageError(f"endpoint {endpoint.name!r} is a {kind}, but the profile is of a {profile.device_kind}")
-        if endpoint.slots != profile.slots:
-            raise UsageError(
-                f"endpoint {endpoint.name!r} has {endpoint.slots} slots, but the profile was measured with "
-                f"{profile.slots}; profile it with the slots it has"
-            )

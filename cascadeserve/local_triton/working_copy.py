@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.endpoint_config import endpoint_config_path, with_instances_of, write_config, write_config_text
 from cascadeserve.errors import InvalidArtefact, UsageError
-from cascadeserve.triton_config import instance_count, parse_config
+from cascadeserve.triton_config import instance_count, parse_config, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,9 +86,9 @@ def prepare_working_copy(repository: Path, cluster: Cluster, state: Path) -> Pat
 def _write_endpoint_config(copy: Path, model: str, endpoint: Endpoint) -> None:
     source = copy / model / "config.pbtxt"
     path = endpoint_config_path(copy, model, endpoint.name)
-    config = parse_config(source.read_text(), path=source)
+    config = read_config(source)
     if path.exists():
-        present = parse_config(path.read_text(), path=path)
+        present = read_config(path)
         # the same but for the count, which is the orchestrator's to choose
         if present == with_instances_of(endpoint, config, max(instance_count(present), 1)):
             return

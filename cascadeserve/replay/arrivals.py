@@ -21,6 +21,32 @@ if TYPE_CHECKING:
     Times = NDArray[np.float64]
 
 
+# What one load may be, so that a slip of the keyboard ends in a sentence and not in a full memory.
+LONGEST_S = 30 * 86_400.0
+MOST_REQUESTS = 20_000_000
+# Beyond these a gamma distribution in float64 is only zeros, or only its mean.
+_LEAST_CV, _MOST_CV = 1e-6, 1e3
+
+
+def check_size(duration_s: float, requests: float, *, what: str = "this load") -> None:
+    """Refuse a load that lasts too long or has too many requests (or rows) to be drawn.
+
+    Raises:
+        UsageError: it does; `what` names the load.
+
+    """
+    if not duration_s <= LONGEST_S:
+        raise UsageError(
+            f"{what} lasts {duration_s:.6g} s, but a load may last at most {LONGEST_S:.0f} s (30 days); "
+            "give a shorter duration"
+        )
+    if not requests <= MOST_REQUESTS:
+        raise UsageError(
+            f"{what} has about {requests:.3g} requests or rows, but a load may have at most {MOST_REQUESTS:,}; "
+            "give a lower rate, a shorter duration or fewer rows per request"
+        )
+
+
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not (np.isfinite(value) and value > 0):
@@ -39,6 +65,8 @@ def poisson(rate_per_s: float, duration_s: float, rng: np.random.Generator) -> T
 def gamma(rate_per_s: float, cv: float, duration_s: float, rng: np.random.Generator) -> Times:
     """Stationary renewal process with gamma gaps; `cv` is the gaps' coefficient of variation (1: Poisson)."""
     _check_positive(rate_per_s=rate_per_s, cv=cv, duration_s=duration_s)
+    if not _LEAST_CV <= cv <= _MOST_CV:
+        raise UsageError(f"cv is {cv:g}; it must lie between {_LEAST_CV:g} and {_MOST_CV:g}")
     shape = 1.0 / cv**2
     scale_s = 1.0 / (rate_per_s * shape)
     # The gap that covers time 0 is a length-biased one, cut at a uniform point. Starting with an ordinary gap instead
@@ -48,6 +76,8 @@ def gamma(rate_per_s: float, cv: float, duration_s: float, rng: np.random.Genera
     pieces = [np.array([first_s])]
     while pieces[-1][-1] < duration_s:
         pieces.append(pieces[-1][-1] + np.cumsum(rng.gamma(shape, scale_s, chunk)))
+        # bursts of a large cv hold far more than the mean
+        check_size(duration_s, sum(map(len, pieces)) - chunk)
     times = np.concatenate(pieces)
     within: Times = times[times < duration_s]
     return within
@@ -118,34 +148,38 @@ def _resample(times_s: Times, wanted: int, rng: np.random.Generator) -> Times:
 
 
 def _scaled_timestamps(
-    trace: Timestamps, duration_s: float | None, rate_per_s: float | None, rng: np.random.Generator
+    trace: Timestamps, duration_s: float | None, rate_per_s: float | None, rng: np.random.Generator, what: str
 ) -> Times:
     times_s = trace.times_s
     span_s = float(times_s[-1])
     if duration_s is None and rate_per_s is not None:
         duration_s = len(times_s) / rate_per_s
         rate_per_s = None
+    check_size(span_s if duration_s is None else duration_s, len(times_s), what=what)
     if duration_s is not None:
         if span_s == 0.0:
             raise UsageError("all timestamps of the trace are equal, so it cannot be stretched over time")
         times_s = times_s * (duration_s / span_s)
         if rate_per_s is not None:
+            check_size(duration_s, rate_per_s * duration_s, what=what)
             times_s = _resample(times_s, round(rate_per_s * duration_s), rng)
     return times_s
 
 
 def _scaled_counts(
-    trace: Counts, duration_s: float | None, rate_per_s: float | None, rng: np.random.Generator
+    trace: Counts, duration_s: float | None, rate_per_s: float | None, rng: np.random.Generator, what: str
 ) -> Times:
-    counts = trace.counts
+    counts, requests = trace.counts, float(trace.counts.sum())
     span_s = float(trace.starts_s[-1]) + trace.period_s
     time_factor = 1.0
     if duration_s is not None:
         time_factor = duration_s / span_s
         if rate_per_s is not None:
-            counts = rng.poisson(counts * (rate_per_s * duration_s / counts.sum()))
+            check_size(duration_s, rate_per_s * duration_s, what=what)
+            counts = rng.poisson(counts * (rate_per_s * duration_s / requests))
     elif rate_per_s is not None:
-        time_factor = counts.sum() / rate_per_s / span_s
+        time_factor = requests / rate_per_s / span_s
+    check_size(duration_s or span_s * time_factor, float(counts.sum()), what=what)
     starts_s = np.repeat(trace.starts_s, counts)
     return np.sort(starts_s + rng.random(len(starts_s)) * trace.period_s) * time_factor
 
@@ -169,12 +203,14 @@ def from_trace(
 
     Raises:
         InvalidArtefact: naming path and row.
+        UsageError: the load that comes of it is too large, see `check_size`.
 
     """
     for name, value in (("duration_s", duration_s), ("rate_per_s", rate_per_s)):
         if value is not None:
             _check_positive(**{name: value})
     trace = read_trace(path, column=column, start=start, end=end)
+    what = f"the load of trace {path}"
     if isinstance(trace, Counts):
-        return _scaled_counts(trace, duration_s, rate_per_s, rng)
-    return _scaled_timestamps(trace, duration_s, rate_per_s, rng)
+        return _scaled_counts(trace, duration_s, rate_per_s, rng, what)
+    return _scaled_timestamps(trace, duration_s, rate_per_s, rng, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 _DEFAULT_TIMEOUT_S = 5.0
 # A request's default deadline is this many times the SLO.
 _TIMEOUT_PER_SLO = 4.0
+# Changes of the rate of a bursty load; more is no burst but a Poisson process in between.
+_MOST_CHANGES = 1_000_000
 _STEP = re.compile(r"(?P<duration>[0-9.]+)x(?P<rate>[0-9.]+)")
-_RANGE = re.compile(r"(?P<low>\d+)(?:-(?P<high>\d+))?")
+_RANGE = re.compile(r"(?P<low>\d{1,9})(?:-(?P<high>\d{1,9}))?")
 
 Process = Literal["poisson", "gamma", "bursty"]
 
@@ -49,7 +52,7 @@ class LoadSettings:
         """Raise UsageError where the settings contradict each other or leave the load open."""
         for name in ("rate_per_s", "duration_s", "cv", "burst_factor", "mean_base_s", "mean_burst_s"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name} is {value}; it must be a positive number")
         if self.trace is not None:
             if self.steps is not None or self.process is not None:
@@ -66,6 +69,11 @@ class LoadSettings:
         `rows_per_request` is the mean, which turns the rates of rows into rates of requests.
         """
         self.check()
+        times_s, duration_s = self._draw(rows_per_request, rng)
+        arrivals.check_size(duration_s, len(times_s) * rows_per_request)
+        return times_s, duration_s
+
+    def _draw(self, rows_per_request: float, rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
         rate = None if self.rate_per_s is None else self.rate_per_s / rows_per_request
         if self.trace is not None:
             times_s = arrivals.from_trace(
@@ -81,12 +89,22 @@ class LoadSettings:
             return times_s, self.duration_s or last_s
         if self.steps is not None:
             profile = [(duration_s, rows_per_s / rows_per_request) for duration_s, rows_per_s in self.steps]
-            return arrivals.steps(profile, rng), sum(duration_s for duration_s, _ in self.steps)
+            duration_s = sum(duration_s for duration_s, _ in profile)
+            arrivals.check_size(duration_s, sum(duration_s * rate for duration_s, rate in profile))
+            return arrivals.steps(profile, rng), duration_s
         assert rate is not None
         assert self.duration_s is not None
+        arrivals.check_size(self.duration_s, self.duration_s * rate)
         if self.process == "gamma":
             return arrivals.gamma(rate, self.cv, self.duration_s, rng), self.duration_s
         if self.process == "bursty":
+            # each dwell is drawn, whether or not anything arrives in it
+            changes = 2.0 * self.duration_s / (self.mean_base_s + self.mean_burst_s)
+            if changes > _MOST_CHANGES:
+                raise UsageError(
+                    f"--base-dwell and --burst-dwell change the rate about {changes:.3g} times here, but at most "
+                    f"{_MOST_CHANGES:,} are drawn; give longer ones or a shorter duration"
+                )
             dwell_s = {"mean_base_s": self.mean_base_s, "mean_burst_s": self.mean_burst_s}
             base, burst = arrivals.split_burst_rates(rate, self.burst_factor, **dwell_s)
             return arrivals.bursty(base, burst, self.duration_s, rng, **dwell_s), self.duration_s
@@ -137,7 +155,7 @@ def parse_cores(text: str) -> set[int]:
 def choose_timeout(timeout_s: float | None, slo_s: float | None) -> float:
     """Deadline of every request in seconds: as given, else 4 x SLO, else 5 s."""
     for name, value in (("--timeout", timeout_s), ("--slo", slo_s)):
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name} is {value}; it must be a positive number of seconds")
     if timeout_s is not None:
         return timeout_s

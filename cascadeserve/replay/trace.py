@@ -29,6 +29,9 @@ Moment = tuple[int, float]
 _TIME_NAMES = ("timestamp", "time", "arrival", "arrival_s", "time_s", "seconds")
 _COUNT_NAMES = ("count", "counts", "requests")
 _MINUTE_S = 60.0
+# Differences of times up to here fit into int64, in whatever unit a file has them; so does a sum of such counts.
+_FARTHEST = 2**61
+_MOST_COUNT, _COUNT_DIGITS = 10**9, 100
 _DATETIME = re.compile(
     r"(?P<seconds>\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?)(?:\.(?P<fraction>\d+))?(?P<zone>Z|[+-]\d\d:?\d\d)?"
 )
@@ -146,11 +149,18 @@ def _parse_rows(rows: list[list[str]], layout: _Layout, path: Path) -> Iterator[
             raise InvalidArtefact(
                 f"`{time_text}` is neither a number nor a datetime", path=path, field=where
             ) from error
+        if abs(moment[0]) > _FARTHEST:
+            raise InvalidArtefact(
+                f"`{time_text}` is too far from 0; times go up to {_FARTHEST:.2g}", path=path, field=where
+            )
         if previous is not None and moment < previous:
             raise InvalidArtefact("goes back in time; sort the file by time", path=path, field=where)
         previous = moment
         if not count_text.isdecimal():
             raise InvalidArtefact(f"count `{count_text}` is no whole number", path=path, field=where)
+        # by its length first: Python reads no number of thousands of digits
+        if len(count_text) > _COUNT_DIGITS or int(count_text) > _MOST_COUNT:
+            raise InvalidArtefact(f"count is more than the {_MOST_COUNT:,} that a row may have", path=path, field=where)
         yield moment, int(count_text)
 
 

@@ -35,11 +35,13 @@ def draw_load(
     A row is drawn once for all models, so that models that fail together in the records do so here.
 
     Raises:
-        UsageError: there is no request, or the times do not rise.
+        UsageError: there is no request, the load has no duration, or the times do not rise.
 
     """
     if not len(times_s):
         raise UsageError("this load holds no request at all; raise rate or duration")
+    if not duration_s > 0:
+        raise UsageError("all requests of this load come at one moment; give a trace with more than one time")
     if times_s[0] < 0 or np.any(np.diff(times_s) < 0):
         raise UsageError("the times of a load must rise from 0")
     low, high = rows_per_request

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cascadeserve.errors import UsageError
 from cascadeserve.policy.admission import DEADLINE_SLOS
 from cascadeserve.policy.gear_switch import TICK_S
 from planner.simulator import kernel, state
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from planner.profile import Profile
     from planner.records import Records
     from planner.simulator.load import Load
+
+
+# Every tick of the gear loop is kept. Planning for slow models simulates weeks, nothing simulates years.
+_LONGEST_S = 366 * 86_400.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +92,10 @@ class Simulator:
         """Send a load; `hold_gear` keeps one gear whatever the demand.
 
         The default deadline is that of the orchestrator for small requests, 4 SLOs; it gives large ones longer.
+
+        Raises:
+            UsageError: the run would last too long.
+
         """
         offset = np.concatenate(([0], np.cumsum(load.rows)))
         sent = state.Load(load.times_s, offset, load.row_index, np.repeat(np.arange(len(load.rows)), load.rows))
@@ -95,7 +104,13 @@ class Simulator:
         flights = state.idle_flights(endpoints, int(self._served.slots.max()) + 1)
         devices = state.idle_devices(endpoints, len(self.family.models))
         knobs = self._knobs(timeout_s, hold_gear, layout, load.duration_s)
-        room = int((max(load.duration_s, float(load.times_s[-1])) + knobs.timeout_s) / TICK_S) + 2
+        last_s = max(load.duration_s, float(load.times_s[-1])) + knobs.timeout_s
+        if not last_s <= _LONGEST_S:
+            raise UsageError(
+                f"load and deadline of a request together last {last_s:.6g} s, but at most {_LONGEST_S:.0f} s are "
+                "simulated; give a shorter load, or a shorter timeout or SLO"
+            )
+        room = int(last_s / TICK_S) + 2
         ticks = state.Ticks(np.zeros(room, np.int16), np.zeros(room, np.int16), np.zeros(room))
         first = knobs.held_gear if hold_gear is not None else int(self._served.layout_gear[knobs.first_layout, 0])
         control = state.first_gear(first, knobs.first_layout)

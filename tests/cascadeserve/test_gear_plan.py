@@ -53,14 +53,17 @@ def test_the_tiny_plan_is_accepted_and_read_back_as_written(tmp_path: Path) -> N
     assert [stage.threshold for stage in family.entry("cascade").stages] == [0.5, None]
 
 
+PREDICTED = {
+    "sustained_rate_per_s": 120.0, "p50_s": 0.1, "p95_s": 0.3, "worst_s": 0.4, "accuracy": 0.9, "utilisation": 0.8,
+}  # fmt: skip
+
+
 def test_evidence_is_read_back_and_may_be_left_out(tmp_path: Path) -> None:
     document = plan_document()
     bare = read_gear_plan(written(tmp_path, document))
     assert (bare.made_from, bare.families["family"].certificate, bare.families["family"].expected) == (None, None, None)
     certify(document, epsilon=0.004)
-    gear_of(document, 0)["predicted"] = {
-        "sustained_rate_per_s": 120.0, "p50_s": 0.1, "p95_s": 0.3, "worst_s": 0.4, "accuracy": 0.9, "utilisation": 0.8,
-    }  # fmt: skip
+    gear_of(document, 0)["predicted"] = PREDICTED
     document["made_from"] = {"planner_version": "1", "policy": "cascade", "seed": 3, "digests": {"goal": "sha256:2"}}
     plan = read_gear_plan(written(tmp_path, document))
     family = plan.families["family"]
@@ -112,6 +115,16 @@ WRONG: dict[str, tuple[Callable[[Document], Any], str, str]] = {
         ">= 0",
     ),
     "negative rate": (lambda d: gear_of(d, 0).update(min_rate_per_s=-1.0), f"{FAMILY}.gears[0].min_rate_per_s", ">= 0"),
+    "batch in no time": (
+        lambda d: family_of(d)["models"]["small"].update(busy_s=[[1, 0.0]]),
+        f"{FAMILY}.models[...].busy_s[0][1]",
+        "> 0",
+    ),
+    "sustained rate of zero": (
+        lambda d: gear_of(d, 0).update(predicted=PREDICTED | {"sustained_rate_per_s": 0}),
+        f"{FAMILY}.gears[0].predicted.sustained_rate_per_s",
+        "> 0",
+    ),
     "SLO of zero": (lambda d: family_of(d).update(slo_s=0.0), f"{FAMILY}.slo_s", "> 0"),
     "instance count of zero": (
         lambda d: d["layouts"][0]["instances"]["a"].update(small=0),

@@ -188,6 +188,11 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "repository",
         "'small'",
     ),
+    "config that is no text": (
+        lambda f: (f / "repository/small/config.pbtxt").write_bytes(b'name: "sm\xe4ll"'),
+        "repository/small/config.pbtxt",
+        "is no text in UTF-8",
+    ),
     "model without scores": (
         lambda f: (f / "repository/small/config.pbtxt").write_text('name: "small"'),
         "repository/small/config.pbtxt",

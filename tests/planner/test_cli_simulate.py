@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,12 +11,13 @@ import pytest
 
 from cascadeserve import cli
 from cascadeserve.artefacts import write_json
-from planner.records import CalibrationRecords, HeldOutRecords, SearchRecords
-from planner.records_files import write_records
+from planner.records import CalibrationRecords, HeldOutRecords, Provenance, SearchRecords
+from planner.records_files import read_search, write_records
 from tests.fakes import tiny
 from tests.fakes.plans import make_profile, make_records
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # the first run compiles the simulator
@@ -187,6 +188,20 @@ def test_one_of_several_families(folder: Path, capsys: pytest.CaptureFixture[str
         ([STEPS, "--family=other"], "no family 'other'; say --family with one of family"),
         ([STEPS, "--timeout=0"], "--timeout is 0.0"),
         ([STEPS, "--timeout=nan"], "--timeout is nan"),
+        ([STEPS, "--timeout=inf"], "--timeout is inf"),
+        ([STEPS, "--timeout=1e300"], "load and deadline of a request together last 1e+300 s"),
+        (["--rate=inf", "--duration=5"], "rate_per_s is inf"),
+        (["--rate=1", "--duration=1e12"], "this load lasts 1e+12 s, but a load may last at most 2592000 s (30 days)"),
+        (["--rate=5e7", "--duration=1"], "this load has about 5e+07 requests or rows"),
+        (["--rate=1e9", "--duration=100", "--rows-per-request=999999999"], "requests or rows"),
+        (["--rate=100", "--duration=5", "--process=gamma", "--cv=1e200"], "cv is 1e+200; it must lie between"),
+        (["--rate=100", "--duration=5", "--process=gamma", "--cv=1e-200"], "cv is 1e-200; it must lie between"),
+        (
+            ["--rate=1", "--duration=5", "--process=bursty", "--base-dwell=1e-9", "--burst-dwell=1e-9"],
+            "--base-dwell and --burst-dwell change the rate about 5e+09 times",
+        ),
+        (["--steps=5x9999999"], "this load has about 5e+07 requests or rows, but a load may have at most 20,000,000"),
+        ([f"--steps={'9' * 400}x1"], "this load lasts inf s"),
         ([STEPS, "--rows-per-request=0"], "rows per request `0`"),
         ([STEPS, "--plot=timeline.pdf"], "is written as .svg or .png"),
         (["--trace=nowhere.csv"], "nowhere.csv: cannot be read"),
@@ -201,6 +216,30 @@ def test_bad_options_are_refused_in_one_sentence(
     assert sentence in errors
     assert "Traceback" not in errors
     assert output == ""
+
+
+@pytest.mark.parametrize(
+    ("trace", "options", "sentence"),
+    [
+        ("0\n", [], "all requests of this load come at one moment; give a trace with more than one time"),
+        ("7\n7\n7\n", [], "all requests of this load come at one moment"),
+        ("7\n7\n", ["--duration=5"], "all timestamps of the trace are equal"),
+        ("0\n1e12\n", [], "trace.csv lasts 1e+12 s, but a load may last at most"),
+        ("0\n1\n", ["--rate=1e-9"], "trace.csv lasts 2e+09 s"),
+        ("0\n1\n", ["--rate=1e9", "--duration=5"], "trace.csv has about 5e+09 requests or rows"),
+        ("0\n1e300\n", [], "trace.csv: row 2: `1e300` is too far from 0"),
+        ("minute,count\n0,1\n1,999999999\n", [], "trace.csv has about 1e+09 requests or rows"),
+        ("minute,count\n0,1\n1,99999999999999999999\n", [], "trace.csv: row 3: count is more than the 1,000,000,000"),
+    ],
+)
+def test_a_trace_that_makes_no_load_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], trace: str, options: list[str], sentence: str
+) -> None:
+    (folder / "trace.csv").write_text(trace)
+    code, output, errors = run(folder, capsys, f"--trace={folder / 'trace.csv'}", *options)
+    assert (code, output) == (2, "")
+    assert sentence in errors
+    assert errors.count("\n") == 1
 
 
 def test_calibration_rows_are_not_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +261,52 @@ def test_wrong_files_are_named(folder: Path, capsys: pytest.CaptureFixture[str])
 def test_a_profile_that_lacks_a_model_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_json(folder / "profile.json", make_profile({"small": BUSY_S["small"]}))
     code, _, errors = run(folder, capsys, STEPS)
-    assert (code, "the profile has no model large" in errors) == (2, True)
+    assert (code, "model 'large' is in the records but not in the profile" in errors) == (2, True)
+
+
+def other_family(folder: Path) -> None:
+    write_records(folder / "search.npz", replace(read_search(folder / "search.npz"), family="animals"))
+
+
+def other_model(folder: Path) -> None:
+    write_records(folder / "search.npz", make_records({"small": [0.5] * 10}))
+
+
+def changed_model(folder: Path) -> None:
+    records = read_search(folder / "search.npz")
+    answers = replace(records.models["large"], provenance=Provenance(digest="sha256:old"))
+    write_records(folder / "search.npz", replace(records, models=records.models | {"large": answers}))
+    document = msgspec.to_builtins(make_profile(BUSY_S))
+    document["models"]["large"]["digest"] = "sha256:new"
+    write_json(folder / "profile.json", document)
+
+
+def on_gpu(folder: Path) -> None:
+    (folder / "cluster.toml").write_text(CLUSTER.replace('{ kind = "cpu", cores = [0] }', '{ kind = "gpu" }'))
+
+
+def other_slots(folder: Path) -> None:
+    write_json(folder / "profile.json", make_profile(BUSY_S, slots=2))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (other_family, "the records are of family 'animals', but 'family' is wanted"),
+        (other_model, "model 'large' is not in the records, which hold small"),
+        (changed_model, "model 'large' changed between recording and profiling"),
+        (on_gpu, "endpoint 'a' is a gpu, but the profile is of a cpu"),
+        (other_slots, "endpoint 'a' has 1 slots, but the profile was measured with 2"),
+    ],
+)
+def test_files_that_do_not_fit_each_other_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], sentence: str
+) -> None:
+    change(folder)
+    code, output, errors = run(folder, capsys, STEPS)
+    assert (code, output) == (2, "")
+    assert sentence in errors
+    assert errors.count("\n") == 1
 
 
 def test_a_missing_package_is_named(

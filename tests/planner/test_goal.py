@@ -95,6 +95,13 @@ def test_a_trace_tells_how_often_each_rate_occurs(tmp_path: Path) -> None:
     assert sum(share for _, share in prior) == pytest.approx(1.0)
 
 
+def test_a_trace_of_millennia_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("time_s\n0\n1e12\n")
+    goal = FamilyGoal(slo_s=1.0, trace=TraceUse(file="trace.csv"))
+    with pytest.raises(UsageError, match=r"trace\.csv lasts 1e\+12 s, but a load may last at most 2592000 s"):
+        rate_prior(goal, tmp_path / "goal.toml", 0)
+
+
 def test_a_missing_trace_is_named(tmp_path: Path) -> None:
     goal = FamilyGoal(slo_s=1.0, trace=TraceUse(file="none.csv"))
     with pytest.raises(InvalidArtefact, match=r"none\.csv"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,9 @@ GOOD = "true,said,how sure,who\n0,1,0.25,ann\n"
         (GOOD + "1,cat,0.5,bob\n", "said: must hold numbers"),
         (GOOD + "1,-1,0.5,bob\n", "said: must hold labels"),
         (GOOD + "1,0.5,0.5,bob\n", "said: must hold labels"),
+        (GOOD + "1,1,1e300,bob\n", r"how sure: is beyond 3\.4e\+38 in 1 rows, first in row 1"),
+        (GOOD + "1,1e300,0.5,bob\n", r"said: is beyond 3\.4e\+38"),
+        (GOOD + "1,1e30,0.5,bob\n", "said: must hold labels: whole numbers from 0, below 9007199254740992"),
         (GOOD + '1,1,0.5,"bob\n', "is no .csv file in UTF-8"),
     ],
 )
@@ -195,6 +199,27 @@ def test_a_wrong_csv_file_is_refused(import_file: Callable[[str], Path], csv: st
         ("logits", {"truth": [0, 1], "scores": [0.5, 2.0]}, "scores: has 1 axes"),
         ("logits", {"truth": [0], "scores": [[np.nan, 1.0]]}, "scores: is NaN"),
         ("logits", {"truth": [[0]], "scores": [[0.0, 1.0]]}, "truth: has 2 axes"),
+        ("logits", {"truth": [0, 1], "scores": np.zeros((0, 2))}, "scores: is empty"),
+        ("logits", {"truth": np.zeros(0), "scores": np.zeros((0, 2))}, "truth: is empty"),
+        ("logits", {"truth": [0], "scores": np.zeros((1, 0))}, "scores: needs scores of at least two classes"),
+        ("logits", {"truth": [0], "scores": [[1.7e308, -1.7e308]]}, "scores: is beyond"),
+        ("logits", {"truth": [0], "scores": np.array([["1e999", "1"]])}, "scores: is NaN or infinite"),
+        (
+            "logits",
+            {"truth": [0], "scores": np.array([[1j, 1.0]])},
+            "scores: must hold real numbers, but is complex128",
+        ),
+        (
+            "logits",
+            {"truth": np.zeros(1, "M8[s]"), "scores": [[0.0, 1.0]]},
+            "truth: must hold real numbers, but is dat",
+        ),
+        (
+            "logits",
+            {"truth": np.zeros(1, "m8[s]"), "scores": [[0.0, 1.0]]},
+            "truth: must hold real numbers, but is tim",
+        ),
+        ("logits", {"truth": np.zeros(1, [("a", "f8")]), "scores": [[0.0, 1.0]]}, "truth: must hold real numbers"),
         ("logits", {"scores": [[0.0, 1.0]]}, "truth: is missing; the file has scores"),
     ],
 )
@@ -249,6 +274,8 @@ def test_what_is_no_npz_file_is_refused(import_file: Callable[[str], Path], data
 
 # Splits.
 
+NAN = math.nan
+
 
 def grouped(groups: list[int]) -> Records:
     rows = len(groups)
@@ -284,7 +311,10 @@ def test_each_group_is_as_likely_in_each_split() -> None:
     assert np.mean(places) == pytest.approx(6 / 11, abs=0.08)
 
 
-@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (0.5, 0.5, 0.0), (1.2, -0.1, -0.1)])
+@pytest.mark.parametrize(
+    "fractions",
+    [(0.5, 0.5, 0.5), (0.5, 0.5, 0.0), (1.2, -0.1, -0.1), (NAN, NAN, NAN), (0.5, NAN, 0.5), (math.inf, 0.5, 0.5)],
+)
 def test_fractions_must_be_a_division(fractions: tuple[float, float, float]) -> None:
     with pytest.raises(UsageError, match="positive and sum to 1"):
         split(grouped(list(range(10))), fractions=fractions, seed=0)

@@ -167,7 +167,7 @@ def more_slots() -> dict[str, Any]:
     ("changes", "words"),
     [
         (other_family, "of family 'tiny'"),
-        (unprofiled, "'small' is in the search records but not in the profile"),
+        (unprofiled, "'small' is in the records but not in the profile"),
         (on_gpu, "is a gpu"),
         (more_slots, "has 2 slots"),
     ],

@@ -81,3 +81,10 @@ def test_nonsense_is_refused() -> None:
         arrivals.gamma(1.0, 0.0, 1.0, rng())
     with pytest.raises(UsageError, match="empty"):
         arrivals.steps([], rng())
+
+
+def test_a_burst_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "MOST_REQUESTS", 1000)
+    with pytest.raises(UsageError, match="may have at most 1,000"):
+        # nearly all gaps of such a load are 0, so that what would be enough on average is not
+        arrivals.gamma(1.0, 30.0, 20_000.0, rng())

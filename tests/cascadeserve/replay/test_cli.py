@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -147,3 +148,5 @@ def test_small_parsers() -> None:
     assert choose_timeout(None, None) == 5.0
     assert choose_timeout(None, 0.1) == pytest.approx(0.4)
     assert choose_timeout(2.0, 0.1) == 2.0
+    with pytest.raises(UsageError, match="--timeout is inf"):
+        choose_timeout(math.inf, None)
