@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto, external_data_helper, helper, shape_inference, version_converter
 
 from cascadeserve.errors import UsageError
+from export.graph import all_nodes, copy_of
 from export.onnx_versions import IR_VERSION, NEWEST_OPSET, OPSET
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def in_readable_opset(model: onnx.ModelProto) -> onnx.ModelProto:
                 f"the model uses operator set {opset}, which onnx cannot convert to {OLDEST_OPSET}: export it "
                 f"again with opset_version={OPSET}"
             ) from error
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     if opset == 0:
         # made of operators of other domains only
         copy.opset_import.append(helper.make_opsetid("", OPSET))
@@ -64,8 +64,7 @@ def class_output(model: onnx.ModelProto, name: str | None) -> onnx.ValueInfoProt
         raise UsageError(f"the model has the outputs {', '.join(names)}: say which one holds a number for every class")
     if name is not None and name not in names:
         raise UsageError(f"the model has no output {name!r}, only {', '.join(names)}")
-    output = onnx.ValueInfoProto()
-    output.CopyFrom(next(value for value in model.graph.output if name in {None, value.name}))
+    output = copy_of(next(value for value in model.graph.output if name in {None, value.name}))
     tensor = output.type.tensor_type
     if not output.type.HasField("tensor_type") or tensor.elem_type not in FLOATS:
         kind = TensorProto.DataType.Name(tensor.elem_type) if output.type.HasField("tensor_type") else "no tensor"
@@ -150,7 +149,7 @@ def set_ir_version(model: onnx.ModelProto) -> None:
     """Bring the IR version to what the servers read, unless the model holds what that version does not know."""
     tensors = [
         *(tensor for part in _with_inner(model.graph) for tensor in part.initializer),
-        *(attribute.t for node in _all_nodes(model) for attribute in node.attribute if attribute.HasField("t")),
+        *(attribute.t for node in all_nodes(model) for attribute in node.attribute if attribute.HasField("t")),
     ]
     newer = any(tensor.data_type > _NEWEST_TYPE_OF_IR_9 for tensor in tensors)
     if not (newer or any(function.overload for function in model.functions)):
@@ -184,13 +183,6 @@ def _with_inner(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
         yield from _graphs_in(node)
-
-
-def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    for part in _with_inner(model.graph):
-        yield from part.node
-    for function in model.functions:
-        yield from function.node
 
 
 def _named_values(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto | onnx.TensorProto]:
