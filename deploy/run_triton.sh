@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Starts tritonserver in NVIDIA's container, for docker-compose.yml: the models of /models, from the working copy in
-# /state, under the endpoint's own configs. The same flags as cascadeserve/local_triton/server.py where they apply.
+# Starts the tritonserver of endpoint $ENDPOINT in NVIDIA's container, for docker-compose.yml: the models of /models,
+# from the working copy in /state, under the endpoint's own configs. The same flags as
+# cascadeserve/local_triton/server.py where they apply.
 set -euo pipefail
 
 load=()
@@ -9,7 +10,8 @@ for config in /models/*/config.pbtxt; do
 done
 
 # Nobody is told this key, so what it guards is closed to everyone. The orchestrator needs health and inference over
-# HTTP, and health, configs and the repository over gRPC; `record` and `profile` infer over gRPC.
+# HTTP, and health, configs and the repository over gRPC; `record` and `profile` infer over gRPC, and `profile` reads the
+# statistics there.
 key=$(head -c 32 /dev/urandom | sha256sum | cut -d ' ' -f 1)
 
 exec tritonserver \
@@ -17,9 +19,9 @@ exec tritonserver \
   --model-control-mode=explicit \
   --strict-readiness=false \
   "${load[@]}" \
-  --model-config-name=triton0 \
+  "--model-config-name=${ENDPOINT:?is not set: name the endpoint as the cluster file does}" \
   --disable-auto-complete-config \
   --exit-timeout-secs=10 \
   --http-max-input-size=1073741824 \
   "--http-restricted-api=model-config,model-repository,shared-memory,statistics,trace,logging:admin-key=$key" \
-  "--grpc-restricted-protocol=shared-memory,statistics,trace,logging:admin-key=$key"
+  "--grpc-restricted-protocol=shared-memory,trace,logging:admin-key=$key"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds docker-compose.cpu.yml, sends it requests, kills its Triton, and takes everything down again.
+# Builds docker-compose.cpu.yml, sends it requests, kills its Triton, has it plan for itself and serve that plan, lets a
+# Prometheus scrape it (if `prometheus` is installed here), and takes everything down again.
 #
 #   deploy/try_containers.sh
 #   PLAN=./my_plan.json MODEL_REPOSITORY=./my_models deploy/try_containers.sh
@@ -166,14 +167,86 @@ for process in Path("/proc").glob("[0-9]*"):
 sys.exit("no tritonserver")' "$@"
 }
 
+# Rows and a goal for the plan job: few rows, hence a wide certificate.
+prepare_plan_job() {
+  "$PYTHON" - "$ROWS" <<'PY'
+import sys
+from pathlib import Path
+
+import numpy as np
+from examples.digits.data import rows
+
+folder = Path(sys.argv[1])
+for split in ("search", "calibration"):
+    made = rows(split, 1500)
+    np.savez(folder / f"{split}.npz", **{"input:image": made.inputs, "label": made.labels})
+(folder / "goal.toml").write_text("""
+schema_version = 1
+[families.digits]
+slo_per_reference_batch = 20.0
+below_reference = 0.01
+max_epsilon = 0.1
+""")
+PY
+  chmod -R a+rX "$ROWS"
+}
+
+# The orchestrator answers by a plan of this name.
+answers_by() {
+  "$PYTHON" - "$1" <<'PY'
+import os
+import sys
+
+import numpy as np
+import tritonclient.http as http
+
+tensor = http.InferInput("image", [1, 1, 32, 32], "FP32")
+tensor.set_data_from_numpy(np.zeros((1, 1, 32, 32), np.float32))
+with http.InferenceServerClient(f"127.0.0.1:{os.environ['HTTP_PORT']}") as server:
+    answer = server.infer("digits", [tensor]).get_response()
+sys.exit(answer["parameters"]["plan"] != sys.argv[1])
+PY
+}
+
+# A Prometheus on the host finds the orchestrator's metrics through the published port.
+scraped() {
+  local folder port
+  folder=$(mktemp -d)
+  port=$("$PYTHON" -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])')
+  sed -e "s/127.0.0.1:8080/127.0.0.1:$HTTP_PORT/" -e "s#/etc/prometheus/alerts.yml#$PWD/deploy/prometheus/alerts.yml#" \
+    -e 's/scrape_interval: .*/scrape_interval: 1s/' deploy/prometheus/prometheus.cpu.yml >"$folder/prometheus.yml"
+  prometheus --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/data" \
+    --web.listen-address="127.0.0.1:$port" >"$folder/log" 2>&1 &
+  local pid=$! status=0
+  eventually query_prometheus "$port" || status=1
+  kill "$pid" && wait "$pid" || true
+  ((status == 0)) || tail -5 "$folder/log"
+  rm -rf "$folder"
+  return "$status"
+}
+
+query_prometheus() {
+  "$PYTHON" - "$1" <<'PY'
+import json
+import sys
+from urllib.request import urlopen
+
+query = "sum(cascadeserve_rows_answered_total)"
+with urlopen(f"http://127.0.0.1:{sys.argv[1]}/api/v1/query?query={query}", timeout=2) as answer:
+    result = json.load(answer)["data"]["result"]
+sys.exit(not (result and float(result[0]["value"][1]) > 0))
+PY
+}
+
 # Another tritonserver than the one given runs.
 restarted() {
   local now
   now=$(triton_process) && [ "$now" != "$1" ]
 }
 
-# That file cannot run without a GPU; that compose accepts it is better than nothing.
+# These cannot run without GPUs; that compose accepts them is better than nothing.
 check "docker-compose.yml accepted" "${gpu[@]}" config --quiet || true
+check "docker-compose.2gpu.yml accepted" "${gpu[@]}" --file docker-compose.2gpu.yml config --quiet || true
 check "build" "${compose[@]}" build --quiet || exit 1
 check "start; orchestrator after a healthy Triton" "${compose[@]}" up --detach || exit 1
 check "ready through the published port" eventually ready || exit 1
@@ -185,4 +258,20 @@ before=$(triton_process 9)
 check "Triton restarted after SIGKILL" eventually restarted "$before" || exit 1
 check "HTTP inference again" eventually client http || true
 check "gRPC inference again" eventually client grpc || true
+if [ "$PLAN" = ./examples/digits/gear_plan.json ]; then
+  export FAMILY=digits MODELS="digits_cnn digits_resnet" PROFILE_OPTIONS=--quick PLAN_NAME=made-here ROWS GOAL
+  ROWS=$(mktemp -d)
+  GOAL=$ROWS/goal.toml
+  check "rows for the plan job" prepare_plan_job || exit 1
+  check "plan job" "${compose[@]}" run --rm plan || exit 1
+  export PLAN_FILE=/plans/gear_plan.json
+  check "orchestrator with that plan" "${compose[@]}" up --detach orchestrator || exit 1
+  check "answers by that plan" eventually answers_by made-here || true
+  rm -rf "$ROWS"
+fi
+if command -v prometheus >/dev/null; then
+  check "scraped by Prometheus" scraped || true
+else
+  echo "NOT RUN: scraped by Prometheus (it is not installed; Debian has it)"
+fi
 check "stop" "${compose[@]}" stop --timeout 30 || true
