@@ -7,7 +7,7 @@ TIER ?= quick
 ONLY ?=
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench bars containers constraints clean help
+.PHONY: demo test check docs bench bars containers constraints clean help
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,7 +15,7 @@ help: ## list the targets
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,local,planner,examples,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,local,planner,examples,docs,dev]'
 	touch $@
 
 demo: $(INSTALLED) ## start a real Triton and the orchestrator, replay a burst, print the ledger
@@ -29,6 +29,9 @@ check: $(INSTALLED) ## formatting, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(INSTALLED) ## build the documentation as .cascadeserve/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(INSTALLED) ## measure what the orchestrator adds to a request
 	$(BIN)/python -m benchmarks.gateway

@@ -75,8 +75,10 @@ def _option(option: click.Option, context: click.Context) -> str:
 
 
 def _text(text: str) -> str:
-    """Click's paragraphs; one that begins with a backspace is not to be wrapped."""
-    return text.replace("\b\n", "").strip()
+    """Click's paragraphs as Markdown: without the mark of those that are not to be wrapped, and without tags."""
+    parts = text.replace("\b\n", "").strip().split("`")
+    # every other part stands between backticks, where Markdown escapes by itself
+    return "`".join(part if i % 2 else part.replace("<", "&lt;") for i, part in enumerate(parts))
 
 
 def _metrics() -> Iterator[str]:
