@@ -5,13 +5,17 @@
 #   deploy/try_containers.sh
 #   PLAN=./my_plan.json MODEL_REPOSITORY=./my_models deploy/try_containers.sh
 #
-# Prints PASS or FAIL per check; the exit status is 0 only if all passed. Needs a Docker engine with compose, and a
+# Prints PASS or FAIL per check, and writes how many there were of each to $RESULT; the exit status is 0 only if all
+# passed. Needs a Docker engine with compose, and a
 # Python with tritonclient ($PYTHON, by default the project's environment).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-.venv/bin/python}
 READY_WITHIN_S=180
+RESULT=${RESULT:-benchmarks/results/local/containers.json}
+mkdir -p "$(dirname "$RESULT")"
+rm -f "$RESULT"
 export PLAN=${PLAN:-./examples/digits/gear_plan.json} MODEL_REPOSITORY=${MODEL_REPOSITORY:-./model_repository}
 
 stop_here() {
@@ -39,7 +43,7 @@ export HTTP_PORT GRPC_PORT LISTEN=127.0.0.1
 gpu=("${compose[@]}" --file docker-compose.yml)
 compose+=(--project-name cascadeserve-try --file docker-compose.cpu.yml)
 
-failed=0
+passed=0 failed=0
 finish() {
   status=$?
   trap - EXIT
@@ -50,7 +54,9 @@ finish() {
   # are still in.
   down=("${compose[@]}" down --volumes --timeout 30)
   check "everything taken down" eval '"${down[@]}" >/dev/null 2>&1 || "${down[@]}"' || true
-  ((status)) || status=$failed
+  ((status == 0 || failed > 0)) || failed=1
+  echo "{\"passed\": $passed, \"failed\": $failed}" >"$RESULT"
+  ((status)) || status=$((failed > 0))
   exit "$status"
 }
 trap finish EXIT
@@ -62,9 +68,10 @@ check() {
   shift
   if "$@"; then
     echo "PASS: $what ($((SECONDS - began)) s)"
+    passed=$((passed + 1))
   else
     echo "FAIL: $what ($((SECONDS - began)) s)"
-    failed=1
+    failed=$((failed + 1))
     return 1
   fi
 }
