@@ -126,7 +126,8 @@ def _lint(repository: Path, names: tuple[str, ...], console: Console) -> None:
         if names and path.partition("/")[0] not in names:
             continue
         for finding in findings:
-            console.print(Text(f"{path}: {finding}", style="dim" if finding.severity == "warning" else "red"))
+            style = "dim" if finding.severity == "warning" else "red"
+            console.print(Text(f"{path}: {finding}", style), soft_wrap=True)
             if finding.severity == "error" and refused is None:
                 where = ": ".join(filter(None, (str(repository / path), finding.field)))
                 refused = f"{where}: {finding.problem}"
