@@ -68,7 +68,7 @@ class ServedModels:
         """Highest version that answers; raises ExportRefused where the model is not served."""
         with self._refusals(model, "is not served"):
             metadata = self._client.get_model_metadata(model, client_timeout=_CALL_TIMEOUT_S)
-        return max(metadata.versions, key=int)
+        return str(max(metadata.versions, key=int))
 
     def answer(
         self,

@@ -302,27 +302,29 @@ def test_every_model_is_checked_and_the_first_that_fails_is_named(repository: Pa
 @pytest.mark.triton
 @pytest.mark.timeout(120)
 def test_a_triton_that_runs_elsewhere_is_verified_by_its_address(repository: Path, tmp_path: Path) -> None:
-    write_model(
-        repository,
-        SERVED,
-        model_of(name="third", variant="tensorrt"),
-        (repository / "third" / "1" / "model.onnx").read_bytes(),
-    )
-    results = []
+    good = (repository / "first" / "1" / "model.onnx").read_bytes()
+    write_model(repository, SERVED, SERVED.models[0], with_weights(good, lambda weights: -weights), 2)
+    results: list[Result] = []
+    answers: list[Any] = []
 
     def check(address: str) -> list[Any]:
         served = ServedModels(address)
+        served.load("second")
         served.load("first")
-        results.append(run(repository, f"--url={address}", "--model=first"))
+        for version in ("1", "2"):
+            answers.append(served.answer("first", version, SERVED.inputs, ("scores",), ROWS, 8)["scores"])
+        results.append(run(repository, f"--url={address}", "--model=second"))
         results.append(run(repository, f"--url={address}"))
         served.close()
         return []
 
     asyncio.run(verify_cli._serve(repository, tmp_path / "state", check))
     alone, both = results
-    assert (alone.exit_code, table(alone)) == (0, {"first": ("1", "ok")}), alone.output
-    assert table(both) == {"first": ("1", "ok"), "second": ("", "failed"), "third": ("", "failed")}
-    assert refusal(both, ExportRefused).startswith("second: is not served by the Triton at 127.0.0.1:")
+    assert (alone.exit_code, table(alone)) == (0, {"second": ("1", "ok")}), alone.output
+    assert table(both) == {"first": ("2", "failed"), "second": ("1", "ok"), "third": ("", "failed")}
+    assert refusal(both, ExportRefused).startswith("first version 2: scores differ from the source's")
+    np.testing.assert_allclose(answers[0], EXPECTED["scores"], atol=1e-5)
+    assert np.abs(answers[1] - EXPECTED["scores"]).max() > 0.1, "each version answers as itself"
 
 
 @pytest.mark.triton
