@@ -56,17 +56,17 @@ class ServedModels:
 
     def load(self, model: str) -> None:
         """Load a model; raises ExportRefused with Triton's reason."""
-        with self._refusals(model, "is not loaded"):
+        with self._refusals(model, "is not loaded", "export it again, or mend what the reason names"):
             self._client.load_model(model, client_timeout=_LOAD_TIMEOUT_S)
 
     def unload(self, model: str) -> None:
         """Unload a model and what it is made of; they may go some time later."""
-        with self._refusals(model, "is not unloaded"):
+        with self._refusals(model, "is not unloaded", "unload it by hand"):
             self._client.unload_model(model, unload_dependents=True, client_timeout=_CALL_TIMEOUT_S)
 
     def newest_version(self, model: str) -> str:
         """Highest version that answers; raises ExportRefused where the model is not served."""
-        with self._refusals(model, "is not served"):
+        with self._refusals(model, "is not served", "have it loaded there"):
             metadata = self._client.get_model_metadata(model, client_timeout=_CALL_TIMEOUT_S)
         return str(max(metadata.versions, key=int))
 
@@ -101,7 +101,7 @@ class ServedModels:
             tensor.set_data_from_numpy(batch[spec.name])
             tensors.append(tensor)
         count = len(next(iter(batch.values())))
-        with self._refusals(model, f"does not answer a batch of {count} rows"):
+        with self._refusals(model, f"does not answer a batch of {count} rows", "export it again, or look into its log"):
             result = self._client.infer(
                 model,
                 tensors,
@@ -117,10 +117,10 @@ class ServedModels:
         return arrays
 
     @contextmanager
-    def _refusals(self, model: str, what: str) -> Iterator[None]:
+    def _refusals(self, model: str, what: str, advice: str) -> Iterator[None]:
         try:
             yield
         except InferenceServerException as error:
-            # Triton's texts run over several lines and end in one; the reader gets one sentence
-            reason = " ".join(str(error.message()).split())
-            raise ExportRefused(f"{model}: {what} by the Triton at {self._address} ({reason})") from error
+            # Triton's texts run over several lines, and those of the Python backend end in a traceback
+            reason = " ".join(str(error.message()).split()).partition(" At: ")[0]
+            raise ExportRefused(f"{model}: {what} by the Triton at {self._address} ({reason}); {advice}") from error

@@ -311,8 +311,9 @@ def test_a_triton_that_runs_elsewhere_is_verified_by_its_address(repository: Pat
         served = ServedModels(address)
         served.load("second")
         served.load("first")
-        for version in ("1", "2"):
-            answers.append(served.answer("first", version, SERVED.inputs, ("scores",), ROWS, 8)["scores"])
+        answers.extend(
+            served.answer("first", version, SERVED.inputs, ("scores",), ROWS, 8)["scores"] for version in ("1", "2")
+        )
         results.append(run(repository, f"--url={address}", "--model=second"))
         results.append(run(repository, f"--url={address}"))
         served.close()
