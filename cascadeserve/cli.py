@@ -18,6 +18,7 @@ from cascadeserve.errors import CascadeServeError
 # command -> (module, attribute, one line of help); the help stands here so that --help imports nothing
 _COMMANDS = {
     "export": ("export.cli", "export", "Export a family of PyTorch models to a Triton model repository."),
+    "verify": ("export.verify_cli", "verify", "Hold a repository on a real Triton against its source."),
     "triton": ("cascadeserve.local_triton.cli", "triton", "Run a real tritonserver on this machine."),
     "prepare": (
         "cascadeserve.local_triton.cli",
@@ -58,7 +59,7 @@ class _LazyGroup(click.Group):
                 "planner",
             ):
                 raise
-            extra = _EXTRA_OF.get(error.name or "", "export" if cmd_name == "export" else "local")
+            extra = _EXTRA_OF.get(error.name or "", "export" if module.startswith("export.") else "local")
             message = f"`{cmd_name}` needs the package {error.name!r}: pip install 'cascadeserve[{extra}]'"
             raise click.ClickException(message) from error
         return command

@@ -127,6 +127,14 @@ def with_instance_count(
     return changed
 
 
+def has_tensorrt_accelerator(config: ModelConfig) -> bool:
+    """Whether ONNX Runtime hands the model to TensorRT, which takes a GPU and builds engines for the shapes it sees."""
+    return any(
+        accelerator.name == "tensorrt"
+        for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator
+    )
+
+
 def config_digest(config: ModelConfig) -> str:
     """Digest of what a model is: everything but how many instances run and which versions are served."""
     bare = model_config_pb2.ModelConfig()

@@ -21,14 +21,20 @@ from export.variants import make_variant, refuse_dynamic_quantisation
 @click.argument("reference", metavar="MODULE:ATTRIBUTE")
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="Model repository to write to.")
 @click.option(
+    "--version", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Version to write; one that is higher than all others stands beside them.",
+)  # fmt: skip
+@click.option(
     "--tolerance", type=click.FloatRange(min=0.0, min_open=True), default=1e-4, show_default=True,
     help="Largest difference of a score from PyTorch's.",
 )  # fmt: skip
-def export(reference: str, repository: Path, tolerance: float) -> None:
+def export(reference: str, repository: Path, version: int, tolerance: float) -> None:
     """Export the models of a family to ONNX, check them against PyTorch, write them as Triton models.
 
-    A variant (FP16, INT8, optimised) is made from a model that passed and checked against it, within wider limits.
-    A model that does not do what its source does is not written; models already written stay.
+    A variant (FP16, INT8, optimised) is made from a model that passed and checked against it, within wider limits; for
+    TensorRT the model stays what it is. A model that does not do what its source does is not written; models already
+    written stay. The only version of a model is written anew in its place; where there are several, none of them
+    changes any more.
     """
     family = load_family(reference)
     table = Table(
@@ -50,7 +56,7 @@ def export(reference: str, repository: Path, tolerance: float) -> None:
             # the family's own code, or an exporter that cannot do what it needs: one sentence says which model
             what = (str(error).strip().splitlines() or [""])[0]
             raise ExportRefused(f"{model.name}: {type(error).__name__}: {what}") from error
-        changed = write_model(repository, family, model, onnx_model)
+        changed = write_model(repository, family, model, onnx_model, version)
         table.add_row(
             model.name,
             model.variant or "",

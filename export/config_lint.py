@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
-from cascadeserve.triton_config import parse_config
-from export.lint.accelerators import accelerator_findings, has_tensorrt_accelerator
+from cascadeserve.triton_config import has_tensorrt_accelerator, parse_config
+from export.lint.accelerators import accelerator_findings
 from export.lint.backends import NATIVE, ONNXRUNTIME
 from export.lint.fields import parameter_findings, unread_fields
 from export.lint.finding import Finding, error, warning
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cascadeserve.triton_config import ModelConfig
 
-__all__ = ["Finding", "lint_config", "lint_repository"]
+__all__ = ["Finding", "different_fields", "lint_config", "lint_repository"]
 
 _ANOTHER_MODEL = (
     "differs from config.pbtxt, so a server that asks for this file serves another model than the one recorded; "
@@ -62,7 +62,7 @@ def _findings(config: ModelConfig, files: Collection[str] | None, *, is_stage: b
         yield from file_findings(config, files)
     yield from tensor_findings(config, native)
     yield from instance_group_findings(config)
-    yield from policy_findings(config)
+    yield from policy_findings(config, files)
     if native is not None:
         yield from unread_fields(config, native)
         yield from parameter_findings(config, native)
@@ -139,7 +139,7 @@ def _variant_findings(
     if isinstance(base, Finding):
         yield from lint_config(variant, files=files, is_stage=is_stage)
         return
-    different = _different_fields(base, variant) - {"instance_group"}
+    different = different_fields(base, variant) - {"instance_group"}
     if different - {"dynamic_batching"}:
         for field in sorted(different):
             yield error(field, _ANOTHER_MODEL)
@@ -156,7 +156,8 @@ def _variant_findings(
         yield from dynamic_batching_findings(variant)
 
 
-def _different_fields(first: ModelConfig, second: ModelConfig) -> set[str]:
+def different_fields(first: ModelConfig, second: ModelConfig) -> set[str]:
+    """Names of the fields in which two configs differ."""
     fields = {descriptor.name for config in (first, second) for descriptor, _ in config.ListFields()}
     return {name for name in fields if _only(first, name) != _only(second, name)}
 

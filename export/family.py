@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Family", "FamilyModel", "TensorSpec", "Variant"]
 
 # What an exported model is turned into before it is written; see export/variants.py.
-Variant = Literal["fp16", "int8", "optimised"]
+Variant = Literal["fp16", "int8", "optimised", "tensorrt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,12 @@ class Family:
         for spec in self.inputs:
             if not spec.shape:
                 raise UsageError(f"input {spec.name!r}: Triton needs at least one dimension per row, such as (1,)")
+        tensorrt = [model.name for model in self.models if model.variant == "tensorrt"]
+        if tensorrt and (open_input := next((spec.name for spec in self.inputs if -1 in spec.shape), None)):
+            raise UsageError(
+                f"model {tensorrt[0]!r}: the variant tensorrt builds an engine for stated sizes, but input "
+                f"{open_input!r} leaves one open (-1); state it, or drop this variant"
+            )
         int8 = [model.name for model in self.models if model.variant == "int8"]
         if int8 and self.quantisation_rows is None:
             raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import onnxruntime as ort
 from export.onnx_export import CascadeHead
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
     from torch import nn
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from export.family import Family, FamilyModel, Variant
 
     Outputs = dict[str, NDArray[Any]]
+    # answers of a model to rows that are put to it in batches of a size
+    Run = Callable[[Outputs, int], Outputs]
 
 NUM_ROWS = 256
 # Scores of one row may differ by this much with the size of its batch: kernels sum in another order then.
@@ -35,6 +38,7 @@ _ADVICE: dict[Variant, str] = {
     "optimised": "drop this variant",
     "fp16": "drop this variant, or keep values within what FP16 holds (65504)",
     "int8": "give quantisation_rows that look like what will be served, or drop this variant",
+    "tensorrt": "drop this variant",
 }
 _OUTPUTS = ("label", "certainty", "scores")
 
@@ -55,6 +59,8 @@ VARIANT_LIMITS: dict[Variant, Limits] = {
     "optimised": Limits(0.995, 1e-4),
     "fp16": Limits(0.995, 0.005),
     "int8": Limits(0.97, 0.05),
+    # FP16 on the GPU; what an export writes is the float model itself
+    "tensorrt": Limits(0.995, 0.005),
 }
 
 
@@ -101,7 +107,8 @@ def _compare(
     session = _session(onnx_model)
     if unused := {spec.name for spec in family.inputs} - {entry.name for entry in session.get_inputs()}:
         raise ExportRefused(f"{model.name}: does not use the input {min(unused)!r}, so it is not in its graph")
-    exported = _run_onnx(session, rows, model.max_batch_size)
+    run = partial(_run_onnx, session)
+    exported = run(rows, model.max_batch_size)
     max_abs_error = _largest(_max_difference(source[name], exported[name]) for name in ("scores", "certainty"))
     if not max_abs_error <= tolerance:
         raise ExportRefused(
@@ -112,7 +119,7 @@ def _compare(
     agree = (source["label"] == exported["label"]).reshape(-1) | (source["certainty"].reshape(-1) <= 2 * tolerance)
     if not agree.all():
         raise ExportRefused(f"{model.name}: {np.count_nonzero(~agree)} of {NUM_ROWS} labels differ from PyTorch's")
-    difference = _check_batches(model, session, rows, exported)
+    difference = _check_batches(model, run, rows, exported)
     return Parity(max_abs_error, float(np.mean(source["label"] == exported["label"])), difference)
 
 
@@ -128,12 +135,12 @@ def check_variant(family: Family, model: FamilyModel, float_model: bytes, onnx_m
     rows = family.checked_sample(NUM_ROWS)
     try:
         wanted = _run_onnx(_session(float_model), rows, model.max_batch_size)
-        session = _session(onnx_model)
-        found = _run_onnx(session, rows, model.max_batch_size)
+        run = partial(_run_onnx, _session(onnx_model))
+        found = run(rows, model.max_batch_size)
         errors = np.abs(wanted["scores"].astype(np.float64) - found["scores"]).max(axis=1)
         agreement = float(np.mean(wanted["label"] == found["label"]))
         _refuse_beyond_limits(model.name, model.variant, float(errors.mean()), agreement)
-        return Parity(float(errors.max()), agreement, _check_batches(model, session, rows, found))
+        return Parity(float(errors.max()), agreement, _check_batches(model, run, rows, found))
     except ORT_ERRORS as error:
         raise ExportRefused(
             f"{model.name}: its {model.variant} variant does not run on every batch size ({_first_line(error)}); "
@@ -151,14 +158,25 @@ def _refuse_beyond_limits(name: str, variant: Variant, mean_error: float, agreem
         )
 
 
-def _check_batches(model: FamilyModel, session: ort.InferenceSession, rows: Outputs, exported: Outputs) -> float:
+def _check_batches(model: FamilyModel, run: Run, rows: Outputs, exported: Outputs) -> float:
     """Refuse a model whose answers depend on the batch, whatever its variant; returns the largest difference."""
-    others = [
-        _max_difference(exported["scores"], _run_onnx(session, rows, size)["scores"]) for size in _other_sizes(model)
-    ]
-    difference = _largest([*others, *_differences_beside_others(session, rows, exported, model.max_batch_size)])
+    difference = batch_difference(model, run, rows, exported)
     _refuse_batch_dependence(model, difference, BATCH_TOLERANCE)
     return difference
+
+
+def batch_difference(model: FamilyModel, run: Run, rows: Outputs, answers: Outputs) -> float:
+    """Largest difference of a row's scores with the size of its batch and with the rows beside it.
+
+    `answers` are those of full batches.
+    """
+    others = [_max_difference(answers["scores"], run(rows, size)["scores"]) for size in _other_sizes(model)]
+    return _largest([*others, *_differences_beside_others(run, rows, answers, model.max_batch_size)])
+
+
+def source_answers(family: Family, model: FamilyModel, rows: Outputs) -> Outputs:
+    """What the source answers to NUM_ROWS rows, in full batches: label and certainty [n, 1], scores [n, classes]."""
+    return _run_torch(family, model.build().eval(), rows, model.max_batch_size)
 
 
 def _refuse_batch_dependence(model: FamilyModel, difference: float, allowed: float) -> None:
@@ -174,19 +192,17 @@ def _other_sizes(model: FamilyModel) -> list[int]:
     return sorted({1, 3, min(8, model.max_batch_size)})
 
 
-def _differences_beside_others(
-    session: ort.InferenceSession, rows: Outputs, exported: Outputs, size: int
-) -> list[float]:
+def _differences_beside_others(run: Run, rows: Outputs, exported: Outputs, size: int) -> list[float]:
     """The same rows in batches of other neighbours: shuffled, and beside rows far from any data."""
     order = np.random.default_rng(0).permutation(NUM_ROWS)
-    shuffled = _run_onnx(session, {name: array[order] for name, array in rows.items()}, size)["scores"]
+    shuffled = run({name: array[order] for name, array in rows.items()}, size)["scores"]
     differences = [_max_difference(exported["scores"][order], shuffled)]
     if size > 1 and any(array.dtype.kind == "f" for array in rows.values()):
         beside = {name: np.resize(array, (size, *array.shape[1:])) for name, array in rows.items()}
         for name, array in beside.items():
             if array.dtype.kind == "f":
                 array[1:] = rows[name][1] * array.dtype.type(100)
-        outlying = _run_onnx(session, beside, size)
+        outlying = run(beside, size)
         differences.append(_max_difference(exported["scores"][:1], outlying["scores"][:1]))
     return differences
 

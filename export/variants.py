@@ -55,7 +55,10 @@ def make_variant(family: Family, model: FamilyModel, onnx_model: bytes) -> bytes
         return quantize_static_int8(onnx_model, family.checked_quantisation_rows(NUM_QUANTISATION_ROWS))
     if model.variant == "fp16":
         return to_float16(onnx_model)
-    return onnx_model if model.variant is None else optimize(onnx_model)
+    if model.variant == "optimised":
+        return optimize(onnx_model)
+    # TensorRT takes the float model and is asked for in its config: export/tensorrt.py
+    return onnx_model
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime carries no types

@@ -25,7 +25,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 NOT_IMPORTABLE = {"cascadeserve/local_triton/onnxruntime_backend/model.py", "cascadeserve/__main__.py"}
 TALKS_TO_TRITON = re.compile(
     r"cascadeserve/triton_config\.py|cascadeserve/replay/grpc\w*\.py|orchestrator/triton\.py"
-    r"|orchestrator/wire/(rpc|codec_grpc)\.py|planner/triton_calls\.py"
+    r"|orchestrator/wire/(rpc|codec_grpc)\.py|planner/triton_calls\.py|export/served\.py"
 )
 MAX_LINES = 400
 

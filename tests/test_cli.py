@@ -67,7 +67,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", cli._COMMANDS)
 def test_every_command_that_help_lists_exists(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if command == "export" and importlib.util.find_spec("torch") is None:
+    if command in {"export", "verify"} and importlib.util.find_spec("torch") is None:
         pytest.skip("needs the [export] extra")
     status, out, _ = outcome([command, "--help"], capsys)
     assert status == 0
@@ -218,7 +218,8 @@ def test_a_failure_is_told_from_a_wrong_call_by_its_status(
 
 
 @pytest.mark.parametrize(
-    ("command", "package", "extra"), [("export", "torch", "export"), ("triton", "pytriton", "local")]
+    ("command", "package", "extra"),
+    [("export", "torch", "export"), ("verify", "torch", "export"), ("triton", "pytriton", "local")],
 )
 def test_a_command_whose_packages_are_not_installed_says_how_to_get_them(
     command: str,

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import click
 
-from cascadeserve.cluster import read_cluster
+from cascadeserve.cluster import CpuDevice, read_cluster
 from cascadeserve.endpoint_config import endpoint_config_path
 from cascadeserve.errors import ServerStartFailed, UsageError
 from cascadeserve.local_triton.server import LocalTriton
 from cascadeserve.local_triton.working_copy import model_names, prepare_working_copy
+from cascadeserve.triton_config import has_tensorrt_accelerator, read_config
 
 
 @click.command()
@@ -35,7 +36,7 @@ def triton(
 
     It serves a working copy of the repository under the state directory, on loopback, pinned to the endpoint's cores.
     With --config-name it serves models as somebody else configured them (a baseline to compare with); a model without
-    a config of that name is served by its config.pbtxt.
+    a config of that name is served by its config.pbtxt. Models made for TensorRT are left out on a CPU.
     """
     cluster = read_cluster(cluster_path)
     names = [endpoint.name for endpoint in cluster.endpoints]
@@ -50,11 +51,15 @@ def triton(
         endpoint_config_path(repository, model, config_name).exists() for model in models or known
     ):
         raise UsageError(f"--config-name: no model to load has a configs/{config_name}.pbtxt in {repository}")
+    endpoint = cluster.endpoint(endpoint_name or names[0])
+    served = list(models) or known
+    if isinstance(endpoint.device, CpuDevice):
+        served = _without_tensorrt(repository, served, endpoint.name, named=bool(models))
     state = state.resolve()
     server = LocalTriton(
-        cluster.endpoint(endpoint_name or names[0]),
+        endpoint,
         repository=prepare_working_copy(repository, cluster, state),
-        models=list(models) or known,
+        models=served,
         state=state,
         config_name=config_name,
     )
@@ -72,6 +77,19 @@ def prepare(cluster_path: Path, repository: Path, state: Path) -> None:
     server on it with `--model-config-name=<endpoint>`. Safe to run again while servers run.
     """
     click.echo(prepare_working_copy(repository, read_cluster(cluster_path), state.resolve()))
+
+
+def _without_tensorrt(repository: Path, models: list[str], endpoint: str, *, named: bool) -> list[str]:
+    """Models that a CPU can serve as they were recorded; there ONNX Runtime would run the others without TensorRT."""
+    on_gpu = [model for model in models if has_tensorrt_accelerator(read_config(repository / model / "config.pbtxt"))]
+    if on_gpu and (named or len(on_gpu) == len(models)):
+        raise UsageError(
+            f"model {on_gpu[0]!r} is made for TensorRT, which needs a GPU, and endpoint {endpoint!r} is a CPU; choose "
+            "others with --model, or another --endpoint"
+        )
+    if on_gpu:
+        click.echo(f"not served on endpoint {endpoint!r}, a CPU: {', '.join(on_gpu)} (made for TensorRT)", err=True)
+    return [model for model in models if model not in on_gpu]
 
 
 async def _run(server: LocalTriton) -> None:

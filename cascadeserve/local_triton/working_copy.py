@@ -87,13 +87,21 @@ def _write_endpoint_config(copy: Path, model: str, endpoint: Endpoint) -> None:
     source = copy / model / "config.pbtxt"
     path = endpoint_config_path(copy, model, endpoint.name)
     config = read_config(source)
+    wanted = with_instances_of(endpoint, config, 1)
     if path.exists():
         present = read_config(path)
-        # the same but for the count, which is the orchestrator's to choose
-        if present == with_instances_of(endpoint, config, max(instance_count(present), 1)):
+        # the count is the orchestrator's to choose, as long as the rest is the same
+        kept = with_instances_of(endpoint, config, max(instance_count(present), 1))
+        if present == kept:
             return
+        # and a version that is added or removed changes nothing in how the others are served
+        present.ClearField("version_policy")
+        if config.HasField("version_policy"):
+            present.version_policy.CopyFrom(config.version_policy)
+        if present == kept:
+            wanted = kept
     path.parent.mkdir(exist_ok=True)
-    write_config(copy, path, with_instances_of(endpoint, config, 1))
+    write_config(copy, path, wanted)
 
 
 def _copy_other_configs(source: Path, copy: Path, endpoints: set[str]) -> None:

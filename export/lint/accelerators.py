@@ -35,14 +35,6 @@ _NEEDS_FLAG = {
 _ON = ("1", "true", "True")
 
 
-def has_tensorrt_accelerator(config: ModelConfig) -> bool:
-    """Whether ONNX Runtime hands the model to TensorRT, which builds engines when a shape is first seen."""
-    return any(
-        accelerator.name == "tensorrt"
-        for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator
-    )
-
-
 def accelerator_findings(config: ModelConfig) -> Iterator[Finding]:
     """Accelerators, parameters and values that the onnxruntime backend does not take."""
     accelerators = config.optimization.execution_accelerators

@@ -50,8 +50,7 @@ def file_findings(config: ModelConfig, files: Collection[str]) -> Iterator[Findi
     """Model files that the folder does not hold. `files` are relative to it, such as `1/model.onnx`."""
     if backend_name(config) == "ensemble":
         return
-    # Triton takes a folder named by a number without leading zeros for a version
-    folders = sorted({found[1] for file in files if (found := re.match(r"([1-9][0-9]*)/", file))})
+    folders = _version_folders(files)
     if not folders:
         yield error("", "the model folder holds no version; put the model file into 1/")
     default = config.default_model_filename or _DEFAULT_FILES.get(backend_name(config))
@@ -62,6 +61,11 @@ def file_findings(config: ModelConfig, files: Collection[str]) -> Iterator[Findi
             # a folder of that name holds a model whose weights lie beside it
             if not any(file == f"{folder}/{name}" or file.startswith(f"{folder}/{name}/") for file in files):
                 yield error(field, f"the model folder holds no {folder}/{name}; add the file or correct the name")
+
+
+def _version_folders(files: Collection[str]) -> list[str]:
+    # Triton takes a folder named by a number without leading zeros for a version
+    return sorted({found[1] for file in files if (found := re.match(r"([1-9][0-9]*)/", file))}, key=int)
 
 
 def instance_group_findings(config: ModelConfig) -> Iterator[Finding]:
@@ -152,16 +156,37 @@ def stage_findings(config: ModelConfig) -> Iterator[Finding]:
         yield error("model_transaction_policy", "a stage answers each request once, by a unary call; remove decoupled")
 
 
-def policy_findings(config: ModelConfig) -> Iterator[Finding]:
+def policy_findings(config: ModelConfig, files: Collection[str] | None) -> Iterator[Finding]:
     """Blocks that change which model answers, unseen by the digest."""
     policy = config.version_policy
-    if config.HasField("version_policy") and not (policy.HasField("latest") and policy.latest.num_versions <= 1):
+    if policy.HasField("specific"):
+        yield from _named_versions(set(map(str, policy.specific.versions)), files)
+    elif config.HasField("version_policy") and not (policy.HasField("latest") and policy.latest.num_versions <= 1):
         yield error(
             "version_policy",
-            "the digest of a model does not see which version answers; remove it and keep one version in the folder",
+            "which versions answer depends on what else is put into the folder; name them with specific, or remove it",
         )
     if config.model_repository_agents.agents:
         yield warning("model_repository_agents", "an agent may change the model after its digest was taken; remove it")
+
+
+def _named_versions(named: set[str], files: Collection[str] | None) -> Iterator[Finding]:
+    """Hold the versions that a policy names against those in the folder."""
+    if not named:
+        yield error("version_policy.specific", "names no version, so none is served; name one or remove the policy")
+        return
+    present = named if files is None else set(_version_folders(files))
+    if absent := named - present:
+        yield error(
+            "version_policy.specific",
+            f"names version {min(absent, key=int)}, which the folder does not hold; remove it",
+        )
+    if left_out := present - named:
+        yield error(
+            "version_policy.specific",
+            f"leaves out version {min(left_out, key=int)}, which counts in the digest of the model though it never "
+            "answers; name it or remove its folder",
+        )
 
 
 def ensemble_findings(config: ModelConfig) -> Iterator[Finding]:

@@ -69,7 +69,8 @@ def test_the_family_the_weights_and_the_repository_hold_the_same_models() -> Non
 
 @pytest.mark.parametrize("model", family.models, ids=lambda model: model.name)
 def test_the_committed_config_is_the_one_that_an_export_writes(model: FamilyModel) -> None:
-    assert (REPOSITORY / model.name / "config.pbtxt").read_text() == model_config(family, model)
+    onnx_model = (REPOSITORY / model.name / "1" / "model.onnx").read_bytes()
+    assert (REPOSITORY / model.name / "config.pbtxt").read_text() == model_config(family, model, onnx_model)
     files = {path.relative_to(REPOSITORY / model.name).as_posix() for path in (REPOSITORY / model.name).rglob("*.*")}
     # tests/cascadeserve/demo looks at the baseline
     assert files - {"configs/baseline.pbtxt"} == {"config.pbtxt", "1/model.onnx"}

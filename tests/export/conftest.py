@@ -11,4 +11,5 @@ if importlib.util.find_spec("torch") is None:
         "test_onnx_export.py",
         "test_parity.py",
         "test_variants.py",
+        "test_verify.py",
     ]

@@ -31,6 +31,7 @@ TENSORRT = {
 }
 
 Change = Callable[[Any], Any]
+VERSIONS = {"2/model.onnx", "10/model.onnx"}
 
 
 def clean(*, backend: str = "onnxruntime", shape: tuple[int, ...] = (3, 32, 32), max_batch_size: int = 8) -> Any:
@@ -175,6 +176,7 @@ CLEAN: dict[str, Callable[[], Any]] = {
     "threads do not matter on a GPU": lambda: changed(with_instance_count(clean(), 1, kind="gpu"), drop("parameters")),
     "metrics": lambda: merged(clean(), 'metric_tags { key: "team" value: "vision" }'),
     "one version": lambda: merged(clean(), "version_policy { latest { num_versions: 1 } }"),
+    "versions by name": lambda: merged(clean(), "version_policy { specific { versions: [1, 3] } }"),
     "reshaped input": lambda: changed(clean(shape=(12,)), append("input.0.reshape.shape", 3, 4)),
     "tensorrt": lambda: merged(
         clean(backend="tensorrt"),
@@ -316,9 +318,9 @@ ONNXRUNTIME_RULES: dict[str, tuple[Change | str, str, str, str]] = {
     "decoupled": (
         "model_transaction_policy { decoupled: true }", "error", "model_transaction_policy", "remove decoupled",
     ),
-    "all versions": ("version_policy { all {} }", "error", "version_policy", "keep one version"),
-    "a version of its own": ("version_policy { specific { versions: 3 } }", "error", "version_policy", "digest"),
-    "two versions": ("version_policy { latest { num_versions: 2 } }", "error", "version_policy", "digest"),
+    "all versions": ("version_policy { all {} }", "error", "version_policy", "name them with specific"),
+    "two versions": ("version_policy { latest { num_versions: 2 } }", "error", "version_policy", "name them"),
+    "no versions": ("version_policy { specific {} }", "error", "version_policy.specific", "names no version"),
     "agents": (
         "model_repository_agents { agents { name: 'checksum' } }", "warning", "model_repository_agents", "digest",
     ),
@@ -648,6 +650,9 @@ def test_without_input_and_output_each_is_asked_for_once() -> None:
         ({"1/net.onnx"}, drop("default_model_filename"), "default_model_filename"),
         ({"1/model.onnx", "2/labels.txt"}, "", "default_model_filename"),
         ({"model.onnx", "01/model.onnx"}, "", ""),
+        (VERSIONS, "version_policy { specific { versions: [2, 10] } }", None),
+        (VERSIONS, "version_policy { specific { versions: 10 } }", "version_policy.specific"),
+        (VERSIONS, "version_policy { specific { versions: [2, 3, 10] } }", "version_policy.specific"),
         ({"1/model.onnx"}, "cc_model_filenames { key: '9.0' value: 'h.onnx' }", 'cc_model_filenames["9.0"]'),
         (
             {"1/model.onnx"},

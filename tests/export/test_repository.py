@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from tritonclient.grpc import model_config_pb2
 
 from cascadeserve.errors import ExportRefused
-from cascadeserve.triton_config import parse_config
+from cascadeserve.triton_config import format_config, parse_config, with_instance_count
+from export.config_lint import lint_repository
 from export.family import Family, FamilyModel, TensorSpec
 from export.repository import model_config, write_model
 
+ROOT = Path(__file__).parents[2]
 INPUTS = (
     TensorSpec(name="image", datatype="FP32", shape=(1, 32, 32)),
     TensorSpec(name="words", datatype="BYTES", shape=(-1, 2)),
@@ -30,7 +35,7 @@ FAMILY = Family(
 
 def config_of(max_batch_size: int = 16) -> Any:
     model = FamilyModel(name="small", build=never_built, max_batch_size=max_batch_size)
-    return parse_config(model_config(FAMILY, model))
+    return parse_config(model_config(FAMILY, model, b"onnx"))
 
 
 def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
@@ -93,14 +98,14 @@ def test_every_datatype_has_a_place_in_the_config(datatype: Any) -> None:
     inputs = (TensorSpec(name="x", datatype=datatype, shape=(3,)),)
     family = Family(name="f", inputs=inputs, classes=2, models=(MODEL,), sample=FAMILY.sample)
     name = "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
-    assert model_config_pb2.DataType.Name(parse_config(model_config(family, MODEL)).input[0].data_type) == name
+    assert model_config_pb2.DataType.Name(parse_config(model_config(family, MODEL, b"onnx")).input[0].data_type) == name
 
 
 def test_a_model_is_written_whole_into_a_repository_that_did_not_exist(tmp_path: Path) -> None:
     repository = tmp_path / "deep" / "repository"
     assert write_model(repository, FAMILY, MODEL, b"onnx") is True
     assert contents(repository) == {
-        "small/config.pbtxt": model_config(FAMILY, MODEL).encode(),
+        "small/config.pbtxt": model_config(FAMILY, MODEL, b"onnx").encode(),
         "small/1/model.onnx": b"onnx",
     }
     assert [path.name for path in repository.iterdir()] == ["small"], "no staging folder is left"
@@ -139,7 +144,7 @@ def test_a_model_with_a_missing_file_is_completed(tmp_path: Path) -> None:
     assert contents(tmp_path)["small/1/model.onnx"] == b"onnx"
 
 
-@pytest.mark.parametrize("name", ["2/model.onnx", "labels.txt", "1/model.py", "1/.notes"])
+@pytest.mark.parametrize("name", ["2/model.plan", "02/model.onnx", "labels.txt", "1/model.py", "1/.notes", "2"])
 @pytest.mark.parametrize("also_ours", [True, False])
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path, name: str, *, also_ours: bool) -> None:
     if also_ours:
@@ -160,34 +165,138 @@ def test_a_file_where_the_model_should_stand_is_not_deleted(tmp_path: Path) -> N
     assert (tmp_path / "small").read_text() == "somebody's"
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-def test_a_failure_in_the_middle_leaves_the_old_model(
-    tmp_path: Path, failing: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_model(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_model(tmp_path, FAMILY, MODEL, b"old")
     before = state(tmp_path / "small")
-    calls = 0
-    rename = Path.rename
 
-    def failing_rename(self: Path, target: Path) -> Path:
-        nonlocal calls
-        calls += 1
-        if calls == failing:
-            raise OSError(28, "No space left on device")
-        return cast("Path", rename(self, target))
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr(Path, "rename", failing_rename)
-    with pytest.raises(OSError, match="No space left"):
-        write_model(tmp_path, FAMILY, MODEL, b"new")
+    with monkeypatch.context() as patched:
+        patched.setattr(*((os, "fsync", full) if call == "fsync" else (Path, "replace", full)))
+        with pytest.raises(
+            ExportRefused, match=r"^small: cannot be written \(somewhere: No space left on device\); make"
+        ):
+            write_model(tmp_path, FAMILY, MODEL, b"new")
     assert state(tmp_path / "small") == before
-    assert [path.name for path in tmp_path.iterdir()] == ["small"], "no staging folder is left"
+    assert [path.name for path in tmp_path.iterdir()] == ["small"], "nothing is left beside the models"
 
 
-def test_a_failure_while_writing_leaves_no_half_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_self: Path, _data: bytes) -> int:
+def test_a_full_disk_leaves_no_half_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ExportRefused, match="No space left"):
         write_model(tmp_path, FAMILY, MODEL, b"new")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_repository_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportRefused, match=rf"^small: cannot be written \({tmp_path}/file.*: Not a directory\); "):
+        write_model(tmp_path / "file" / "repository", FAMILY, MODEL, b"onnx")
+
+
+def test_a_kill_at_any_moment_leaves_no_folder_that_triton_would_take_for_a_model(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from pathlib import Path
+from tests.export.test_repository import FAMILY, MODEL, write_model
+os.fsync = lambda handle: os._exit(9)  # as a kill would, with no chance to clean up
+write_model(Path(sys.argv[1]), FAMILY, MODEL, b"onnx")
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, check=False)
+    assert done.returncode == 9
+    (left,) = tmp_path.iterdir()
+    assert left.is_file()
+    assert left.name.startswith(".export-")
+    write_model(tmp_path, FAMILY, MODEL, b"onnx")
+    assert contents(tmp_path / "small").keys() == {"config.pbtxt", "1/model.onnx"}
+
+
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+
+def versions_of(folder: Path) -> list[int]:
+    """Versions that the config says are served; none where it says nothing."""
+    config = parse_config((folder / "config.pbtxt").read_text())
+    assert config.HasField("version_policy") == bool(config.version_policy.specific.versions)
+    return list(config.version_policy.specific.versions)
+
+
+def test_a_higher_version_stands_beside_the_others_and_all_are_served(tmp_path: Path) -> None:
+    write_model(tmp_path, FAMILY, MODEL, b"first")
+    assert versions_of(tmp_path / "small") == []
+    first = state(tmp_path / "small" / "1")
+    assert write_model(tmp_path, FAMILY, MODEL, b"second", 2) is True
+    assert write_model(tmp_path, FAMILY, MODEL, b"tenth", 10) is True
+    assert state(tmp_path / "small" / "1") == first
+    assert versions_of(tmp_path / "small") == [1, 2, 10]
+    files = {name: data for name, data in contents(tmp_path / "small").items() if name != "config.pbtxt"}
+    assert files == {"1/model.onnx": b"first", "2/model.onnx": b"second", "10/model.onnx": b"tenth"}
+    assert [finding for findings in lint_repository(tmp_path).values() for finding in findings] == []
+
+
+@pytest.mark.parametrize(("content", "version"), [(b"first", 1), (b"second", 2)])
+def test_a_version_that_stands_there_already_is_left_as_it_is(tmp_path: Path, content: bytes, version: int) -> None:
+    write_model(tmp_path, FAMILY, MODEL, b"first")
+    write_model(tmp_path, FAMILY, MODEL, b"second", 2)
+    before = state(tmp_path)
+    assert write_model(tmp_path, FAMILY, MODEL, content, version) is False
+    assert state(tmp_path) == before
+
+
+def test_the_only_version_is_written_anew_whatever_its_number(tmp_path: Path) -> None:
+    write_model(tmp_path, FAMILY, MODEL, b"old", 3)
+    assert write_model(tmp_path, FAMILY, MODEL, b"new", 3) is True
+    assert contents(tmp_path / "small")["3/model.onnx"] == b"new"
+    assert versions_of(tmp_path / "small") == []
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (2, "holds version 2 with other content beside other versions, .* --version 5$"),
+        (4, "holds version 4 with other content beside other versions, .* --version 5$"),
+        (1, "holds version 4 already, so version 1 is no new one; export it with --version 5$"),
+        (3, "holds version 4 already, so version 3 is no new one; export it with --version 5$"),
+    ],
+)
+def test_versions_side_by_side_do_not_change(tmp_path: Path, version: int, words: str) -> None:
+    write_model(tmp_path, FAMILY, MODEL, b"second", 2)
+    write_model(tmp_path, FAMILY, MODEL, b"fourth", 4)
+    before = state(tmp_path)
+    with pytest.raises(ExportRefused, match=words):
+        write_model(tmp_path, FAMILY, MODEL, b"other", version)
+    assert state(tmp_path) == before
+
+
+def test_a_version_that_needs_another_config_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, FAMILY, MODEL, b"first")
+    wider = FamilyModel(name="small", build=never_built, max_batch_size=32)
+    before = state(tmp_path)
+    with pytest.raises(ExportRefused, match=r"config\.pbtxt has another max_batch_size than this export needs"):
+        write_model(tmp_path, FAMILY, wider, b"second", 2)
+    assert state(tmp_path) == before
+
+
+def test_instances_that_the_owner_chose_are_no_other_config(tmp_path: Path) -> None:
+    write_model(tmp_path, FAMILY, MODEL, b"first")
+    path = tmp_path / "small" / "config.pbtxt"
+    path.write_text(format_config(with_instance_count(parse_config(path.read_text()), 3, kind="gpu")))
+    assert write_model(tmp_path, FAMILY, MODEL, b"second", 2) is True
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_configs_of_endpoints_are_the_owners_and_not_touched(tmp_path: Path, version: int) -> None:
+    write_model(tmp_path, FAMILY, MODEL, b"old")
+    path = tmp_path / "small" / "configs" / "baseline.pbtxt"
+    path.parent.mkdir()
+    path.write_text("somebody's")
+    before = state(path.parent)
+    assert write_model(tmp_path, FAMILY, MODEL, b"new", version) is True
+    assert state(path.parent) == before

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 pytestmark = pytest.mark.torch
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
+# those that are another file; TensorRT is asked for in the config
+VARIANTS: tuple[Variant, ...] = tuple(variant for variant in get_args(Variant) if variant != "tensorrt")
 OUTPUTS = ["label", "certainty", "scores"]
 ROOT = Path(__file__).parents[2]
 

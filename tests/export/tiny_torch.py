@@ -114,3 +114,11 @@ def with_next_label(onnx_model: bytes) -> bytes:
     model.graph.initializer.append(numpy_helper.from_array(np.array([[1]], np.int64), "one"))
     model.graph.node.append(onnx.helper.make_node("Add", ["right_label", "one"], ["label"]))
     return model.SerializeToString()
+
+
+# what tests/export/test_verify.py has served
+SERVED = family_of(
+    model_of(name="first"),
+    model_of(deep, name="second", max_batch_size=4),
+    model_of(deep, name="third", variant="int8"),
+)

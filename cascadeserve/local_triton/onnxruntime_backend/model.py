@@ -1,7 +1,8 @@
 """Triton Python-based backend named `onnxruntime`: runs `model.onnx` with the onnxruntime package.
 
 It stands in for the native ONNX Runtime backend, which the local server does not carry, so that one model repository
-serves both. It reads the same fields of the config: default file name, `intra_op_thread_count`, instance kind.
+serves both. It reads the same fields of the config: default file name, `intra_op_thread_count`, instance kind, and the
+TensorRT accelerator of instances on a GPU.
 """
 
 import json
@@ -15,6 +16,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # must be set before the im
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
+_TENSORRT = "TensorrtExecutionProvider"
+# parameters that are called otherwise in ONNX Runtime
+_OPTION = {
+    "max_workspace_size_bytes": "trt_max_workspace_size",
+    "int8_calibration_table_name": "trt_int8_calibration_table_name",
+    "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
+}
+
 
 class TritonPythonModel:
     """One instance of one model, with an ONNX Runtime session of its own."""
@@ -25,14 +34,15 @@ class TritonPythonModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = _thread_count(config)
         options.inter_op_num_threads = 1
+        providers = ["CPUExecutionProvider"]
         if args["model_instance_kind"] == "GPU":
-            device = {"device_id": int(args["model_instance_device_id"])}
-            providers = [("CUDAExecutionProvider", device), "CPUExecutionProvider"]
-        else:
-            providers = ["CPUExecutionProvider"]
+            providers = [*_gpu_providers(config, int(args["model_instance_device_id"])), *providers]
         file = config.get("default_model_filename") or "model.onnx"
         path = Path(args["model_repository"]) / args["model_version"] / file
         self._session = ort.InferenceSession(str(path), options, providers=providers)
+        # without TensorRT's libraries ONNX Runtime would go on with the next provider, and answer otherwise
+        if _TENSORRT in dict(providers[:-1]) and _TENSORRT not in self._session.get_providers():
+            raise pb_utils.TritonModelException("onnxruntime cannot load TensorRT, which the config asks for")
         self._inputs = [entry.name for entry in self._session.get_inputs()]
         self._strings = {entry.name for entry in self._session.get_inputs() if entry.type == "tensor(string)"}
 
@@ -58,6 +68,21 @@ class TritonPythonModel:
 def _decoded(array: np.ndarray) -> np.ndarray:
     texts = [item.decode() if isinstance(item, bytes) else str(item) for item in array.reshape(-1)]
     return np.array(texts, dtype=object).reshape(array.shape)
+
+
+def _gpu_providers(config: dict, device_id: int) -> list[tuple[str, dict[str, object]]]:
+    """Providers of an instance on a GPU, with the parameters that the native backend would hand them."""
+    device = {"device_id": device_id}
+    providers = [("CUDAExecutionProvider", device)]
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
+    for accelerator in accelerators:
+        if accelerator["name"] == "tensorrt":
+            options = {_OPTION.get(key, key): value for key, value in accelerator.get("parameters", {}).items()}
+            precision = options.pop("precision_mode", "FP32")
+            if precision != "FP32":
+                options[f"trt_{precision.lower()}_enable"] = "1"
+            providers.insert(0, (_TENSORRT, device | options))
+    return providers
 
 
 def _thread_count(config: dict) -> int:

@@ -163,6 +163,25 @@ def test_a_changed_version_policy_reaches_the_servers(repository: Path, state: P
     assert list(served.version_policy.specific.versions) == [2]
 
 
+def test_versions_and_warm_up_reach_every_endpoint_and_counts_survive_a_new_version(
+    repository: Path, state: Path
+) -> None:
+    config = repository / "small" / "config.pbtxt"
+    config.write_text(config.read_text() + 'model_warmup { name: "batch-1" batch_size: 1 }\n')
+    copy = prepare_working_copy(repository, CLUSTER, state)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3)
+    (repository / "small" / "2").mkdir()
+    (repository / "small" / "2" / "model.onnx").write_bytes(b"version 2")
+    config.write_text(config.read_text() + "version_policy { specific { versions: [1, 2] } }\n")
+    prepare_working_copy(repository, CLUSTER, state)
+    for name in ("cpu", "gpu"):
+        served = parse_config(endpoint_config_path(copy, "small", name).read_text())
+        assert list(served.version_policy.specific.versions) == [1, 2]
+        assert [warmup.batch_size for warmup in served.model_warmup] == [1]
+    assert [count(copy, "small", "cpu"), count(copy, "small", "gpu")] == [3, 1]
+    assert {path.name for path in (copy / "small").iterdir()} == {"1", "2", "config.pbtxt", "configs"}
+
+
 def test_a_models_own_folder_named_configs_is_copied(repository: Path, state: Path) -> None:
     inside = repository / "small" / "1" / "configs"
     inside.mkdir()
