@@ -19,7 +19,13 @@ _VERSION = "1"
 def model_config(family: Family, model: FamilyModel) -> str:
     """Text of a model's `config.pbtxt`."""
     return format_config(
-        cascade_model_config(model.name, family.inputs, num_classes=family.classes, max_batch_size=model.max_batch_size)
+        cascade_model_config(
+            model.name,
+            family.inputs,
+            num_classes=family.classes,
+            max_batch_size=model.max_batch_size,
+            scores=model.head.keep_scores,
+        )
     )
 
 

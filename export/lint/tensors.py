@@ -74,15 +74,15 @@ def _input_findings(config: ModelConfig, entry: Any, field: str) -> Iterator[Fin
 
 
 def stage_output_findings(config: ModelConfig) -> Iterator[Finding]:
-    """What the orchestrator asks every stage for: label, certainty and scores of each row."""
+    """What the orchestrator asks every stage for: label, certainty and, where a family offers them, scores."""
     outputs = {entry.name: (index, entry) for index, entry in enumerate(config.output)}
     for name, datatype in _STAGE_OUTPUTS.items():
-        size = "[classes]" if name == "scores" else "[1]"
         if name not in outputs:
-            yield error(
-                "output",
-                f'a stage has an output "{name}" of type {datatype} and dims {size}; export it, or name the output so',
-            )
+            if name != "scores":
+                yield error(
+                    "output",
+                    f'a stage has an output "{name}" of type {datatype} and dims [1]; export it, or name the output so',
+                )
             continue
         index, entry = outputs[name]
         if (found := enum_name(entry, "data_type")) not in {datatype, "TYPE_INVALID"}:
