@@ -121,8 +121,8 @@ class FamilyModel:
             raise UsageError(f"model {self.name!r}: give one of build and file")
         if self.file is not None and self.file.suffix not in SUFFIXES:
             raise UsageError(
-                f"model {self.name!r}: {self.file} ends in {self.file.suffix or 'no suffix'!r}, but a model is read "
-                "from .onnx, TorchScript (.pt, .ts) or torch.export (.pt2)"
+                f"model {self.name!r}: {self.file} does not end in "
+                ".onnx, .pt or .ts (TorchScript) or .pt2 (torch.export)"
             )
         if self.output_name is not None and not self.is_onnx:
             raise UsageError(f"model {self.name!r}: output_name chooses an output of an .onnx file; leave it out")

@@ -197,9 +197,10 @@ def _nodes(head: Head) -> Iterator[str]:
     else:
         yield "label = Identity (index)"
     yield from _score_nodes(head)
-    yield "axis = Constant <value_ints = [1]> ()"
     # what is given as probabilities is not known to be numbers; softmax makes a row NaN if one of its logits is
     unchecked = _passes_through(head)
+    if unchecked or head.certainty == "negative_entropy":
+        yield "axis = Constant <value_ints = [1]> ()"
     yield from _certainty_nodes(head.certainty, "certain" if unchecked else "certainty")
     if unchecked:
         yield "zero = Constant <value_float = 0.0> ()"

@@ -19,8 +19,10 @@ _NEXT = (
     f"{_RECORD} --rows search.npz --split search --output records/search.npz",
     f"{_RECORD} --rows calibration.npz --split calibration --output records/calibration.npz",
     f"cascadeserve profile --cluster cluster.toml {_MODELS} --rows search.npz --output profile.json",
-    ("cascadeserve plan --goal goal.toml --profile profile.json --cluster cluster.toml --search records/search.npz "
-    "--calibration records/calibration.npz --output gear_plan.json"),
+    (
+        "cascadeserve plan --goal goal.toml --profile profile.json --cluster cluster.toml --search records/search.npz "
+        "--calibration records/calibration.npz --output gear_plan.json"
+    ),
     "cascadeserve up --plan gear_plan.json --cluster cluster.toml",
 )
 _NOTES = {

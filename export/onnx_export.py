@@ -53,8 +53,8 @@ def export_onnx(family: Family, model: FamilyModel, module: nn.Module) -> onnx.M
             )
     except torch.onnx.OnnxExporterError as error:
         raise ExportRefused(
-            f"{model.name}: cannot be written as ONNX ({reason_of(error)}); replace what has no form there, or export it to a file "
-            ".onnx by other means and give that"
+            f"{model.name}: cannot be written as ONNX ({reason_of(error)}); replace what has no form there, or "
+            "export it to an .onnx file by other means and give that"
         ) from error
     exported = onnx.load_model_from_string(buffer.getvalue())
     exported.ir_version = IR_VERSION
@@ -83,6 +83,7 @@ def quiet_pytorch() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
             warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*TorchScript.*")
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
             yield
     finally:

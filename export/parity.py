@@ -111,8 +111,8 @@ def _compare(
     max_abs_error = _largest(_max_difference(wanted[name], exported[name]) for name in _numbers(exported))
     if not max_abs_error <= tolerance:
         raise ExportRefused(
-            f"{model.name}: scores differ from {framework}'s by up to {max_abs_error:.2e}, allowed are {tolerance:.0e}; "
-            "look for operators that export differently, or raise --tolerance if this is wanted"
+            f"{model.name}: scores differ from {framework}'s by up to {max_abs_error:.2e}, allowed are {tolerance:.0e}"
+            "; look for operators that export differently, or raise --tolerance if this is wanted"
         )
     # Where two classes are tied within the tolerance, either label is right.
     best = np.sort(wanted["scores"], axis=1)[:, -2:]
@@ -155,8 +155,8 @@ def _refuse_beyond_limits(name: str, variant: Variant, mean_error: float, agreem
     limits = VARIANT_LIMITS[variant]
     if not (mean_error <= limits.mean_error and agreement >= limits.label_agreement):
         raise ExportRefused(
-            f"{name}: its {variant} variant gives the float model's label on {agreement:.4f} of {NUM_PARITY_ROWS} rows, "
-            f"with scores {mean_error:.2e} off on average, wanted are {limits.label_agreement:g} and at most "
+            f"{name}: its {variant} variant gives the float model's label on {agreement:.4f} of {NUM_PARITY_ROWS} rows,"
+            f" with scores {mean_error:.2e} off on average, wanted are {limits.label_agreement:g} and at most "
             f"{limits.mean_error:g}; {_ADVICE[variant]}"
         )
 

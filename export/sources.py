@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError
+from torch import nn
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # must be set before the import
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import nn
 
     from export.family import Family, FamilyModel, TensorSpec
 
@@ -216,7 +216,7 @@ def _read_torch(family: Family, model: FamilyModel, path: Path) -> nn.Module:
             if model.is_torchscript:
                 return torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call,no-any-return]
             program = torch.export.load(path)
-            module = program.module()
+            module = _Program(program)
     except Exception as error:
         # which error, depends on where its reader stumbles
         raise InvalidArtefact(
@@ -226,6 +226,20 @@ def _read_torch(family: Family, model: FamilyModel, path: Path) -> nn.Module:
         ) from error
     _refuse_other_program(family, model, program)
     return module
+
+
+class _Program(nn.Module):
+    """A program as a module that lets exporters ask for inference; it was settled when the program was made."""
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        super().__init__()
+        self.module = program.module()
+
+    def train(self, mode: bool = True) -> _Program:  # noqa: ARG002, FBT001, FBT002 - as PyTorch has it
+        return self
+
+    def forward(self, *inputs: torch.Tensor) -> Any:  # noqa: ANN401 - whatever the program returns
+        return self.module(*inputs)
 
 
 def _refuse_other_program(family: Family, model: FamilyModel, program: torch.export.ExportedProgram) -> None:

@@ -45,7 +45,9 @@ class RequestRows:
 
 
 def read_rows(path: Path) -> Rows:
-    """Read a rows file: .npz with arrays `input:<TENSOR>` [n, ...] and optionally `label` int64 [n]; `group` is left unread.
+    """Read a rows file: .npz with arrays `input:<TENSOR>` [n, ...] and optionally `label` int64 [n].
+
+    A `group`, which records need, is left unread.
 
     Raises:
         InvalidArtefact: naming the array.

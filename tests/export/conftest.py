@@ -11,4 +11,6 @@ if importlib.util.find_spec("torch") is None:
         "test_onnx_export.py",
         "test_parity.py",
         "test_variants.py",
+        "test_own_models.py",
+        "test_export_bad_input.py",
     ]

@@ -78,7 +78,7 @@ def model_of(
     )
 
 
-def family_of(*models: FamilyModel) -> Family:
+def family_of(*models: FamilyModel, **more: Any) -> Family:
     return Family(
         name="tiny",
         inputs=(INPUT,),
@@ -86,6 +86,7 @@ def family_of(*models: FamilyModel) -> Family:
         models=models,
         sample=lambda n: {"x": ROWS[:n]},
         quantisation_rows=lambda n: {"x": QUANTISATION_ROWS[:n]},
+        **more,
     )
 
 
