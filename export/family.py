@@ -230,7 +230,8 @@ class Family:
         found = first[0] if first and least <= first[0] <= n else n
         for spec in self.inputs:
             array = rows[spec.name]
-            shape, dtype = getattr(array, "shape", ()), getattr(array, "dtype", None)
+            shape: tuple[int, ...] = getattr(array, "shape", ())
+            dtype = getattr(array, "dtype", None)
             if not fits(spec, shape, dtype) or shape[0] != found:
                 raise UsageError(
                     f"input {spec.name!r}: {what}({n}) gives {dtype} {list(shape)}, "

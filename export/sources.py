@@ -22,7 +22,7 @@ from export.onnx_export import export_onnx, quiet_pytorch
 from export.reasons import reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -252,14 +252,14 @@ def _refuse_other_program(family: Family, model: FamilyModel, program: torch.exp
         )
     found = {}
     for spec, value in zip(family.inputs, values, strict=True):
-        shape = [size if isinstance(size, int) else str(size) for size in value.shape]
+        shape = [size if isinstance(size, int) else "?" for size in value.shape]
         if shape and isinstance(shape[0], int):
             raise UsageError(
                 f"{model.name}: the input {spec.name!r} of {model.file} is fixed to a batch of {shape[0]}: export it "
                 "with dynamic_shapes that leave axis 0 open"
             )
         datatype = str(value.dtype).removeprefix("torch.").replace("bfloat", "BF").replace("float", "FP").upper()
-        found[spec.name] = (datatype, shape)
+        found[spec.name] = (datatype, ["n", *shape[1:]])
     _refuse_other_inputs(model, family.inputs, found)
 
 
@@ -273,7 +273,7 @@ def _onnx_datatype(value: onnx.ValueInfoProto) -> str:
 
 
 def _refuse_other_inputs(
-    model: FamilyModel, inputs: Sequence[TensorSpec], found: dict[str, tuple[str, Sequence[int | str] | None]]
+    model: FamilyModel, inputs: Sequence[TensorSpec], found: Mapping[str, tuple[str, Sequence[int | str] | None]]
 ) -> None:
     """`found`: datatype and shape, batch axis included, by name; axes that are no numbers are open."""
     if set(found) != {spec.name for spec in inputs}:

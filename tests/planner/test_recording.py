@@ -132,7 +132,9 @@ async def test_an_interrupted_run_asks_only_for_the_rest_and_ends_in_the_same_by
 async def test_scores_of_a_model_that_returns_none_cannot_be_kept(tmp_path: Path) -> None:
     server = FakeServer(outputs=("label", "certainty"))
     path = write_rows(tmp_path)
-    with pytest.raises(UsageError, match="^--keep-scores: model 'small' was exported without scores; leave the option"):
+    with pytest.raises(
+        UsageError, match=r"^--keep-scores: model 'small' was exported without scores; leave the option"
+    ):
         await record(recorder(server, path, tmp_path / "p", keep_scores=True))
     assert not server.asked
     await record(recorder(server, path, tmp_path / "p"))
