@@ -17,7 +17,8 @@ from cascadeserve.errors import CascadeServeError
 
 # command -> (module, attribute, one line of help); the help stands here so that --help imports nothing
 _COMMANDS = {
-    "export": ("export.cli", "export", "Export a family of PyTorch models to a Triton model repository."),
+    "init": ("export.init", "init", "Write a start for a family of your own: family, cluster and goal file."),
+    "export": ("export.cli", "export", "Export a family of models, ONNX or PyTorch, to a Triton model repository."),
     "verify": ("export.verify_cli", "verify", "Hold a repository on a real Triton against its source."),
     "triton": ("cascadeserve.local_triton.cli", "triton", "Run a real tritonserver on this machine."),
     "prepare": (

@@ -147,7 +147,8 @@ class PlannedFamily(Artefact, frozen=True, kw_only=True):
     """Everything the orchestrator needs to know of one family."""
 
     inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
-    num_classes: Count
+    # None where a model of the family returns no scores, so that the family does not either
+    num_classes: Count | None
     models: dict[Name, PlannedModel]
     reference_model: Name
     slo_s: Annotated[float, Meta(gt=0.0)]

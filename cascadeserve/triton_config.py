@@ -24,9 +24,11 @@ _READ_BYTES = 1 << 20
 
 
 def cascade_model_config(
-    name: str, inputs: Sequence[TensorSpec], *, num_classes: int, max_batch_size: int
+    name: str, inputs: Sequence[TensorSpec], *, num_classes: int, max_batch_size: int, scores: bool = True
 ) -> ModelConfig:
     """Complete config of an ONNX model with the outputs of a cascade stage: nothing is left to auto-completion.
+
+    `scores` says whether the model has the output of that name.
 
     No `dynamic_batching`: the orchestrator batches, and Triton's queue policies stall.
     """
@@ -35,7 +37,8 @@ def cascade_model_config(
     )
     for spec in inputs:
         config.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.shape)
-    for output, datatype, size in (("label", "INT64", 1), ("certainty", "FP32", 1), ("scores", "FP32", num_classes)):
+    outputs = [("label", "INT64", 1), ("certainty", "FP32", 1), *([("scores", "FP32", num_classes)] if scores else [])]
+    for output, datatype, size in outputs:
         config.output.add(name=output, data_type=_data_type(datatype), dims=[size])
     config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
     # One thread per instance: instances, not threads, are what a plan counts.

@@ -1,8 +1,8 @@
 """Makes the reference pages from the code when the site is built, so that they cannot be out of date.
 
-    {{ cli }}      in reference/cli.md: every command with its options
-    {{ schema X }} in reference/files.md: the JSON Schema of a file
-    {{ metrics }}  in reference/metrics.md: every metric of the orchestrator
+{{ cli }}      in reference/cli.md: every command with its options
+{{ schema X }} in reference/files.md: the JSON Schema of a file
+{{ metrics }}  in reference/metrics.md: every metric of the orchestrator
 """
 
 from __future__ import annotations

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from cascadeserve.errors import CascadeServeError, ExportRefused
+from cascadeserve.errors import CascadeServeError, ExportRefused, UsageError
+from export.heads import add_head
 from export.loading import load_family
-from export.onnx_export import export_onnx
 from export.parity import check_parity, check_variant
+from export.reasons import reason_of
 from export.repository import write_model
+from export.sources import open_source
+from export.temperature import with_fitted_temperature
 from export.variants import make_variant, refuse_dynamic_quantisation
+
+if TYPE_CHECKING:
+    import onnx
+
+    from export.family import Family, FamilyModel
+    from export.parity import Parity
 
 
 @click.command()
-@click.argument("reference", metavar="MODULE:ATTRIBUTE")
+@click.argument("reference", metavar="FAMILY")
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="Model repository to write to.")
 @click.option(
     "--version", type=click.IntRange(min=1), default=1, show_default=True,
@@ -26,10 +36,12 @@ from export.variants import make_variant, refuse_dynamic_quantisation
 )  # fmt: skip
 @click.option(
     "--tolerance", type=click.FloatRange(min=0.0, min_open=True), default=1e-4, show_default=True,
-    help="Largest difference of a score from PyTorch's.",
+    help="Largest difference of a score from the source's.",
 )  # fmt: skip
 def export(reference: str, repository: Path, version: int, tolerance: float) -> None:
-    """Export the models of a family to ONNX, check them against PyTorch, write them as Triton models.
+    """Export the models of a family to ONNX, check them against their source, write them as Triton models.
+
+    FAMILY is a file (family.toml) or MODULE:ATTRIBUTE; `cascadeserve init` writes a start of either.
 
     A variant (FP16, INT8, optimised) is made from a model that passed and checked against it, within wider limits; for
     TensorRT the model stays what it is. A model that does not do what its source does is not written; models already
@@ -38,28 +50,23 @@ def export(reference: str, repository: Path, version: int, tolerance: float) -> 
     """
     family = load_family(reference)
     table = Table(
-        Column("model", no_wrap=True), "variant", "size", "max error", "label agreement", "batch difference", "written"
-    )
+        Column("model", no_wrap=True), "variant", "temperature", "size", "max error", "label agreement",
+        "batch difference", "written",
+    )  # fmt: skip
     console = Console()
     for model in track(family.models, description="exporting", console=Console(stderr=True), transient=True):
         try:
-            module = model.build().eval()
-            onnx_model = export_onnx(family, model, module)
-            refuse_dynamic_quantisation(onnx_model, model.name)
-            parity = check_parity(family, model, module, onnx_model, tolerance)
-            if model.variant is not None:
-                float_model, onnx_model = onnx_model, make_variant(family, model, onnx_model)
-                parity = check_variant(family, model, float_model, onnx_model)
+            settled, onnx_model, parity = _make(family, model, tolerance)
         except CascadeServeError:
             raise
         except Exception as error:
             # the family's own code, or an exporter that cannot do what it needs: one sentence says which model
-            what = (str(error).strip().splitlines() or [""])[0]
-            raise ExportRefused(f"{model.name}: {type(error).__name__}: {what}") from error
-        changed = write_model(repository, family, model, onnx_model, version)
+            raise ExportRefused(f"{model.name}: {type(error).__name__}: {reason_of(error)}") from error
+        changed = write_model(repository, family, settled, onnx_model, version)
         table.add_row(
             model.name,
             model.variant or "",
+            f"{settled.head.temperature:.4g}{' (fitted)' * model.fit_temperature}",
             f"{len(onnx_model) / 1e6:.2f} MB",
             f"{parity.max_abs_error:.1e}",
             f"{parity.label_agreement:.4f}",
@@ -67,3 +74,24 @@ def export(reference: str, repository: Path, version: int, tolerance: float) -> 
             "yes" if changed else "unchanged",
         )
     console.print(table)
+
+
+def _make(family: Family, model: FamilyModel, tolerance: float) -> tuple[FamilyModel, bytes, Parity]:
+    """Return the model with its temperature settled, its ONNX form, checked, and what the check measured."""
+    source = open_source(family, model)
+    bare = source.onnx_model()
+    refuse_dynamic_quantisation(bare, model.name)
+    model = with_fitted_temperature(family, model, source)
+    onnx_model = _with_head(model, bare)
+    parity = check_parity(family, model, source, onnx_model, tolerance)
+    if model.variant is not None:
+        float_model, onnx_model = onnx_model, _with_head(model, make_variant(family, model, bare))
+        parity = check_variant(family, model, float_model, onnx_model)
+    return model, onnx_model, parity
+
+
+def _with_head(model: FamilyModel, bare: onnx.ModelProto) -> bytes:
+    try:
+        return add_head(bare, model.head).SerializeToString(deterministic=True)
+    except UsageError as error:
+        raise UsageError(f"{model.name}: {error}") from error

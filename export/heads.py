@@ -2,62 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import compose, parser
+from onnx import TensorProto, compose, parser, shape_inference
 
 from cascadeserve.errors import UsageError
-from export.onnx_graph import (
+from export.graph import (
     all_names,
-    class_output,
+    copy_of,
     drop_all_but,
     in_readable_opset,
+    inputs_of,
     is_checkable,
     producer_of,
     rename,
     set_ir_version,
+    shape_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Certainty = Literal["margin", "max_probability", "negative_entropy"]
-Output = Literal["logits", "probabilities"]
-_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    from numpy.typing import NDArray
+
+    from export.family import Certainty, Head
+
+_TINY = float(np.finfo(np.float32).tiny)
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """How sure a model is, told from its last output; more is surer.
+def class_model(model: onnx.ModelProto, output_name: str | None = None) -> onnx.ModelProto:
+    """Return a copy with one output, [n, classes], in an operator set that servers read.
 
-    Attributes:
-        certainty: of the probabilities p of a row: the largest minus the second largest; the largest; or the sum of
-            p log p, which is 0 for a row that is sure and -log(classes) for one that knows nothing.
-        output: what the model gives.
-        temperature: scores are softmax(logits / temperature). Of probabilities it divides the logarithms, which are
-            logits but for a constant per row that softmax does not see, so that a fitted temperature means the same.
-            Probabilities at temperature 1 are passed on as they are, without making them sum to 1.
-        keep_scores: whether the model returns its scores too; without them a row costs 12 bytes on the way from the
-            device, however many classes there are.
+    `output_name` says which output that is, where there are several. The others, and what only they need, are dropped.
+
+    Raises:
+        UsageError: no head could be put behind the model; the sentence says what to do.
 
     """
-
-    certainty: Certainty = "margin"
-    output: Output = "logits"
-    temperature: float = 1.0
-    keep_scores: bool = True
-
-    def __post_init__(self) -> None:
-        """Check what may come from a file."""
-        for name, kinds in (("certainty", Certainty), ("output", Output)):
-            if getattr(self, name) not in get_args(kinds):
-                raise UsageError(f"{name} must be one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}")
-        # in single precision, as it stands in the graph, where less than the smallest number would be 0
-        if not _TINY <= self.temperature <= _HUGE:
-            raise UsageError(f"temperature must be a positive number, got {self.temperature}")
+    model = in_readable_opset(model)
+    drop_all_but(model.graph, _class_output(model, output_name))
+    return model
 
 
 def add_head(model: onnx.ModelProto, head: Head, *, output_name: str | None = None) -> onnx.ModelProto:
@@ -76,10 +63,9 @@ def add_head(model: onnx.ModelProto, head: Head, *, output_name: str | None = No
         UsageError: the model cannot be given this head; the sentence says what to do.
 
     """
-    model = in_readable_opset(model)
-    output = class_output(model, output_name)
+    model = class_model(model, output_name)
+    output = copy_of(model.graph.output[0])
     _refuse_other_kind(model.graph, output.name, head)
-    drop_all_but(model.graph, output)
     graph = _head_graph(head)
     _make_room(model.graph, output, [value.name for value in graph.output])
     prefix = "head/"
@@ -104,6 +90,64 @@ def add_head(model: onnx.ModelProto, head: Head, *, output_name: str | None = No
     if is_checkable(model):
         onnx.checker.check_model(model)
     return model
+
+
+def answers_of(values: NDArray[Any], head: Head) -> dict[str, NDArray[Any]]:
+    """What the head makes of a model's output [n, classes], worked out in double precision: the three outputs."""
+    values = values.astype(np.float64)
+    label = values.argmax(axis=1)[:, np.newaxis]
+    scores = values
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if not _passes_through(head):
+            logits = np.log(values) if head.output == "probabilities" else values
+            powers = np.exp((logits - np.take_along_axis(logits, label, axis=1)) / head.temperature)
+            scores = powers / powers.sum(axis=1, keepdims=True)
+        ordered = np.sort(scores, axis=1)
+        if head.certainty == "margin":
+            certainty = ordered[:, -1] - ordered[:, -2]
+        elif head.certainty == "max_probability":
+            certainty = ordered[:, -1]
+        else:
+            certainty = (scores * np.log(np.maximum(scores, _TINY))).sum(axis=1)
+    return {"label": label, "certainty": certainty[:, np.newaxis], "scores": scores}
+
+
+def _class_output(model: onnx.ModelProto, name: str | None) -> onnx.ValueInfoProto:
+    """Return a copy of the output `name`, or of the only one, with the shape that can be known.
+
+    Raises:
+        UsageError: there is no such output or no telling which, it is not [n, classes], or n is fixed.
+
+    """
+    names = [value.name for value in model.graph.output]
+    if name is None and len(names) != 1:
+        raise UsageError(
+            f"the model has the outputs {', '.join(names)}: say by output_name which one holds a number for every class"
+        )
+    if name is not None and name not in names:
+        raise UsageError(f"the model has no output {name!r}, only {', '.join(names)}")
+    output = copy_of(next(value for value in model.graph.output if name in {None, value.name}))
+    tensor = output.type.tensor_type
+    if not output.type.HasField("tensor_type") or tensor.elem_type not in _FLOATS:
+        kind = TensorProto.DataType.Name(tensor.elem_type) if output.type.HasField("tensor_type") else "no tensor"
+        raise UsageError(f"the output {output.name!r} is {kind}, but a head needs FLOAT, FLOAT16 or BFLOAT16")
+    if not (shape_of(output) and isinstance(shape_of(output)[-1], int)) and is_checkable(model):
+        # exporters may leave out what follows from the graph
+        inferred = shape_inference.infer_shapes(model).graph.output
+        tensor.CopyFrom(next(value for value in inferred if value.name == output.name).type.tensor_type)
+    shape = shape_of(output)
+    if len(shape) != 2 or shape[1] in {0, 1}:  # noqa: PLR2004 - [n, classes]
+        found = f"[{', '.join(map(str, shape))}]" if tensor.HasField("shape") else "unknown"
+        raise UsageError(
+            f"the shape of the output {output.name!r} is {found}, but a head needs [n, classes] with 2 classes or more"
+        )
+    for what, value in [("output", output), *(("input", value) for value in inputs_of(model.graph))]:
+        rows = next(iter(shape_of(value)), None)
+        if isinstance(rows, int):
+            raise UsageError(
+                f"the {what} {value.name!r} is fixed to a batch of {rows}: export the model with a dynamic batch axis"
+            )
+    return output
 
 
 def _refuse_other_kind(graph: onnx.GraphProto, output_name: str, head: Head) -> None:
@@ -153,9 +197,10 @@ def _nodes(head: Head) -> Iterator[str]:
     else:
         yield "label = Identity (index)"
     yield from _score_nodes(head)
-    yield "axis = Constant <value_ints = [1]> ()"
     # what is given as probabilities is not known to be numbers; softmax makes a row NaN if one of its logits is
     unchecked = _passes_through(head)
+    if unchecked or head.certainty == "negative_entropy":
+        yield "axis = Constant <value_ints = [1]> ()"
     yield from _certainty_nodes(head.certainty, "certain" if unchecked else "certainty")
     if unchecked:
         yield "zero = Constant <value_float = 0.0> ()"

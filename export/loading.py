@@ -1,4 +1,4 @@
-"""Finds the family that `MODULE:ATTRIBUTE` names."""
+"""Finds the family that a reference names: a file, or `MODULE:ATTRIBUTE`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,29 @@ from pathlib import Path
 
 from cascadeserve.errors import UsageError
 from export.family import Family
+from export.family_file import read_family
 
 
 def load_family(reference: str) -> Family:
-    """Import a family, from the working directory too.
+    """Read a family file, or import a family, from the working directory too.
+
+    What ends in .toml, or names an existing file, is a file.
 
     Raises:
         UsageError: the reference is malformed, or names nothing that is a Family.
+        InvalidArtefact: the file is missing or wrong, or a file that it names is.
 
     """
+    path = Path(reference)
+    if path.suffix == ".toml" or path.is_file():
+        if path.suffix == ".py":
+            raise UsageError(f"{reference!r} is Python: name the family in it, such as {path.stem}:family")
+        return read_family(path)
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute) or module_name.startswith("."):
-        raise UsageError(f"{reference!r} is not of the form MODULE:ATTRIBUTE, such as examples.digits.family:family")
+        raise UsageError(
+            f"{reference!r} is neither a file nor of the form MODULE:ATTRIBUTE, such as examples.digits.family:family"
+        )
     # console scripts do not have the working directory on their path, `python -m` has
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

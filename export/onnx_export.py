@@ -1,4 +1,4 @@
-"""PyTorch to ONNX, with label, certainty and scores computed inside the graph."""
+"""PyTorch to ONNX; label, certainty and scores are put behind it by export/heads.py."""
 
 from __future__ import annotations
 
@@ -10,62 +10,59 @@ from typing import TYPE_CHECKING
 
 import onnx
 import torch
-from torch import nn
 
+from cascadeserve.errors import ExportRefused
+from export.graph import all_nodes
 from export.onnx_versions import IR_VERSION, OPSET
+from export.reasons import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import nn
 
     from export.family import Family, FamilyModel
 
 _EXAMPLE_ROWS = 2
 
 
-class CascadeHead(nn.Module):
-    """Wraps a model that returns logits [n, classes]: label [n, 1], certainty [n, 1], scores [n, classes].
+def export_onnx(family: Family, model: FamilyModel, module: nn.Module) -> onnx.ModelProto:
+    """ONNX model of `module` with its output [n, classes] as the only one; the batch axis is dynamic.
 
-    Certainty is the distance between the two largest softmax probabilities (paper, appendix B).
+    Raises:
+        ExportRefused: it holds something that has no form in ONNX.
+
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        """`model` takes the family's inputs in order."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return (label int64, certainty float32, scores float32)."""
-        scores = torch.softmax(self.model(*inputs).float(), dim=1)
-        top, index = torch.topk(scores, k=2, dim=1)
-        return index[:, :1], top[:, :1] - top[:, 1:], scores
-
-
-def export_onnx(family: Family, model: FamilyModel, module: nn.Module) -> bytes:
-    """Serialised ONNX model of `module` with the cascade head; the batch axis is dynamic."""
     sample = family.checked_sample(_EXAMPLE_ROWS)
     example = tuple(torch.from_numpy(sample[spec.name]) for spec in family.inputs)
     names = [spec.name for spec in family.inputs]
-    outputs = ["label", "certainty", "scores"]
+    output = "logits" if "logits" not in names else "logits_of_model"
     buffer = io.BytesIO()
-    with _quiet_exporter():
-        torch.onnx.export(
-            CascadeHead(module).eval(),
-            example,
-            buffer,  # type: ignore[arg-type]  # takes a file object, though its annotation does not say so
-            # The TorchScript exporter: its graphs carry no source paths and need no further package.
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=names,
-            output_names=outputs,
-            dynamic_axes=_variable_axes(family) | {name: {0: "n"} for name in outputs},
-        )
-    graph = onnx.load_model_from_string(buffer.getvalue())
-    graph.ir_version = IR_VERSION
-    graph.graph.name = model.name
-    for node in graph.graph.node:
+    try:
+        with quiet_pytorch():
+            torch.onnx.export(
+                module,
+                example,
+                buffer,  # type: ignore[arg-type]  # takes a file object, though its annotation does not say so
+                # The TorchScript exporter: its graphs carry no source paths and need no further package.
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=[output],
+                dynamic_axes=_variable_axes(family) | {output: {0: "n"}},
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportRefused(
+            f"{model.name}: cannot be written as ONNX ({reason_of(error)}); replace what has no form there, or "
+            "export it to an .onnx file by other means and give that"
+        ) from error
+    exported = onnx.load_model_from_string(buffer.getvalue())
+    exported.ir_version = IR_VERSION
+    exported.graph.name = model.name
+    for node in all_nodes(exported):
         node.doc_string = ""
-    onnx.checker.check_model(graph, full_check=True)
-    return graph.SerializeToString(deterministic=True)
+    onnx.checker.check_model(exported, full_check=True)
+    return exported
 
 
 def _variable_axes(family: Family) -> dict[str, dict[int, str]]:
@@ -77,8 +74,8 @@ def _variable_axes(family: Family) -> dict[str, dict[int, str]]:
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """PyTorch announces its exporter's successor at every call, through warnings and through its log."""
+def quiet_pytorch() -> Iterator[None]:
+    """PyTorch announces the successors of its exporter and of TorchScript at every call, by warnings and by its log."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -86,6 +83,7 @@ def _quiet_exporter() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
             warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*TorchScript.*")
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
             yield
     finally:

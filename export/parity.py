@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from cascadeserve.errors import ExportRefused
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # must be set before the import
-
-import onnxruntime as ort
-
-from export.onnx_export import CascadeHead
+from export.family import NUM_PARITY_ROWS
+from export.heads import answers_of
+from export.reasons import reason_of
+from export.sources import ORT_ERRORS, batches, in_batches, open_session, open_source
+from export.temperature import with_fitted_temperature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import onnxruntime as ort
     from numpy.typing import NDArray
-    from torch import nn
 
     from export.family import Family, FamilyModel, Variant
+    from export.sources import Source
 
     Outputs = dict[str, NDArray[Any]]
     # answers of a model to rows that are put to it in batches of a size
     Run = Callable[[Outputs, int], Outputs]
 
-NUM_ROWS = 256
 # Scores of one row may differ by this much with the size of its batch: kernels sum in another order then.
 BATCH_TOLERANCE = 1e-5
-ORT_ERRORS = (ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError)
 _ADVICE: dict[Variant, str] = {
     "optimised": "drop this variant",
     "fp16": "drop this variant, or keep values within what FP16 holds (65504)",
     "int8": "give quantisation_rows that look like what will be served, or drop this variant",
     "tensorrt": "drop this variant",
 }
-_OUTPUTS = ("label", "certainty", "scores")
 
 
 @dataclass(frozen=True)
@@ -66,61 +61,76 @@ VARIANT_LIMITS: dict[Variant, Limits] = {
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest differences over NUM_ROWS rows; `label_agreement` is a share of rows."""
+    """Largest differences over NUM_PARITY_ROWS rows; `label_agreement` is a share of rows.
+
+    The differences are of scores and certainties; of certainties alone where the model returns no scores.
+    """
 
     max_abs_error: float
     label_agreement: float
     max_batch_difference: float
 
 
-def check_parity(family: Family, model: FamilyModel, module: nn.Module, onnx_model: bytes, tolerance: float) -> Parity:
-    """Hold the exported model against PyTorch and against itself in other batches.
+def check_parity(family: Family, model: FamilyModel, source: Source, onnx_model: bytes, tolerance: float) -> Parity:
+    """Hold the exported model against its source and against itself in other batches.
+
+    What the head should make of the source's answers is worked out in numpy.
 
     Raises:
         ExportRefused: naming the model, what was measured and what is allowed.
 
     """
-    rows = family.checked_sample(NUM_ROWS)
-    source = _run_torch(family, module, rows, model.max_batch_size)
-    if source["scores"].shape != (NUM_ROWS, family.classes):
+    rows = family.checked_sample(NUM_PARITY_ROWS)
+    values = in_batches(source.run, rows, model.max_batch_size)
+    if values.shape != (NUM_PARITY_ROWS, family.classes):
         raise ExportRefused(
-            f"{model.name}: returns logits of shape {list(source['scores'].shape)} for {NUM_ROWS} rows, "
+            f"{model.name}: returns {model.head.output} of shape {list(values.shape)} for {NUM_PARITY_ROWS} rows, "
             f"but the family has {family.classes} classes"
         )
-    if not np.isfinite(source["scores"]).all():
+    wanted = answers_of(values, model.head)
+    if not np.isfinite(wanted["scores"]).all():
         raise ExportRefused(f"{model.name}: gives scores that are no numbers for rows of the family's sample")
     # One by one too: code that looks at its batch, or branches on values, is told here from a wrong export.
-    alone = _run_torch(family, module, rows, 1)
-    _refuse_batch_dependence(model, _max_difference(source["scores"], alone["scores"]), tolerance)
+    alone = answers_of(in_batches(source.run, rows, 1), model.head)
+    _refuse_batch_dependence(model, _max_difference(wanted["scores"], alone["scores"]), tolerance)
     try:
-        return _compare(family, model, source, rows, onnx_model, tolerance)
+        return _compare(family, model, source.framework, wanted, rows, onnx_model, tolerance)
     except ORT_ERRORS as error:
         raise ExportRefused(
-            f"{model.name}: the exported model does not run on every batch size ({_first_line(error)}); look for code "
+            f"{model.name}: the exported model does not run on every batch size ({reason_of(error)}); look for code "
             "that fixes the batch size or ignores an input"
         ) from error
 
 
 def _compare(
-    family: Family, model: FamilyModel, source: Outputs, rows: Outputs, onnx_model: bytes, tolerance: float
+    family: Family,
+    model: FamilyModel,
+    framework: str,
+    wanted: Outputs,
+    rows: Outputs,
+    onnx_model: bytes,
+    tolerance: float,
 ) -> Parity:
-    session = _session(onnx_model)
+    session = open_session(onnx_model)
     if unused := {spec.name for spec in family.inputs} - {entry.name for entry in session.get_inputs()}:
         raise ExportRefused(f"{model.name}: does not use the input {min(unused)!r}, so it is not in its graph")
     run = partial(_run_onnx, session)
     exported = run(rows, model.max_batch_size)
-    max_abs_error = _largest(_max_difference(source[name], exported[name]) for name in ("scores", "certainty"))
+    max_abs_error = _largest(_max_difference(wanted[name], exported[name]) for name in _numbers(exported))
     if not max_abs_error <= tolerance:
         raise ExportRefused(
-            f"{model.name}: scores differ from PyTorch by up to {max_abs_error:.2e}, allowed are {tolerance:.0e}; "
-            "look for operators that export differently, or raise --tolerance if this is wanted"
+            f"{model.name}: scores differ from {framework}'s by up to {max_abs_error:.2e}, allowed are {tolerance:.0e}"
+            "; look for operators that export differently, or raise --tolerance if this is wanted"
         )
     # Where two classes are tied within the tolerance, either label is right.
-    agree = (source["label"] == exported["label"]).reshape(-1) | (source["certainty"].reshape(-1) <= 2 * tolerance)
+    best = np.sort(wanted["scores"], axis=1)[:, -2:]
+    agree = (wanted["label"] == exported["label"]).reshape(-1) | (best[:, 1] - best[:, 0] <= 2 * tolerance)
     if not agree.all():
-        raise ExportRefused(f"{model.name}: {np.count_nonzero(~agree)} of {NUM_ROWS} labels differ from PyTorch's")
+        raise ExportRefused(
+            f"{model.name}: {np.count_nonzero(~agree)} of {NUM_PARITY_ROWS} labels differ from {framework}'s"
+        )
     difference = _check_batches(model, run, rows, exported)
-    return Parity(max_abs_error, float(np.mean(source["label"] == exported["label"])), difference)
+    return Parity(max_abs_error, float(np.mean(wanted["label"] == exported["label"])), difference)
 
 
 def check_variant(family: Family, model: FamilyModel, float_model: bytes, onnx_model: bytes) -> Parity:
@@ -132,18 +142,19 @@ def check_variant(family: Family, model: FamilyModel, float_model: bytes, onnx_m
     """
     if model.variant is None:
         raise ValueError(f"{model.name} is no variant")  # a mistake of the caller, not of the family
-    rows = family.checked_sample(NUM_ROWS)
+    rows = family.checked_sample(NUM_PARITY_ROWS)
     try:
-        wanted = _run_onnx(_session(float_model), rows, model.max_batch_size)
-        run = partial(_run_onnx, _session(onnx_model))
+        wanted = _run_onnx(open_session(float_model), rows, model.max_batch_size)
+        run = partial(_run_onnx, open_session(onnx_model))
         found = run(rows, model.max_batch_size)
-        errors = np.abs(wanted["scores"].astype(np.float64) - found["scores"]).max(axis=1)
+        name = _numbers(found)[0]
+        errors = np.abs(wanted[name].astype(np.float64) - found[name]).max(axis=1)
         agreement = float(np.mean(wanted["label"] == found["label"]))
         _refuse_beyond_limits(model.name, model.variant, float(errors.mean()), agreement)
         return Parity(float(errors.max()), agreement, _check_batches(model, run, rows, found))
     except ORT_ERRORS as error:
         raise ExportRefused(
-            f"{model.name}: its {model.variant} variant does not run on every batch size ({_first_line(error)}); "
+            f"{model.name}: its {model.variant} variant does not run on every batch size ({reason_of(error)}); "
             "drop this variant"
         ) from error
 
@@ -152,8 +163,8 @@ def _refuse_beyond_limits(name: str, variant: Variant, mean_error: float, agreem
     limits = VARIANT_LIMITS[variant]
     if not (mean_error <= limits.mean_error and agreement >= limits.label_agreement):
         raise ExportRefused(
-            f"{name}: its {variant} variant gives the float model's label on {agreement:.4f} of {NUM_ROWS} rows, with "
-            f"scores {mean_error:.2e} off on average, wanted are {limits.label_agreement:g} and at most "
+            f"{name}: its {variant} variant gives the float model's label on {agreement:.4f} of {NUM_PARITY_ROWS} rows,"
+            f" with scores {mean_error:.2e} off on average, wanted are {limits.label_agreement:g} and at most "
             f"{limits.mean_error:g}; {_ADVICE[variant]}"
         )
 
@@ -170,13 +181,15 @@ def batch_difference(model: FamilyModel, run: Run, rows: Outputs, answers: Outpu
 
     `answers` are those of full batches.
     """
-    others = [_max_difference(answers["scores"], run(rows, size)["scores"]) for size in _other_sizes(model)]
+    others = [_difference(answers, run(rows, size)) for size in _other_sizes(model)]
     return _largest([*others, *_differences_beside_others(run, rows, answers, model.max_batch_size)])
 
 
 def source_answers(family: Family, model: FamilyModel, rows: Outputs) -> Outputs:
-    """What the source answers to NUM_ROWS rows, in full batches: label and certainty [n, 1], scores [n, classes]."""
-    return _run_torch(family, model.build().eval(), rows, model.max_batch_size)
+    """Answers of the source, in full batches, with the head: label and certainty [n, 1], scores [n, classes]."""
+    source = open_source(family, model)
+    head = with_fitted_temperature(family, model, source).head
+    return answers_of(in_batches(source.run, rows, model.max_batch_size), head)
 
 
 def _refuse_batch_dependence(model: FamilyModel, difference: float, allowed: float) -> None:
@@ -194,16 +207,17 @@ def _other_sizes(model: FamilyModel) -> list[int]:
 
 def _differences_beside_others(run: Run, rows: Outputs, exported: Outputs, size: int) -> list[float]:
     """The same rows in batches of other neighbours: shuffled, and beside rows far from any data."""
-    order = np.random.default_rng(0).permutation(NUM_ROWS)
-    shuffled = run({name: array[order] for name, array in rows.items()}, size)["scores"]
-    differences = [_max_difference(exported["scores"][order], shuffled)]
+    order = np.random.default_rng(0).permutation(NUM_PARITY_ROWS)
+    shuffled = run({name: array[order] for name, array in rows.items()}, size)
+    differences = [_difference({name: array[order] for name, array in exported.items()}, shuffled)]
     if size > 1 and any(array.dtype.kind == "f" for array in rows.values()):
         beside = {name: np.resize(array, (size, *array.shape[1:])) for name, array in rows.items()}
         for name, array in beside.items():
             if array.dtype.kind == "f":
                 array[1:] = rows[name][1] * array.dtype.type(100)
         outlying = run(beside, size)
-        differences.append(_max_difference(exported["scores"][:1], outlying["scores"][:1]))
+        first = [{name: array[:1] for name, array in answers.items()} for answers in (exported, outlying)]
+        differences.append(_difference(*first))
     return differences
 
 
@@ -212,33 +226,19 @@ def _largest(values: Iterable[float]) -> float:
     return float(np.max(list(values)))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _session(onnx_model: bytes) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(onnx_model, options, providers=["CPUExecutionProvider"])
+def _numbers(outputs: Outputs) -> list[str]:
+    """Outputs that are compared as numbers: all that there are, but the labels."""
+    return [name for name in ("scores", "certainty") if name in outputs]
 
 
 def _run_onnx(session: ort.InferenceSession, rows: Outputs, size: int) -> Outputs:
-    parts = [
-        session.run(list(_OUTPUTS), {name: array[start : start + size] for name, array in rows.items()})
-        for start in range(0, len(next(iter(rows.values()))), size)
-    ]
-    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(_OUTPUTS)}
+    names = [output.name for output in session.get_outputs()]
+    parts = [session.run(names, batch) for batch in batches(rows, size)]
+    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
 
 
-def _run_torch(family: Family, module: nn.Module, rows: Outputs, size: int) -> Outputs:
-    """In the same batches as ONNX Runtime, so that a model that looks at its batch mates is told from a wrong one."""
-    head = CascadeHead(module).eval()
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, NUM_ROWS, size):
-            batch = [torch.from_numpy(rows[spec.name][start : start + size]) for spec in family.inputs]
-            parts.append(head(*batch))
-    return {name: torch.cat([part[i] for part in parts]).numpy() for i, name in enumerate(_OUTPUTS)}
+def _difference(one: Outputs, other: Outputs) -> float:
+    return _max_difference(*(answers[_numbers(answers)[0]] for answers in (one, other)))
 
 
 def _max_difference(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:

@@ -34,7 +34,11 @@ def model_config(family: Family, model: FamilyModel, onnx_model: bytes, versions
     Without one Triton serves the newest version alone, and a plan that names an older one would stand still.
     """
     config = cascade_model_config(
-        model.name, family.inputs, num_classes=family.classes, max_batch_size=model.max_batch_size
+        model.name,
+        family.inputs,
+        num_classes=family.classes,
+        max_batch_size=model.max_batch_size,
+        scores=model.head.keep_scores,
     )
     if model.variant == "tensorrt":
         ask_for_tensorrt(config, onnx_model)

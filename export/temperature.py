@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
 from cascadeserve.errors import UsageError
+from export.family import NUM_TEMPERATURE_ROWS
+from export.sources import in_batches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from export.family import Family, FamilyModel
+    from export.sources import Source
+
 LOWEST, HIGHEST = 0.05, 20.0
+
+
+def with_fitted_temperature(family: Family, model: FamilyModel, source: Source) -> FamilyModel:
+    """Return the model with its temperature settled: fitted to labelled rows of the family, if it asks for that.
+
+    A variant gets the temperature of its float source, so that the two differ in nothing else.
+
+    Raises:
+        UsageError: nothing can be fitted to these rows.
+
+    """
+    if not model.fit_temperature:
+        return model
+    rows, label = family.checked_labelled_rows(NUM_TEMPERATURE_ROWS)
+    values = in_batches(source.run, rows, model.max_batch_size).astype(np.float64)
+    if model.head.output == "probabilities":
+        values = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+    try:
+        temperature = fit_temperature(values, label)
+    except UsageError as error:
+        raise UsageError(f"{model.name}: {error}") from error
+    return replace(model, head=replace(model.head, temperature=temperature), fit_temperature=False)
 
 
 def fit_temperature(logits: NDArray[np.floating[Any]], label: NDArray[np.integer[Any]]) -> float:

@@ -1,8 +1,8 @@
 """Faster forms of an exported model that answer a little differently: INT8, FP16, and a graph optimised ahead.
 
 Each is served as a model of its own, with its own records and profile, so that the planner decides what it is good for.
-Inputs and outputs stay what they are. The last layers of a model decide its certainties and cost next to nothing, so
-they stay in float; see each function for how much of it.
+They are made of a model before it gets its head, and the head is then that of the float model. The last layers decide
+the certainties and cost next to nothing, so they stay in float; see each function for how much of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import onnx
 
 from cascadeserve.errors import ExportRefused
-from export.graph import Cut, all_nodes, copy_of, name_nodes, nested, read_by, replace, tidy
+from export.family import NUM_QUANTISATION_ROWS
+from export.graph import Cut, all_nodes, copy_of, name_nodes, replace, tidy
+from export.sources import batches
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # must be set before the import
 
@@ -32,7 +34,7 @@ from onnxruntime.quantization import (
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import numpy as np
     from numpy.typing import NDArray
@@ -41,16 +43,14 @@ if TYPE_CHECKING:
 
     Rows = dict[str, NDArray[np.generic]]
 
-# The digits ResNet gave float's label on 99.97 % of test rows after 128 of these and on all after 512.
-NUM_QUANTISATION_ROWS = 512
 _BATCH = 32
 # Operators that look at whole tensors for their scale. What reads integers (MatMulInteger, ConvInteger,
 # MatMulIntegerToFloat) looks at nothing: it is as good as what feeds it, which is one of these or a fixed scale.
 _DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
 
 
-def make_variant(family: Family, model: FamilyModel, onnx_model: bytes) -> bytes:
-    """Return the form of an exported model that `model.variant` asks for."""
+def make_variant(family: Family, model: FamilyModel, onnx_model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the form of a model with one output, [n, classes], that `model.variant` asks for."""
     if model.variant == "int8":
         return quantize_static_int8(onnx_model, family.checked_quantisation_rows(NUM_QUANTISATION_ROWS))
     if model.variant == "fp16":
@@ -65,37 +65,31 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime carri
     """Hands rows out in batches."""
 
     def __init__(self, rows: Rows) -> None:
-        self._batches = _batches(rows)
+        self._batches = batches(rows, _BATCH)
 
     def get_next(self) -> Rows | None:
         return next(self._batches, None)
 
 
-def _batches(rows: Rows) -> Iterator[Rows]:
-    for start in range(0, len(next(iter(rows.values()))), _BATCH):
-        yield {name: array[start : start + _BATCH] for name, array in rows.items()}
-
-
-def quantize_static_int8(onnx_model: bytes, quantisation_rows: Rows) -> bytes:
+def quantize_static_int8(source: onnx.ModelProto, quantisation_rows: Rows) -> onnx.ModelProto:
     """Weights and activations in 8 bits, with the activations' scales fixed by `quantisation_rows` once and for all.
 
-    A scale that is fixed knows nothing of the batch, so a row's answer depends on that row alone. The last layer and
-    the head stay in float: on an 8-bit grid of logits a model of two classes would know 511 certainties at most.
+    A scale that is fixed knows nothing of the batch, so a row's answer depends on that row alone. The last layer
+    stays in float: on an 8-bit grid of logits a model of two classes would know 511 certainties at most.
 
     Raises:
         ExportRefused: nothing is left to quantise.
 
     """
-    source = onnx.load_model_from_string(onnx_model)
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "quantised.onnx")
         # Folds batch norms and constants into weights, which could not be quantised apart; without its symbolic shape
         # inference, which fails on graphs that need none.
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quant_pre_process(copy_of(source), prepared, skip_symbolic_shape=True)
         model = onnx.load(prepared)
         name_nodes(model.graph)
         cut = Cut(model.graph)
-        kept = [*cut.last_layer(model.graph.initializer), *cut.head]
+        kept = [*cut.last_layer(model.graph.initializer), *cut.tail]
         _quietly(
             quantize_static,
             model,
@@ -136,67 +130,42 @@ def _quietly(function: Callable[..., object], *arguments: object, **options: obj
         logger.setLevel(level)
 
 
-def to_float16(onnx_model: bytes) -> bytes:
+def to_float16(source: onnx.ModelProto) -> onnx.ModelProto:
     """Weights and operators in FP16 up to the logits, everything from the logits on in FP32.
 
     Scores in FP16 would differ by steps of 0.0005 near 1, where most rows are, and tie their certainties.
     """
-    source = onnx.load_model_from_string(onnx_model)
-    model = onnx.load_model_from_string(onnx_model)
+    model = copy_of(source)
     name_nodes(model.graph)
     cut = Cut(model.graph)
     # The converter rounds what it gives back to FP16, FP32 outputs too, and then casts. So it sees the body alone, as
-    # a model whose outputs are the tensors that the head reads.
+    # a model whose output is the logits.
     body = copy_of(model)
     replace(body.graph.node, cut.body)
-    replace(body.graph.output, _read_outside(model, cut))
-    used = {name for node in cut.body for name in read_by(node)}
-    replace(body.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in used])
+    replace(body.graph.output, [_value(model, cut.logits)])
     converted = convert_float_to_float16(body, keep_io_types=True)
-    head = [copy_of(node) for node in cut.head]
-    weights = _weights_of_head(model.graph, head)
-    replace(model.graph.node, [*converted.graph.node, *head])
-    replace(model.graph.initializer, [*converted.graph.initializer, *weights])
+    replace(model.graph.node, [*converted.graph.node, *cut.tail])
+    replace(model.graph.initializer, converted.graph.initializer)
     return tidy(model, source)
 
 
-def _read_outside(model: onnx.ModelProto, cut: Cut) -> list[onnx.ValueInfoProto]:
-    """What nodes of the body make and the head or the client reads."""
+def _value(model: onnx.ModelProto, name: str) -> onnx.ValueInfoProto:
+    """Type of a tensor."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {value.name: value for value in (*graph.value_info, *graph.output)}
-    read = {name for node in cut.head for name in read_by(node)} | {value.name for value in graph.output}
-    crossing = [name for node in cut.body for name in node.output if name in read]
-    if unknown := [name for name in crossing if name not in types]:
-        raise ExportRefused(
-            f"{graph.name}: the type of its tensor {unknown[0]!r} cannot be inferred; drop this variant"
-        )
-    return [types[name] for name in crossing]
+    for value in (*graph.output, *graph.value_info):
+        if value.name == name:
+            return value
+    raise ExportRefused(f"{graph.name}: the type of its tensor {name!r} cannot be inferred; drop this variant")
 
 
-def _weights_of_head(graph: onnx.GraphProto, head: list[onnx.NodeProto]) -> list[onnx.TensorProto]:
-    """Copies of the initializers that the head reads, under names of their own: the body's may be FP16 by now."""
-    read = {name for node in head for name in read_by(node)}
-    copies = []
-    for tensor in graph.initializer:
-        if tensor.name in read:
-            copy = copy_of(tensor)
-            copy.name = f"{tensor.name}_of_head"
-            copies.append(copy)
-    names = {copy.name.removesuffix("_of_head"): copy.name for copy in copies}
-    for node in nested(head):
-        for i, name in enumerate(node.input):
-            node.input[i] = names.get(name, name)
-    return copies
-
-
-def refuse_dynamic_quantisation(onnx_model: bytes, name: str) -> None:
+def refuse_dynamic_quantisation(onnx_model: onnx.ModelProto, name: str) -> None:
     """Refuse a model that chooses a scale when it runs.
 
     Raises:
         ExportRefused: naming the operator, why it is refused, and what to do.
 
     """
-    for node in all_nodes(onnx.load_model_from_string(onnx_model)):
+    for node in all_nodes(onnx_model):
         if node.op_type in _DYNAMIC:
             raise ExportRefused(
                 f"{name}: holds {node.op_type}, which takes its scale over the whole batch, so that a row's answer "
@@ -205,14 +174,13 @@ def refuse_dynamic_quantisation(onnx_model: bytes, name: str) -> None:
             )
 
 
-def optimize(onnx_model: bytes) -> bytes:
+def optimize(source: onnx.ModelProto) -> onnx.ModelProto:
     """Do ONNX Runtime's basic graph optimisations ahead: constants folded, nodes fused, all in standard operators.
 
     Not the extended ones, which fuse into operators of com.microsoft that belong to this version of ONNX Runtime and
     the device they were made for, and not those of layout, which belong to the processor. A server does both itself
     when it loads the model.
     """
-    source = onnx.load_model_from_string(onnx_model)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
@@ -220,5 +188,5 @@ def optimize(onnx_model: bytes) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "optimised.onnx")
         options.optimized_model_filepath = str(path)
-        ort.InferenceSession(onnx_model, options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(source.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return tidy(onnx.load(path), source)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cascadeserve.errors import CascadeServeError, ExportRefused
-from export.parity import NUM_ROWS, VARIANT_LIMITS, batch_difference, source_answers
+from export.family import NUM_PARITY_ROWS
+from export.parity import VARIANT_LIMITS, batch_difference, source_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ _BATCH_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Measured:
-    """How far a served model is from its source over NUM_ROWS rows.
+    """How far a served model is from its source over NUM_PARITY_ROWS rows.
 
     Errors are those of scores and certainty: the worst of all rows, and the mean over rows of a row's worst.
     `label_agreement` is a share of rows, `wrong_labels` counts those that differ though their classes are not tied.
@@ -46,8 +47,8 @@ def expected_answers(family: Family, model: FamilyModel, rows: Outputs) -> Outpu
 
 
 def sample_rows(family: Family) -> Outputs:
-    """Rows of the family's sample, NUM_ROWS of them, by input; errors as in `expected_answers`."""
-    return _of_family("sample", lambda: family.checked_sample(NUM_ROWS))
+    """Rows of the family's sample, NUM_PARITY_ROWS of them, by input; errors as in `expected_answers`."""
+    return _of_family("sample", lambda: family.checked_sample(NUM_PARITY_ROWS))
 
 
 def _of_family(what: str, ask: Callable[[], Outputs]) -> Outputs:
@@ -77,6 +78,8 @@ def measure(model: FamilyModel, expected: Outputs, run: Run, rows: Outputs, tole
         return {"scores": answers["certainty"], **answers}
 
     answers = scored(rows, model.max_batch_size)
+    best = np.sort(expected["scores"], axis=1)[:, -2:]
+    distance = best[:, 1] - best[:, 0]
     if answers["scores"] is answers["certainty"]:
         expected = expected | {"scores": expected["certainty"]}
     for name, array in expected.items():
@@ -89,7 +92,7 @@ def measure(model: FamilyModel, expected: Outputs, run: Run, rows: Outputs, tole
         [np.abs(answers[name].astype(np.float64) - expected[name]) for name in ("scores", "certainty")], axis=1
     ).max(axis=1)
     agree = (answers["label"] == expected["label"]).reshape(-1)
-    tied = expected["certainty"].reshape(-1) <= 2 * tolerance
+    tied = distance <= 2 * tolerance
     return Measured(
         max_abs_error=float(errors.max()),
         mean_error=float(errors.mean()),
@@ -108,7 +111,7 @@ def verdict(model: FamilyModel, measured: Measured, tolerance: float) -> str | N
         limits = VARIANT_LIMITS[model.variant]
         if not (measured.mean_error <= limits.mean_error and measured.label_agreement >= limits.label_agreement):
             return (
-                f"gives the source's label on {measured.label_agreement:.4f} of {NUM_ROWS} rows, with scores "
+                f"gives the source's label on {measured.label_agreement:.4f} of {NUM_PARITY_ROWS} rows, with scores "
                 f"{measured.mean_error:.2e} off on average, wanted of {model.variant} are {limits.label_agreement:g} "
                 f"and at most {limits.mean_error:g}; export the family again"
             )
@@ -118,7 +121,7 @@ def verdict(model: FamilyModel, measured: Measured, tolerance: float) -> str | N
             "export the family again, or raise --tolerance if its device sums in another order"
         )
     elif measured.wrong_labels:
-        return f"{measured.wrong_labels} of {NUM_ROWS} labels differ from the source's; export the family again"
+        return f"{measured.wrong_labels} of {NUM_PARITY_ROWS} labels differ from the source's; export the family again"
     if not measured.batch_difference <= tolerance * _BATCH_SHARE:
         return (
             f"a row's scores change by up to {measured.batch_difference:.2e} with the rows it shares a batch with, "

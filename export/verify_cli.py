@@ -52,7 +52,7 @@ class _Row:
 
 
 @click.command()
-@click.argument("reference", metavar="MODULE:ATTRIBUTE")
+@click.argument("reference", metavar="FAMILY")
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="Model repository to verify.")
 @click.option("--model", "names", multiple=True, help="Model to verify, repeatable [default: the whole family].")
 @click.option("--url", metavar="HOST:PORT", help="gRPC address of a Triton that serves it [default: one is started].")

@@ -74,7 +74,7 @@ class CascadeDataPlane:
             outputs=(
                 TensorMetadata("label", "INT64", (-1, 1)),
                 TensorMetadata("certainty", "FP32", (-1, 1)),
-                TensorMetadata("scores", "FP32", (-1, plan.num_classes)),
+                *_scores_metadata(plan.num_classes),
                 TensorMetadata("stage", "INT32", (-1, 1)),
             ),
         )
@@ -85,7 +85,7 @@ class CascadeDataPlane:
         arrived_s = self._loop.time()
         try:
             inputs = _checked_inputs(family, request)
-            outputs = _checked_outputs(request)
+            outputs = _checked_outputs(family, request)
             rows = inputs[0].shape[0]
             timeout_s = self._timeout_s(family, request, rows)
             self._metrics.arrived(family.name, rows)
@@ -168,11 +168,16 @@ def _checked_input(spec: TensorSpec, tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _checked_outputs(request: InferRequest) -> list[str]:
+def _scores_metadata(num_classes: int | None) -> tuple[TensorMetadata, ...]:
+    return () if num_classes is None else (TensorMetadata("scores", "FP32", (-1, num_classes)),)
+
+
+def _checked_outputs(family: FamilyState, request: InferRequest) -> list[str]:
     names = [output.name for output in request.outputs] or ["label"]
+    known = [name for name in _OUTPUTS if name != "scores" or family.plan.num_classes is not None]
     for name in names:
-        if name not in _OUTPUTS:
-            offered = ", ".join(_OUTPUTS)
+        if name not in known:
+            offered = ", ".join(known)
             raise InvalidRequest(
                 f"unexpected inference output '{name}' for model '{request.model_name}'; it has {offered}"
             )

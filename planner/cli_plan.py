@@ -138,22 +138,32 @@ def _show(made: GearPlan) -> None:
         console.print(part, highlight=False)
 
 
-def _signature(repository: Path, models: Iterable[str]) -> tuple[tuple[TensorSpec, ...], int, dict[str, int]]:
-    """Inputs, number of classes and largest batch by model, from the configs of a repository."""
-    found: dict[str, tuple[tuple[TensorSpec, ...], int]] = {}
+def _signature(repository: Path, models: Iterable[str]) -> tuple[tuple[TensorSpec, ...], int | None, dict[str, int]]:
+    """Inputs, number of classes and largest batch by model, from the configs of a repository.
+
+    The number is None where a model returns no scores: then the family cannot.
+    """
+    inputs: dict[str, tuple[TensorSpec, ...]] = {}
+    classes: dict[str, int] = {}
     largest: dict[str, int] = {}
     for model in models:
         path = repository / model / "config.pbtxt"
         if not path.is_file():
             raise UsageError(f"model {model!r} of the search records is not in {repository}; give its --repository")
         config = read_config(path)
-        classes = [output.dims[0] for output in config.output if output.name == "scores" and len(output.dims) == 1]
-        if not classes or classes[0] < 1:
-            raise InvalidArtefact("has no output `scores` with one axis of classes; export the model", path=path)
-        found[model] = (input_specs(config), int(classes[0]))
+        outputs = {output.name: output for output in config.output}
+        if absent := [name for name in ("label", "certainty") if name not in outputs]:
+            raise InvalidArtefact(f"has no output `{absent[0]}`; export the model", path=path)
+        if "scores" in outputs:
+            dims = outputs["scores"].dims
+            if len(dims) != 1 or dims[0] < 1:
+                raise InvalidArtefact("has an output `scores` without one axis of classes; export the model", path=path)
+            classes[model] = int(dims[0])
+        inputs[model] = input_specs(config)
         largest[model] = max(config.max_batch_size, 1)
-    first, *others = found
+    first, *others = inputs
+    num_classes = next(iter(classes.values()), None)
     for model in others:
-        if found[model] != found[first]:
+        if inputs[model] != inputs[first] or classes.get(model, num_classes) != num_classes:
             raise UsageError(f"models {first!r} and {model!r} differ in inputs or classes; a family shares both")
-    return *found[first], largest
+    return inputs[first], num_classes if len(classes) == len(inputs) else None, largest

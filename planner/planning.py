@@ -54,7 +54,8 @@ _BATCH_SLO_FRAC = 0.1
 class Inputs:
     """All that one family's plan is made from, but the calibration rows.
 
-    `largest_batch` is what the model configs allow, by model; `digests` are those of the files, by what they are.
+    `num_classes` is None where a model returns no scores; `largest_batch` is what the model configs allow, by model;
+    `digests` are those of the files, by what they are.
     """
 
     family: str
@@ -64,7 +65,7 @@ class Inputs:
     cluster: Cluster
     search: SearchRecords
     tensors: tuple[TensorSpec, ...]
-    num_classes: int
+    num_classes: int | None
     largest_batch: Mapping[str, int]
     digests: Mapping[str, str]
     policy: Policy = "cascade"

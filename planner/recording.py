@@ -173,6 +173,8 @@ class Recorder:
             server_version=await self.server.server_version(),
             device_kind=device_kind,
         )
+        if self.keep_scores and "scores" not in served.signature.outputs:
+            raise UsageError(f"--keep-scores: model {model!r} was exported without scores; leave the option out")
         inputs = match_inputs(self.rows_file.rows, served.signature)
         folder = self.checkpoints / f"{model}-{self._key(origin)}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _INPUT = "input:"
 _LABEL = "label"
+# which rows depend on each other: for records, of no use to anyone else who reads the same file
+_GROUP = "group"
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,15 @@ class RequestRows:
 def read_rows(path: Path) -> Rows:
     """Read a rows file: .npz with arrays `input:<TENSOR>` [n, ...] and optionally `label` int64 [n].
 
+    A `group`, which records need, is left unread.
+
     Raises:
         InvalidArtefact: naming the array.
 
     """
     arrays = _read_arrays(path)
     labels = arrays.pop(_LABEL, None)
+    arrays.pop(_GROUP, None)
     inputs = {_input_name(key, array, path): array for key, array in arrays.items()}
     if not inputs:
         raise InvalidArtefact(f"holds no array `{_INPUT}<TENSOR>`", path=path)

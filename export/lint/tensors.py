@@ -74,29 +74,17 @@ def _input_findings(config: ModelConfig, entry: Any, field: str) -> Iterator[Fin
 
 
 def stage_output_findings(config: ModelConfig) -> Iterator[Finding]:
-    """What the orchestrator asks every stage for: label, certainty and scores of each row."""
+    """What the orchestrator asks every stage for: label, certainty and, where a family offers them, scores."""
     outputs = {entry.name: (index, entry) for index, entry in enumerate(config.output)}
     for name, datatype in _STAGE_OUTPUTS.items():
-        size = "[classes]" if name == "scores" else "[1]"
         if name not in outputs:
-            yield error(
-                "output",
-                f'a stage has an output "{name}" of type {datatype} and dims {size}; export it, or name the output so',
-            )
-            continue
-        index, entry = outputs[name]
-        if (found := enum_name(entry, "data_type")) not in {datatype, "TYPE_INVALID"}:
-            yield error(f"output[{index}].data_type", f'"{name}" of a stage is {datatype}, not {found}; cast it')
-        dims = list(entry.dims)
-        if name == "scores":
-            if dims and (len(dims) != 1 or 0 <= dims[0] < _MIN_CLASSES or dims[0] == -1):
+            if name != "scores":
                 yield error(
-                    f"output[{index}].dims", f'"scores" of a stage has dims [classes], 2 or more, not {dims}; fix them'
+                    "output",
+                    f'a stage has an output "{name}" of type {datatype} and dims [1]; export it, or name the output so',
                 )
-        elif dims and dims != [1]:
-            yield error(
-                f"output[{index}].dims", f'"{name}" of a stage has dims [1], not {dims}; reduce it to one number'
-            )
+            continue
+        yield from _stage_output_findings(name, datatype, *outputs[name])
     for name, (index, entry) in outputs.items():
         if name not in _STAGE_OUTPUTS:
             yield warning(f"output[{index}]", f'the orchestrator never asks for "{name}"; remove it')
@@ -105,6 +93,19 @@ def stage_output_findings(config: ModelConfig) -> Iterator[Finding]:
                 f"output[{index}].label_filename",
                 "is read for classification requests only, which the orchestrator does not send; remove it",
             )
+
+
+def _stage_output_findings(name: str, datatype: str, index: int, entry: Any) -> Iterator[Finding]:  # noqa: ANN401
+    if (found := enum_name(entry, "data_type")) not in {datatype, "TYPE_INVALID"}:
+        yield error(f"output[{index}].data_type", f'"{name}" of a stage is {datatype}, not {found}; cast it')
+    dims = list(entry.dims)
+    if name == "scores":
+        if dims and (len(dims) != 1 or 0 <= dims[0] < _MIN_CLASSES or dims[0] == -1):
+            yield error(
+                f"output[{index}].dims", f'"scores" of a stage has dims [classes], 2 or more, not {dims}; fix them'
+            )
+    elif dims and dims != [1]:
+        yield error(f"output[{index}].dims", f'"{name}" of a stage has dims [1], not {dims}; reduce it to one number')
 
 
 def warmup_findings(config: ModelConfig, files: Collection[str] | None) -> Iterator[Finding]:

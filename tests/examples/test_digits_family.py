@@ -17,8 +17,10 @@ import onnxruntime as ort
 
 from examples.digits.data import Rows, rows
 from examples.digits.family import WEIGHTS, family
-from export.onnx_export import export_onnx
+from export.family import Head
+from export.heads import add_head, class_model
 from export.repository import model_config
+from export.sources import open_source
 from export.variants import make_variant
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ REPOSITORY = ROOT / "model_repository"
 NAMES = ("digits_linear", "digits_mlp", "digits_cnn", "digits_resnet")
 INT8 = "digits_resnet_int8"
 FLOAT = [model for model in family.models if model.variant is None]
-NUM_ROWS, NUM_COMPARED = 2_000, 500
+NUM_ROWS, NUM_COMPARED = 2_000, 200
 THRESHOLD = 0.7
 
 
@@ -78,9 +80,8 @@ def test_the_committed_config_is_the_one_that_an_export_writes(model: FamilyMode
 
 @pytest.mark.parametrize("model", FLOAT, ids=lambda model: model.name)
 def test_the_committed_model_answers_as_an_export_of_the_committed_weights(model: FamilyModel) -> None:
-    onnx_model = export_onnx(family, model, model.build())
-    if onnx_model == (REPOSITORY / model.name / "1" / "model.onnx").read_bytes():
-        return  # with the PyTorch that wrote the repository; another one may write another graph
+    # Not the same bytes: an earlier head, with the same answers, wrote the repository, whose digests stand in plans.
+    onnx_model = add_head(open_source(family, model).onnx_model(), model.head).SerializeToString()
     fresh, stored = answers(onnx_model, search().inputs[:NUM_COMPARED]), committed(model.name)
     np.testing.assert_array_equal(fresh["label"], stored["label"][:NUM_COMPARED])
     np.testing.assert_allclose(fresh["scores"], stored["scores"][:NUM_COMPARED], rtol=0, atol=1e-5)
@@ -89,11 +90,16 @@ def test_the_committed_model_answers_as_an_export_of_the_committed_weights(model
 
 def test_the_committed_int8_model_is_what_quantising_the_committed_float_model_gives() -> None:
     (model,) = (model for model in family.models if model.name == INT8)
-    fresh = make_variant(family, model, (REPOSITORY / "digits_resnet" / "1" / "model.onnx").read_bytes())
+    bare = class_model(onnx.load(REPOSITORY / "digits_resnet" / "1" / "model.onnx"), "scores")
+    fresh = add_head(make_variant(family, model, bare), Head(output="probabilities")).SerializeToString()
     stored = (REPOSITORY / INT8 / "1" / "model.onnx").read_bytes()
     # Other processors sum in another order, which moves weights and scales by their last bits.
     shapes = [
-        {tensor.name: tuple(tensor.dims) for tensor in onnx.load_model_from_string(content).graph.initializer}
+        {
+            tensor.name: tuple(tensor.dims)
+            for tensor in onnx.load_model_from_string(content).graph.initializer
+            if len(tensor.dims) > 1
+        }
         for content in (fresh, stored)
     ]
     assert shapes[0] == shapes[1]

@@ -145,6 +145,7 @@ def ensemble() -> Any:
 
 CLEAN: dict[str, Callable[[], Any]] = {
     "as exported": clean,
+    "without scores": lambda: changed(clean(), drop("output.2")),
     "batch 1 only": lambda: clean(max_batch_size=1),
     "variable shape": lambda: clean(shape=(-1, 4)),
     "TensorRT behind ONNX Runtime": accelerated,
@@ -359,7 +360,6 @@ ONNXRUNTIME_RULES: dict[str, tuple[Change | str, str, str, str]] = {
     ),
     "optional input": (put("input.0.optional", True), "error", "input[0].optional", "remove it"),
     "no label": (drop("output.0"), "error", "output", '"label" of type TYPE_INT64'),
-    "no scores": (drop("output.2"), "error", "output", "dims [classes]"),
     "label of another type": (
         put("output.0.data_type", "TYPE_INT32"), "error", "output[0].data_type", "not TYPE_INT32; cast it",
     ),

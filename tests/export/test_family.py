@@ -88,6 +88,6 @@ def test_quantisation_rows_that_contradict_the_inputs_are_refused() -> None:
 
 def test_logits_of_another_number_of_classes_are_refused() -> None:
     wide = family(classes=CLASSES + 2)
-    _, module, onnx_model = exported(model_of(), family_of(model_of()))
+    _, source, onnx_model = exported(model_of(), family_of(model_of()))
     with pytest.raises(ExportRefused, match=f"but the family has {CLASSES + 2} classes"):
-        check_parity(wide, model_of(), module, onnx_model, 1e-4)
+        check_parity(wide, model_of(), source, onnx_model, 1e-4)

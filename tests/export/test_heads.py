@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import itertools
 import os
 from functools import cache, partial
@@ -21,10 +20,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # must be set before the im
 import onnxruntime as ort
 
 from cascadeserve.errors import UsageError
-from export.heads import Head, add_head
-from export.onnx_export import IR_VERSION, OPSET, CascadeHead, _quiet_exporter
+from export.family import Head
+from export.heads import add_head, answers_of
+from export.onnx_versions import IR_VERSION, OPSET
 from export.temperature import HIGHEST, LOWEST, fit_temperature
-from tests.export.tiny_torch import ROWS, linear
+from tests.export.tiny_torch import ROWS, exported, linear
+from tests.export.tiny_torch import model_of as model_of_torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,10 +53,10 @@ def answers(model: onnx.ModelProto, **inputs: Any) -> dict[str, NDArray[Any]]:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return answers_of(session, **inputs)
+    return outputs_of_session(session, **inputs)
 
 
-def answers_of(session: ort.InferenceSession, **inputs: Any) -> dict[str, NDArray[Any]]:
+def outputs_of_session(session: ort.InferenceSession, **inputs: Any) -> dict[str, NDArray[Any]]:
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs), strict=True))
 
@@ -70,7 +71,7 @@ def session_of(head: Head) -> ort.InferenceSession:
 
 
 def run(head: Head, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    return answers_of(session_of(head), x=values)
+    return outputs_of_session(session_of(head), x=values)
 
 
 def reference(head: Head, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -243,19 +244,25 @@ def test_half_precision_is_widened_before_anything_else(head: Head, datatype: st
     assert_same(answers(add_head(model_of(text), head), x=values), reference(head, values))
 
 
-def test_the_head_of_a_plain_export_equals_the_head_that_is_exported_with_the_model() -> None:
+@each_head
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_the_numbers_that_models_are_checked_against_are_those_of_the_graph(head: Head, classes: int) -> None:
+    values = rows_for(head, 64, classes)
+    values[0] = values[0, 0]  # all tied
+    assert_same(run(head, values), answers_of(values, head))
+    for name, array in reference(head, values).items():
+        np.testing.assert_allclose(answers_of(values, head)[name], array, rtol=1e-9, atol=1e-12)
+
+
+def test_the_margin_of_a_module_is_the_distance_of_its_two_largest_softmax_probabilities() -> None:
     module = linear().eval()
-    buffer = io.BytesIO()
-    axes = {"x": {0: "n"}, "logits": {0: "n"}}
-    with _quiet_exporter():
-        torch.onnx.export(
-            module, (torch.from_numpy(ROWS[:2]),), buffer, dynamo=False, opset_version=OPSET,
-            input_names=["x"], output_names=["logits"], dynamic_axes=axes,
-        )  # fmt: skip
-    found = answers(add_head(onnx.load_model_from_string(buffer.getvalue()), Head()), x=ROWS)
+    onnx_model = exported(model_of_torch())[2]
+    found = answers(onnx.load_model_from_string(onnx_model), x=ROWS)
     with torch.inference_mode():
-        label, certainty, scores = (tensor.numpy() for tensor in CascadeHead(module)(torch.from_numpy(ROWS)))
-    assert_same(found, {"label": label, "certainty": certainty, "scores": scores}, 1e-6)
+        scores = torch.softmax(module(torch.from_numpy(ROWS)), dim=1)
+        top, index = torch.topk(scores, k=2, dim=1)
+    wanted = {"label": index[:, :1].numpy(), "certainty": (top[:, :1] - top[:, 1:]).numpy(), "scores": scores.numpy()}
+    assert_same(found, wanted, 1e-6)
 
 
 # --- any model
@@ -369,7 +376,9 @@ SEVERAL = """
 
 
 def test_of_several_outputs_one_must_be_named() -> None:
-    with pytest.raises(UsageError, match=r"^the model has the outputs logits, label, scores, hidden: say which"):
+    with pytest.raises(
+        UsageError, match=r"^the model has the outputs logits, label, scores, hidden: say by output_name which"
+    ):
         add_head(model_of(SEVERAL), Head())
     with pytest.raises(UsageError, match=r"^the model has no output 'logit', only logits, label, scores, hidden"):
         add_head(model_of(SEVERAL), Head(), output_name="logit")

@@ -65,7 +65,9 @@ def test_a_family_is_found_inside_a_package() -> None:
 
 @pytest.mark.parametrize("reference", ["", ":", "module", "module:", ":family", "examples.digits.family"])
 def test_a_reference_of_another_form_is_refused_with_an_example(reference: str) -> None:
-    assert "is not of the form MODULE:ATTRIBUTE, such as examples.digits.family:family" in refusal(reference)
+    assert "is neither a file nor of the form MODULE:ATTRIBUTE, such as examples.digits.family:family" in refusal(
+        reference
+    )
 
 
 @pytest.mark.parametrize("reference", [".family:family", "..:family"])

@@ -71,10 +71,9 @@ def test_no_word_of_the_machine_it_was_made_on_stands_in_the_file() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 17, 256])
 def test_a_batch_of_any_size_is_answered_row_for_row(rows: int) -> None:
-    _, module, onnx_model = exported(model_of())
+    _, source, onnx_model = exported(model_of())
     label, certainty, scores = answers(onnx_model, x=ROWS[:rows])
-    with torch.inference_mode():
-        wanted = torch.softmax(module(torch.from_numpy(ROWS[:rows])), dim=1).numpy()
+    wanted = torch.softmax(torch.from_numpy(source.run({"x": ROWS[:rows]})), dim=1).numpy()
     assert (label.shape, certainty.shape, scores.shape) == ((rows, 1), (rows, 1), (rows, CLASSES))
     assert (label.dtype, certainty.dtype, scores.dtype) == (np.int64, np.float32, np.float32)
     np.testing.assert_allclose(scores, wanted, atol=1e-6)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from cascadeserve.errors import ExportRefused
-from export.family import Variant
-from export.parity import BATCH_TOLERANCE, NUM_ROWS, VARIANT_LIMITS, Parity, check_parity, check_variant
+from export.family import NUM_PARITY_ROWS, Variant
+from export.parity import BATCH_TOLERANCE, VARIANT_LIMITS, Parity, check_parity, check_variant
 from tests.export.tiny_torch import (
     CLASSES,
     around,
@@ -29,8 +29,8 @@ NUMBER = r"\d\.\d\de[+-]\d\d"
 
 
 def checked(model: FamilyModel, family: Family | None = None) -> Parity:
-    family, module, onnx_model = exported(model, family)
-    return check_parity(family, model, module, onnx_model, TOLERANCE)
+    family, source, onnx_model = exported(model, family)
+    return check_parity(family, model, source, onnx_model, TOLERANCE)
 
 
 def test_a_faithful_model_passes_and_its_differences_are_reported() -> None:
@@ -40,12 +40,12 @@ def test_a_faithful_model_passes_and_its_differences_are_reported() -> None:
     assert parity.max_batch_difference <= BATCH_TOLERANCE
 
 
-@pytest.mark.parametrize("max_batch_size", [1, 2, 3, 8, NUM_ROWS, NUM_ROWS + 44])
+@pytest.mark.parametrize("max_batch_size", [1, 2, 3, 8, NUM_PARITY_ROWS, NUM_PARITY_ROWS + 44])
 def test_a_faithful_model_passes_at_any_largest_batch(max_batch_size: int) -> None:
     assert checked(model_of(max_batch_size=max_batch_size)).label_agreement == 1.0
 
 
-@pytest.mark.parametrize("max_batch_size", [1, 8, NUM_ROWS, NUM_ROWS + 44])
+@pytest.mark.parametrize("max_batch_size", [1, 8, NUM_PARITY_ROWS, NUM_PARITY_ROWS + 44])
 def test_a_faithful_model_of_two_inputs_passes_at_any_largest_batch(max_batch_size: int) -> None:
     model = model_of(around(lambda layer, x, factor: layer(x) * factor), max_batch_size=max_batch_size)
     assert checked(model, two_input_family(model)).max_abs_error < 1e-5
@@ -61,43 +61,43 @@ def test_batch_norm_and_dropout_are_exported_as_in_inference() -> None:
 @pytest.mark.parametrize("factor", [1.01, -1.0, 0.0])
 def test_other_weights_are_refused_with_the_model_the_measured_error_and_the_limit(factor: float) -> None:
     model = model_of(name="perturbed")
-    family, module, onnx_model = exported(model)
+    family, source, onnx_model = exported(model)
     broken = with_weights(onnx_model, lambda weights: weights * factor)
     with pytest.raises(ExportRefused, match=rf"^perturbed: scores differ .* {NUMBER}, allowed are 1e-04"):
-        check_parity(family, model, module, broken, TOLERANCE)
+        check_parity(family, model, source, broken, TOLERANCE)
 
 
 def test_the_measured_error_is_the_largest_difference_of_a_score_and_decides_against_the_tolerance() -> None:
     model = model_of()
-    family, module, onnx_model = exported(model)
+    family, source, onnx_model = exported(model)
     broken = with_weights(onnx_model, lambda weights: weights * 1.001)
-    error = check_parity(family, model, module, broken, 0.1).max_abs_error
+    error = check_parity(family, model, source, broken, 0.1).max_abs_error
     assert 1e-5 < error < 1e-2
-    assert check_parity(family, model, module, broken, error * 1.01).max_abs_error == error
+    assert check_parity(family, model, source, broken, error * 1.01).max_abs_error == error
     with pytest.raises(ExportRefused, match=f"{error:.2e}"):
-        check_parity(family, model, module, broken, error * 0.99)
+        check_parity(family, model, source, broken, error * 0.99)
 
 
 def test_labels_that_differ_are_refused_though_the_scores_agree() -> None:
     model = model_of(name="mislabelled")
-    family, module, onnx_model = exported(model)
+    family, source, onnx_model = exported(model)
     with pytest.raises(ExportRefused, match=r"^mislabelled: \d+ of 256 labels differ") as caught:
-        check_parity(family, model, module, with_next_label(onnx_model), TOLERANCE)
-    assert int(str(caught.value).split()[1]) > NUM_ROWS * 0.9
+        check_parity(family, model, source, with_next_label(onnx_model), TOLERANCE)
+    assert int(str(caught.value).split()[1]) > NUM_PARITY_ROWS * 0.9
 
 
 def test_either_label_of_tied_classes_is_right() -> None:
     model = model_of(around(lambda layer, x: layer(x) * 0))
-    family, module, onnx_model = exported(model)
-    parity = check_parity(family, model, module, with_next_label(onnx_model), TOLERANCE)
+    family, source, onnx_model = exported(model)
+    parity = check_parity(family, model, source, with_next_label(onnx_model), TOLERANCE)
     assert parity.label_agreement == 0.0
 
 
 def test_scores_that_are_not_numbers_are_refused() -> None:
     model = model_of(name="broken")
-    family, module, onnx_model = exported(model)
+    family, source, onnx_model = exported(model)
     with pytest.raises(ExportRefused, match=r"^broken: .* nan"):
-        check_parity(family, model, module, with_weights(onnx_model, lambda weights: weights * np.nan), TOLERANCE)
+        check_parity(family, model, source, with_weights(onnx_model, lambda weights: weights * np.nan), TOLERANCE)
 
 
 def test_scores_that_are_not_numbers_in_pytorch_either_are_refused() -> None:
@@ -109,7 +109,7 @@ def without_mean(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return layer(x - x.mean(0, keepdim=True))
 
 
-@pytest.mark.parametrize("max_batch_size", [1, 8, NUM_ROWS])
+@pytest.mark.parametrize("max_batch_size", [1, 8, NUM_PARITY_ROWS])
 def test_a_model_that_subtracts_the_mean_of_its_batch_is_refused(max_batch_size: int) -> None:
     with pytest.raises(ExportRefused, match=rf"^mixing: .* up to {NUMBER}"):
         checked(model_of(around(without_mean), name="mixing", max_batch_size=max_batch_size))
@@ -118,7 +118,7 @@ def test_a_model_that_subtracts_the_mean_of_its_batch_is_refused(max_batch_size:
 def test_dependence_on_the_batch_is_named_as_such() -> None:
     # at this size the exported model sees the same batch as its source, so they agree
     with pytest.raises(ExportRefused, match=rf"change by up to {NUMBER} with the rows it shares a batch .* allowed"):
-        checked(model_of(around(without_mean), max_batch_size=NUM_ROWS))
+        checked(model_of(around(without_mean), max_batch_size=NUM_PARITY_ROWS))
 
 
 def test_a_model_that_looks_at_its_largest_neighbour_is_refused_though_ordinary_rows_do_not_show_it() -> None:
@@ -147,7 +147,7 @@ def test_a_branch_on_a_value_which_tracing_freezes_is_refused() -> None:
         return layer(x) if x[0, 0] > 0.5 else -layer(x)
 
     with pytest.raises(ExportRefused, match=rf"^branching: a row's scores change by up to {NUMBER}"):
-        checked(model_of(around(branch), name="branching", max_batch_size=NUM_ROWS))
+        checked(model_of(around(branch), name="branching", max_batch_size=NUM_PARITY_ROWS))
 
 
 @pytest.mark.parametrize("variant", get_args(Variant))

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from onnxruntime.quantization import quantize_dynamic
 
 from cascadeserve.errors import ExportRefused
-from export.family import Variant
+from export.family import Head, Variant
 from export.variants import (
     make_variant,
     optimize,
@@ -27,7 +27,7 @@ from export.variants import (
     refuse_dynamic_quantisation,
     to_float16,
 )
-from tests.export.tiny_torch import QUANTISATION_ROWS, ROWS, deep, exported, family_of, model_of
+from tests.export.tiny_torch import QUANTISATION_ROWS, ROWS, deep, exported, family_of, linear, model_of, with_head
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,14 +40,25 @@ ROOT = Path(__file__).parents[2]
 
 
 @cache
+def bare(build: Any = deep, name: str = "tiny") -> onnx.ModelProto:
+    """A model before it gets its head."""
+    return exported(model_of(build, name=name))[1].onnx_model()
+
+
+@cache
 def float_model() -> bytes:
-    return exported(model_of(deep))[2]
+    return with_head(bare())
+
+
+@cache
+def bare_variant(variant: Variant) -> onnx.ModelProto:
+    model = model_of(deep, variant=variant)
+    return make_variant(family_of(model), model, bare())
 
 
 @cache
 def made(variant: Variant) -> bytes:
-    model = model_of(deep, variant=variant)
-    return make_variant(family_of(model), model, float_model())
+    return with_head(bare_variant(variant))
 
 
 def graph_of(onnx_model: bytes) -> onnx.GraphProto:
@@ -71,12 +82,12 @@ def answers(onnx_model: bytes, rows: NDArray[np.float32], size: int = 64) -> dic
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(OUTPUTS)}
 
 
-def dynamic() -> bytes:
+def dynamic() -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "dynamic.onnx")
         source.write_bytes(float_model())
         quantize_dynamic(source, target)
-        return target.read_bytes()
+        return onnx.load(target)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -136,26 +147,26 @@ def test_a_row_is_answered_the_same_alone_in_any_batch_and_beside_outliers(varia
 
 def test_variants_are_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     """Where Python's sets hand out names in another order."""
-    (tmp_path / "float.onnx").write_bytes(float_model())
+    onnx.save(bare(), tmp_path / "float.onnx")
     np.save(tmp_path / "rows.npy", QUANTISATION_ROWS)
     program = (
-        "import pathlib, numpy, export.variants as variants\n"
-        "float_model, rows = pathlib.Path('float.onnx').read_bytes(), numpy.load('rows.npy')\n"
-        "pathlib.Path('optimised').write_bytes(variants.optimize(float_model))\n"
-        "pathlib.Path('fp16').write_bytes(variants.to_float16(float_model))\n"
-        "pathlib.Path('int8').write_bytes(variants.quantize_static_int8(float_model, {'x': rows}))\n"
+        "import numpy, onnx, export.variants as variants\n"
+        "model, rows = onnx.load('float.onnx'), numpy.load('rows.npy')\n"
+        "onnx.save(variants.optimize(model), 'optimised')\n"
+        "onnx.save(variants.to_float16(model), 'fp16')\n"
+        "onnx.save(variants.quantize_static_int8(model, {'x': rows}), 'int8')\n"
     )
     environment = os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
     for variant in VARIANTS:
-        assert (tmp_path / variant).read_bytes() == made(variant), variant
+        assert onnx.load(tmp_path / variant, format="protobuf") == bare_variant(variant), variant
 
 
 def test_a_variant_made_twice_is_the_same_bytes() -> None:
     rows = {"x": QUANTISATION_ROWS}
-    assert quantize_static_int8(float_model(), rows) == made("int8")
-    assert to_float16(float_model()) == made("fp16")
-    assert optimize(float_model()) == made("optimised")
+    assert quantize_static_int8(bare(), rows) == bare_variant("int8")
+    assert to_float16(bare()) == bare_variant("fp16")
+    assert optimize(bare()) == bare_variant("optimised")
 
 
 def test_int8_weights_have_7_bits_and_a_scale_per_channel_and_the_last_layer_is_float() -> None:
@@ -181,7 +192,7 @@ def test_int8_scales_are_constants_and_none_stands_behind_the_logits() -> None:
 
 
 def test_int8_scales_come_from_the_quantisation_rows() -> None:
-    wide = quantize_static_int8(float_model(), {"x": 4 * QUANTISATION_ROWS})
+    wide = with_head(quantize_static_int8(bare(), {"x": 4 * QUANTISATION_ROWS}))
     assert wide != made("int8")
     largest = 4 * ROWS[:64]
     off = [
@@ -192,9 +203,8 @@ def test_int8_scales_come_from_the_quantisation_rows() -> None:
 
 
 def test_int8_of_a_single_layer_is_refused() -> None:
-    shallow = exported(model_of(name="shallow"))[2]
     with pytest.raises(ExportRefused, match=r"^shallow: INT8 leaves the last layer in float and there is none before"):
-        quantize_static_int8(shallow, {"x": QUANTISATION_ROWS})
+        quantize_static_int8(bare(linear, "shallow"), {"x": QUANTISATION_ROWS})
 
 
 def test_fp16_weights_are_halves_and_scores_are_not_rounded_to_halves() -> None:
@@ -214,41 +224,39 @@ def test_fp16_weights_are_halves_and_scores_are_not_rounded_to_halves() -> None:
     assert np.mean(scores == scores.astype(np.float16)) < 0.05
 
 
-def test_fp16_leaves_a_head_alone_that_shares_weights_and_inner_tensors_with_the_body() -> None:
-    """A certainty that looks at the input, at a hidden layer and at weights of the model."""
+@pytest.mark.parametrize("tail", ["scores = Softmax(logits)", "copy = Identity(logits) scores = Softmax(copy)"])
+def test_fp16_and_int8_leave_the_softmax_of_a_model_that_gives_probabilities_in_float(tail: str) -> None:
     model = parser.parse_model(
-        """<ir_version: 9, opset_import: ["" : 17]>
-        tiny (float[n, 4] x) => (int64[n, 1] label, float[n, 1] certainty, float[n, 4] scores)
-        <float[4, 4] w = {0.1,0,0,0, 0,0.3,0,0, 0,0,0.7,0, 0,0,0,0.9}, int64[1] one = {1}, float[1] far = {100000}>
-        {
-            hidden = MatMul(x, w)
-            active = Relu(hidden)
-            logits = MatMul(active, w)
-            scores = Softmax(logits)
-            top, label = TopK<axis = 1>(scores, one)
-            again = MatMul(x, w)
-            both = Add(again, hidden)
-            distance = Mul(both, far)
-            size = ReduceMax<axes = [1]>(distance)
-            certainty = Add(top, size)
-        }"""
+        f"""<ir_version: 9, opset_import: ["" : 17]>
+        tiny (float[n, 4] x) => (float[n, 4] scores)
+        <float[4, 4] first = {{0.1,0.2,0,0, 0,0.3,0,0, 0,0,0.7,0, 0.1,0,0,0.9}}, float[4, 4] w = {{1,0,0,0, 0,1,0,0,
+         0,0,1,0, 0,0,0,1}}>
+        {{ hidden = MatMul(x, first) active = Relu(hidden) logits = MatMul(active, w) {tail} }}"""
     )
-    found = to_float16(model.SerializeToString())
-    wanted, got = answers(model.SerializeToString(), ROWS), answers(found, ROWS)
-    np.testing.assert_allclose(got["scores"], wanted["scores"], rtol=0, atol=1e-3)
-    np.testing.assert_allclose(got["certainty"], wanted["certainty"], rtol=2e-3)
-    assert wanted["certainty"].max() > np.finfo(np.float16).max
+    head = Head(output="probabilities")
+    wanted = answers(with_head(model, head), ROWS)
+    for variant, error in ((to_float16(model), 1e-3), (quantize_static_int8(model, {"x": QUANTISATION_ROWS}), 0.02)):
+        types = {
+            value.name: value.type.tensor_type.elem_type
+            for value in onnx.shape_inference.infer_shapes(variant).graph.value_info
+        }
+        (softmax,) = [node for node in variant.graph.node if node.op_type == "Softmax"]
+        assert types.get(softmax.input[0], TensorProto.FLOAT) == TensorProto.FLOAT
+        assert [node.op_type for node in variant.graph.node][-1] == "Softmax"
+        found = answers(with_head(variant, head), ROWS)
+        np.testing.assert_allclose(found["scores"], wanted["scores"], rtol=0, atol=error)
+        assert np.mean(found["scores"] == found["scores"].astype(np.float16)) < 0.05
 
 
 def test_an_optimised_graph_has_its_constants_folded_and_is_smaller() -> None:
-    before, after = ([node.op_type for node in graph_of(model).node] for model in (float_model(), made("optimised")))
+    before, after = ([node.op_type for node in model.graph.node] for model in (bare(), bare_variant("optimised")))
     assert "Constant" in before
     assert "Constant" not in after
     assert len(after) < len(before)
 
 
 def test_dynamic_quantisation_is_refused_with_the_operator_the_reason_and_what_to_do() -> None:
-    assert "DynamicQuantizeLinear" in {node.op_type for node in graph_of(dynamic()).node}
+    assert "DynamicQuantizeLinear" in {node.op_type for node in dynamic().graph.node}
     with pytest.raises(
         ExportRefused,
         match=r"^small: holds DynamicQuantizeLinear, .* whole batch, .* batch mates .* certificate .* static INT8",
@@ -257,8 +265,8 @@ def test_dynamic_quantisation_is_refused_with_the_operator_the_reason_and_what_t
 
 
 def test_the_reason_why_dynamic_quantisation_is_refused_is_true() -> None:
-    alone = answers(dynamic(), ROWS[:1])["scores"]
-    beside = answers(dynamic(), np.concatenate([ROWS[:1], 100 * ROWS[1:2]]))["scores"][:1]
+    alone = answers(dynamic().SerializeToString(), ROWS[:1])["scores"]
+    beside = answers(dynamic().SerializeToString(), np.concatenate([ROWS[:1], 100 * ROWS[1:2]]))["scores"][:1]
     assert np.abs(alone - beside).max() > 1e-3
 
 
@@ -275,10 +283,10 @@ def test_a_dynamic_operator_is_found_wherever_it_stands(operator: str, where: st
     else:
         model.functions.append(helper.make_function("mine", "F", ["x"], ["q"], [node], model.opset_import))
     with pytest.raises(ExportRefused, match=f"^m: holds {operator},"):
-        refuse_dynamic_quantisation(model.SerializeToString(), "m")
+        refuse_dynamic_quantisation(model, "m")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_static_scales_are_not_taken_for_dynamic_ones(variant: Variant) -> None:
-    refuse_dynamic_quantisation(float_model(), "float")
-    refuse_dynamic_quantisation(made(variant), variant)
+    refuse_dynamic_quantisation(bare(), "float")
+    refuse_dynamic_quantisation(bare_variant(variant), variant)

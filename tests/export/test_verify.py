@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from cascadeserve.errors import CascadeServeError, ExportRefused, InvalidArtefact, ServerStartFailed, UsageError
 from export import verify_cli
 from export.cli import export
-from export.parity import NUM_ROWS
+from export.family import NUM_PARITY_ROWS
 from export.repository import write_model
 from export.served import ServedModels
 from export.verify import Measured, expected_answers, measure, sample_rows, verdict
@@ -95,8 +95,8 @@ def test_other_labels_fail_though_the_scores_agree() -> None:
 
     found = measured(change)
     assert (found.label_agreement, found.max_abs_error) == (0.0, 0.0)
-    assert found.wrong_labels > NUM_ROWS * 0.9
-    assert str(verdict(MODEL, found, TOLERANCE)).startswith(f"{found.wrong_labels} of {NUM_ROWS} labels differ")
+    assert found.wrong_labels > NUM_PARITY_ROWS * 0.9
+    assert str(verdict(MODEL, found, TOLERANCE)).startswith(f"{found.wrong_labels} of {NUM_PARITY_ROWS} labels differ")
 
 
 def test_an_answer_that_changes_with_its_batch_fails_though_full_batches_agree() -> None:

@@ -10,8 +10,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export.family import Family, FamilyModel, TensorSpec, Variant
-from export.onnx_export import export_onnx
+from export.family import Family, FamilyModel, Head, TensorSpec, Variant
+from export.heads import add_head
+from export.sources import Source, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,11 +70,15 @@ def model_of(
     name: str = "tiny",
     max_batch_size: int = 8,
     variant: Variant | None = None,
+    head: Head | None = None,
+    **more: Any,
 ) -> FamilyModel:
-    return FamilyModel(name=name, build=build, max_batch_size=max_batch_size, variant=variant)
+    return FamilyModel(
+        name=name, build=build, max_batch_size=max_batch_size, variant=variant, head=head or Head(), **more
+    )
 
 
-def family_of(*models: FamilyModel) -> Family:
+def family_of(*models: FamilyModel, **more: Any) -> Family:
     return Family(
         name="tiny",
         inputs=(INPUT,),
@@ -81,6 +86,7 @@ def family_of(*models: FamilyModel) -> Family:
         models=models,
         sample=lambda n: {"x": ROWS[:n]},
         quantisation_rows=lambda n: {"x": QUANTISATION_ROWS[:n]},
+        **more,
     )
 
 
@@ -91,10 +97,15 @@ def two_input_family(*models: FamilyModel) -> Family:
     return Family(name="tiny", inputs=(INPUT, FACTOR), classes=CLASSES, models=models, sample=sample)
 
 
-def exported(model: FamilyModel, family: Family | None = None) -> tuple[Family, nn.Module, bytes]:
+def exported(model: FamilyModel, family: Family | None = None) -> tuple[Family, Source, bytes]:
+    """The family, the model before its export, and after, with its head."""
     family = family or family_of(model)
-    module = model.build().eval()
-    return family, module, export_onnx(family, model, module)
+    source = open_source(family, model)
+    return family, source, with_head(source.onnx_model(), model.head)
+
+
+def with_head(bare: onnx.ModelProto, head: Head | None = None) -> bytes:
+    return add_head(bare, head or Head()).SerializeToString(deterministic=True)
 
 
 def with_weights(onnx_model: bytes, change: Callable[[Any], Any]) -> bytes:

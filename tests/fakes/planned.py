@@ -35,7 +35,11 @@ CONFIG = """
 name: "{name}"
 max_batch_size: 32
 input [{{ name: "x" data_type: TYPE_FP32 dims: [3] }}]
-output [{{ name: "scores" data_type: TYPE_FP32 dims: [10] }}]
+output [
+  {{ name: "label" data_type: TYPE_INT64 dims: [1] }},
+  {{ name: "certainty" data_type: TYPE_FP32 dims: [1] }},
+  {{ name: "scores" data_type: TYPE_FP32 dims: [10] }}
+]
 """
 
 

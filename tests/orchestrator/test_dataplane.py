@@ -132,6 +132,16 @@ async def test_metadata_describes_the_cascade_as_one_model() -> None:
     assert [tensor.name for tensor in metadata.outputs] == ["label", "certainty", "scores", "stage"]
 
 
+async def test_a_family_without_scores_offers_none_and_refuses_to_give_them() -> None:
+    document = plan_document()
+    document["families"]["family"]["num_classes"] = None
+    plane = (await make_rig(document)).orchestrator.data_plane
+    assert [tensor.name for tensor in plane.model_metadata("family", "").outputs] == ["label", "certainty", "stage"]
+    with pytest.raises(InvalidRequest, match=r"output 'scores' for model 'family'; it has label, certainty, stage$"):
+        await plane.infer(request(outputs=[RequestedOutput("scores")]))
+    assert (await plane.infer(request())).outputs[0].array.tolist() == [[1], [102]]
+
+
 async def test_outcomes_are_counted() -> None:
     rig = await make_rig()
     await rig.orchestrator.data_plane.infer(request())

@@ -9,6 +9,7 @@ import pytest
 
 from cascadeserve import cli
 from cascadeserve.gear_plan import read_gear_plan
+from cascadeserve.triton_config import format_config, parse_config
 from planner.records_files import write_records
 from tests.fakes.planned import (
     CLUSTER_TOML,
@@ -193,12 +194,30 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "repository/small/config.pbtxt",
         "is no text in UTF-8",
     ),
-    "model without scores": (
+    "model without outputs": (
         lambda f: (f / "repository/small/config.pbtxt").write_text('name: "small"'),
         "repository/small/config.pbtxt",
-        "no output `scores`",
+        "no output `label`",
+    ),
+    "model with scores of no classes": (
+        lambda f: _with_output(f / "repository/small/config.pbtxt", 'output { name: "scores" dims: [2, 2] }'),
+        "repository/small/config.pbtxt",
+        "an output `scores` without one axis",
     ),
 }
+
+
+def test_a_family_whose_models_return_no_scores_is_planned_without_a_number_of_classes(folder: Path) -> None:
+    _with_output(folder / "repository" / "large" / "config.pbtxt", "")
+    cli.main(arguments(folder))
+    assert read_gear_plan(folder / "plan.json").families["tiny"].num_classes is None
+
+
+def _with_output(path: Path, text: str) -> None:
+    """Give a config another output in place of the scores."""
+    config = parse_config(path.read_text())
+    del config.output[[output.name for output in config.output].index("scores")]
+    path.write_text(f"{format_config(config)} {text}")
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -35,14 +35,16 @@ BATCH = 4
 BLOCK = BATCH * BLOCK_BATCHES
 NUM_ROWS = 3 * BLOCK + 7
 DIGESTS = {"small": "sha256:s", "large": "sha256:l"}
-SIGNATURE = ModelSignature((TensorSignature("x", "FP32", (-1, 3)),), ("label", "certainty", "scores"))
 
 
 class FakeServer:
     """Answers as the tiny family does, the later batches of a few in flight before the earlier ones."""
 
-    def __init__(self, *, fail_at: int | None = None) -> None:
+    def __init__(
+        self, *, fail_at: int | None = None, outputs: tuple[str, ...] = ("label", "certainty", "scores")
+    ) -> None:
         self.fail_at = fail_at
+        self.signature = ModelSignature((TensorSignature("x", "FP32", (-1, 3)),), outputs)
         self.asked: list[tuple[str, list[int]]] = []
         self.in_flight = self.most_in_flight = 0
 
@@ -51,7 +53,7 @@ class FakeServer:
 
     async def describe(self, model: str) -> ServedModel:
         return ServedModel(
-            model, "onnxruntime", 64, instances=1, dynamic_batching=False, ensemble=False, signature=SIGNATURE
+            model, "onnxruntime", 64, instances=1, dynamic_batching=False, ensemble=False, signature=self.signature
         )
 
     async def answer(
@@ -125,6 +127,17 @@ async def test_an_interrupted_run_asks_only_for_the_rest_and_ends_in_the_same_by
     assert output.read_bytes() == (tmp_path / "whole.npz").read_bytes()
     assert not partial_folder(output).exists()
     assert len(read_search(output)) == NUM_ROWS
+
+
+async def test_scores_of_a_model_that_returns_none_cannot_be_kept(tmp_path: Path) -> None:
+    server = FakeServer(outputs=("label", "certainty"))
+    path = write_rows(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"^--keep-scores: model 'small' was exported without scores; leave the option"
+    ):
+        await record(recorder(server, path, tmp_path / "p", keep_scores=True))
+    assert not server.asked
+    await record(recorder(server, path, tmp_path / "p"))
 
 
 async def test_a_cancelled_run_leaves_no_call_behind(tmp_path: Path) -> None:
