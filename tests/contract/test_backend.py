@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cascadeserve.gear_plan import TensorSpec
-from orchestrator.backend import CallRejected, EndpointDown
+from orchestrator.backend import CallRejected, EndpointDown, ModelVersion
 from orchestrator.triton import TritonBackend
 from tests.fakes.fake_backend import FakeTriton
 from tests.fakes.servers import Stack, free_ports
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from orchestrator.backend import Backend
 
+SMALL, LARGE = ModelVersion("small", 1), ModelVersion("large", 1)
 SPECS = (TensorSpec(name="x", datatype="FP32", shape=(3,)),)
 
 
@@ -60,7 +61,7 @@ async def dead_backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]
 
 
 async def test_answers_have_one_entry_per_row(backend: Backend) -> None:
-    answer = await backend.infer("large", SPECS, [rows([1, 2, 3], [0.1, 0.9, 0.5])], want_scores=False, timeout_s=10)
+    answer = await backend.infer(LARGE, SPECS, [rows([1, 2, 3], [0.1, 0.9, 0.5])], want_scores=False, timeout_s=10)
     assert answer.label.tolist() == [101, 102, 103]
     np.testing.assert_array_equal(answer.certainty, np.array([0.1, 0.9, 0.5], np.float32))
     assert answer.scores is None
@@ -68,50 +69,49 @@ async def test_answers_have_one_entry_per_row(backend: Backend) -> None:
 
 async def test_scores_come_when_asked_for(backend: Backend) -> None:
     batch = rows([4, 5], [0.25, 0.75])
-    answer = await backend.infer("small", SPECS, [batch], want_scores=True, timeout_s=10)
+    answer = await backend.infer(SMALL, SPECS, [batch], want_scores=True, timeout_s=10)
     assert answer.scores is not None
     np.testing.assert_array_equal(answer.scores, batch)
 
 
 async def test_ready_with_a_count_for_every_loaded_model(backend: Backend) -> None:
     assert await backend.is_live(timeout_s=10)
-    assert await backend.instance_counts(timeout_s=10) == {"small": 1, "large": 1}
+    assert await backend.instance_counts(timeout_s=10) == {SMALL: 1, LARGE: 1}
 
 
 async def test_unknown_model_is_rejected(backend: Backend) -> None:
     with pytest.raises(CallRejected, match="nope"):
-        await backend.infer("nope", SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=10)
+        await backend.infer(ModelVersion("nope", 1), SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=10)
 
 
 async def test_wrong_input_is_rejected(backend: Backend) -> None:
     with pytest.raises(CallRejected):
-        await backend.infer("small", SPECS, [np.zeros((2, 5), np.float32)], want_scores=False, timeout_s=10)
+        await backend.infer(SMALL, SPECS, [np.zeros((2, 5), np.float32)], want_scores=False, timeout_s=10)
 
 
 async def test_cancelled_batches_harm_nothing(backend: Backend) -> None:
     batch = rows([1, 2], [0.5, 0.5])
     for steps in range(20):
         tasks = [
-            asyncio.create_task(backend.infer("small", SPECS, [batch], want_scores=True, timeout_s=10))
-            for _ in range(3)
+            asyncio.create_task(backend.infer(SMALL, SPECS, [batch], want_scores=True, timeout_s=10)) for _ in range(3)
         ]
         for _ in range(steps):
             await asyncio.sleep(0)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    answer = await backend.infer("small", SPECS, [batch], want_scores=False, timeout_s=10)
+    answer = await backend.infer(SMALL, SPECS, [batch], want_scores=False, timeout_s=10)
     assert answer.label.tolist() == [1, 2]
     assert await backend.is_live(timeout_s=10)
 
 
 async def test_unloaded_model_has_no_count_and_is_rejected_until_loaded(backend: Backend) -> None:
     await backend.unload("small", timeout_s=10)
-    assert await backend.instance_counts(timeout_s=10) == {"large": 1}
+    assert await backend.instance_counts(timeout_s=10) == {LARGE: 1}
     with pytest.raises(CallRejected):
-        await backend.infer("small", SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=10)
+        await backend.infer(SMALL, SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=10)
     await backend.load("small", timeout_s=30)
-    assert await backend.instance_counts(timeout_s=10) == {"small": 1, "large": 1}
+    assert await backend.instance_counts(timeout_s=10) == {SMALL: 1, LARGE: 1}
 
 
 async def test_load_of_an_unknown_model_is_rejected(backend: Backend) -> None:
@@ -122,7 +122,7 @@ async def test_load_of_an_unknown_model_is_rejected(backend: Backend) -> None:
 async def test_a_server_that_is_gone_is_down_for_every_call(dead_backend: Backend) -> None:
     assert not await dead_backend.is_live(timeout_s=1)
     with pytest.raises(EndpointDown):
-        await dead_backend.infer("small", SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=1)
+        await dead_backend.infer(SMALL, SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=1)
     with pytest.raises(EndpointDown):
         await dead_backend.instance_counts(timeout_s=1)
     with pytest.raises(EndpointDown):

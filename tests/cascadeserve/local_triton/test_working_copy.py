@@ -92,7 +92,7 @@ def test_the_copy_holds_the_models_and_no_more(repository: Path, state: Path) ->
 def test_the_repository_is_never_touched(repository: Path, state: Path) -> None:
     before = contents(repository), times(repository)
     copy = prepare_working_copy(repository, CLUSTER, state)
-    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3, {1})
     prepare_working_copy(repository, CLUSTER, state)
     assert (contents(repository), times(repository)) == before
 
@@ -115,14 +115,14 @@ def test_a_new_endpoint_gets_its_configs_and_the_others_keep_theirs(repository: 
 
 def test_counts_that_the_orchestrator_wrote_survive(repository: Path, state: Path) -> None:
     copy = prepare_working_copy(repository, CLUSTER, state)
-    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3, {1})
     prepare_working_copy(repository, CLUSTER, state)
     assert [count(copy, "small", "cpu"), count(copy, "small", "gpu"), count(copy, "large", "cpu")] == [3, 1, 1]
 
 
 def test_new_weights_are_taken_over_and_counts_survive(repository: Path, state: Path) -> None:
     copy = prepare_working_copy(repository, CLUSTER, state)
-    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3, {1})
     untouched = times(copy / "large")
     (repository / "small" / "1" / "model.onnx").write_bytes(b"better weights")
     (repository / "small" / "2").mkdir()
@@ -137,8 +137,8 @@ def test_new_weights_are_taken_over_and_counts_survive(repository: Path, state: 
 
 def test_a_changed_config_is_taken_over_and_starts_at_one_instance(repository: Path, state: Path) -> None:
     copy = prepare_working_copy(repository, CLUSTER, state)
-    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3)
-    InstanceConfig(copy, CLUSTER).write("cpu", "large", 2)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3, {1})
+    InstanceConfig(copy, CLUSTER).write("cpu", "large", 2, {1})
     config = repository / "small" / "config.pbtxt"
     config.write_text(config.read_text().replace("64", "32"))
     prepare_working_copy(repository, CLUSTER, state)
