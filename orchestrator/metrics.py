@@ -185,7 +185,7 @@ class Metrics:
         """Show an endpoint's state."""
         self._endpoint_up.labels(name).set(up)
         seen = self._models_seen.setdefault(name, set())
-        seen |= instances.keys()
+        seen.update(instances)
         for model in seen:  # one that is gone shows 0, not what it had last
             self._instances.labels(name, model.name, model.version).set(instances.get(model, 0))
 

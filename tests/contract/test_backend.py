@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from cascadeserve.cluster import read_cluster
 from cascadeserve.gear_plan import TensorSpec
+from cascadeserve.local_triton.working_copy import prepare_working_copy
 from orchestrator.backend import CallRejected, EndpointDown, ModelVersion
+from orchestrator.instance_config import InstanceConfig
 from orchestrator.triton import TritonBackend
 from tests.fakes.fake_backend import FakeTriton
 from tests.fakes.servers import Stack, free_ports
-from tests.fakes.tiny import rows, write_repository
+from tests.fakes.tiny import VERSION_OFFSET, rows, write_repository, write_version
+from tests.orchestrator.conftest import cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from orchestrator.backend import Backend
 
@@ -32,19 +37,41 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(folder, write_repository(repository), folder / "no-plan.json", ("a",))
     try:
         stack.start_triton("a")
+        write_version(repository, "small", 2)
+        prepare_working_copy(repository, read_cluster(stack.cluster), stack.state)
         yield stack
     finally:
         stack.stop()
 
 
 @pytest.fixture(params=["fake", pytest.param("triton", marks=[pytest.mark.triton])])
-async def backend(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
-    if request.param == "fake":
-        yield FakeTriton()
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def repository(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Path:
+    """The working copy that is served, with a version 2 of `small` that came after the start."""
+    if kind == "triton":
+        stack: Stack = request.getfixturevalue("stack")
+        return stack.state / "model_repository"
+    source = tmp_path / "source"
+    source.mkdir()
+    write_version(write_repository(source), "small", 2)
+    copy = prepare_working_copy(source, cluster(("a",)), tmp_path / "state")
+    InstanceConfig(copy, cluster(("a",))).write("a", "small", 1, {1})
+    return copy
+
+
+@pytest.fixture
+async def backend(request: pytest.FixtureRequest, kind: str, repository: Path) -> AsyncIterator[Backend]:
+    if kind == "fake":
+        yield FakeTriton(repository=repository)
         return
     stack: Stack = request.getfixturevalue("stack")
     http, grpc, _ = stack.ports["a"]
     backend = TritonBackend(f"127.0.0.1:{grpc}", f"127.0.0.1:{http}")
+    InstanceConfig(repository, cluster(("a",))).write("a", "small", 1, {1})
     yield backend
     await backend.load("small", timeout_s=30)
     await backend.load("large", timeout_s=30)
@@ -110,6 +137,33 @@ async def test_unloaded_model_has_no_count_and_is_rejected_until_loaded(backend:
     assert await backend.instance_counts(timeout_s=10) == {LARGE: 1}
     with pytest.raises(CallRejected):
         await backend.infer(SMALL, SPECS, [rows([1], [1.0])], want_scores=False, timeout_s=10)
+    await backend.load("small", timeout_s=30)
+    assert await backend.instance_counts(timeout_s=10) == {SMALL: 1, LARGE: 1}
+
+
+async def test_versions_stand_side_by_side_as_the_config_file_says(backend: Backend, repository: Path) -> None:
+    second = ModelVersion("small", 2)
+    config = InstanceConfig(repository, cluster(("a",)))
+    batch = rows([1, 2], [0.9, 0.9])
+
+    async def labels(model: ModelVersion) -> list[int]:
+        answer = await backend.infer(model, SPECS, [batch], want_scores=False, timeout_s=10)
+        return answer.label.tolist()
+
+    with pytest.raises(CallRejected):
+        await labels(second)
+    config.write("a", "small", 2, {1, 2})
+    await backend.load("small", timeout_s=30)
+    assert await backend.instance_counts(timeout_s=10) == {SMALL: 2, second: 2, LARGE: 1}
+    assert await labels(SMALL) == [1, 2]
+    assert await labels(second) == [1 + VERSION_OFFSET, 2 + VERSION_OFFSET]
+    config.write("a", "small", 1, {2})
+    await backend.load("small", timeout_s=30)
+    assert await backend.instance_counts(timeout_s=10) == {second: 1, LARGE: 1}
+    assert await labels(second) == [1 + VERSION_OFFSET, 2 + VERSION_OFFSET]
+    with pytest.raises(CallRejected):
+        await labels(SMALL)
+    config.write("a", "small", 1, {1})
     await backend.load("small", timeout_s=30)
     assert await backend.instance_counts(timeout_s=10) == {SMALL: 1, LARGE: 1}
 
