@@ -78,14 +78,16 @@ class TritonBackend:
         """See `Backend.instance_counts`."""
         with self._mapped_errors("repository index"):
             index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout_s)
-        counts: dict[ModelVersion, int] = {}
+        versions: dict[str, list[int]] = {}
         for entry in index.models:
-            with contextlib.suppress(CallRejected), self._mapped_errors(f"config of {entry.name!r}"):
-                # rejected: it went away since the index was made
-                answer = await self._stub.ModelConfig(
-                    service_pb2.ModelConfigRequest(name=entry.name, version=entry.version), timeout=timeout_s
-                )
-                counts[ModelVersion(entry.name, int(entry.version))] = instance_count(answer.config)
+            versions.setdefault(entry.name, []).append(int(entry.version))
+        counts: dict[ModelVersion, int] = {}
+        for name, ready in versions.items():
+            with contextlib.suppress(CallRejected), self._mapped_errors(f"config of {name!r}"):
+                # rejected: the model went away since the index was made. Asked of a version that did, the server would
+                # say that it is unavailable; all versions have the same config.
+                answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(name=name), timeout=timeout_s)
+                counts |= dict.fromkeys((ModelVersion(name, each) for each in ready), instance_count(answer.config))
         return counts
 
     async def load(self, model: str, *, timeout_s: float) -> None:

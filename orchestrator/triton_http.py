@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from orchestrator.backend import ModelVersion
 
 _OK = 200
-# The server is there but stops, or cannot take work at all.
+# The server is there but stops, or cannot take work at all; or it says this of a version that it does not serve (2.51).
 _UNAVAILABLE = 503
+_NOT_SERVED = "is not at ready state"
 _JSON_LENGTH = HEADER_LENGTH.lower().encode()
 # A server that is there accepts at once.
 _CONNECT_LIMIT_S = 2.0
@@ -153,7 +154,8 @@ class BatchSender:
                 (self._pool.release if keep else self._pool.drop)(connection)
         if got.status != _OK:
             text = f"{what}: {got.status}: {_explain_error(got.body)}"
-            raise EndpointDown(text) if got.status == _UNAVAILABLE else CallRejected(text)
+            is_down = got.status == _UNAVAILABLE and _NOT_SERVED not in text
+            raise EndpointDown(text) if is_down else CallRejected(text)
         try:
             return _read_answer(got, inputs[0].shape[0], outputs)
         except ValueError as error:
