@@ -1,7 +1,7 @@
 """Becomes the server process: `python child.py PARENT_PID CORES PROGRAM ARGUMENT...`.
 
-Between fork and exec it asks the kernel to be told when the parent dies, however it dies, and pins itself to its
-cores; both outlive exec and the pinning is inherited. Run as a file, so that nothing else is imported.
+Between fork and exec it asks the kernel to be told when the parent dies, however it dies, pins itself to its cores and
+ignores SIGHUP; all of it outlives exec, and the pinning is inherited. Run as a file, so that nothing else is imported.
 """
 
 import ctypes
@@ -20,6 +20,8 @@ def main(arguments: list[str]) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != int(parent_pid):  # the parent died before the kernel was asked
         sys.exit(1)
+    # it asks an orchestrator for a new plan, and must not end one that has no handler yet
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if cores:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     os.execv(command[0], command)  # noqa: S606

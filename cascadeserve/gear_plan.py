@@ -46,11 +46,13 @@ class TensorSpec(Artefact, frozen=True, kw_only=True):
 
 
 class PlannedModel(Artefact, frozen=True, kw_only=True):
-    """One model of a family: largest batch that may be sent, and device time per batch."""
+    """One model of a family: the version planned for, the largest batch that may be sent, device time per batch."""
 
     max_batch: Count
     # (rows, seconds) points with rising rows, interpolated linearly: busy time of the device for one batch
     busy_s: Annotated[tuple[tuple[Count, BusySeconds], ...], Meta(min_length=1)]
+    # Triton's: its folder in the repository
+    version: Count = 1
 
     def __post_init__(self) -> None:
         """Check that the points rise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
-from cascadeserve.triton_config import input_specs, read_config
+from cascadeserve.triton_config import input_specs, model_versions, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ def check_plan_fits_repository(plan: GearPlan, repository: Path, *, path: Path) 
     """Compare a plan, read from `path`, with the configs of a repository.
 
     Raises:
-        InvalidArtefact: a model is missing there, takes other inputs or smaller batches.
+        InvalidArtefact: a model or its version is missing there, takes other inputs or smaller batches.
 
     """
     for family_name, family in plan.families.items():
@@ -32,6 +32,12 @@ def _problems(family: PlannedFamily, repository: Path, at: str) -> Iterator[tupl
         if not file.is_file():
             yield f"{at}.models.{name}", f"is not in {repository}"
             continue
+        if planned.version not in (versions := model_versions(repository / name)):
+            held = ", ".join(map(str, versions)) or "none"
+            yield (
+                f"{at}.models.{name}.version",
+                f"is {planned.version}, but the versions in {repository / name} are {held}",
+            )
         config = read_config(file)
         if planned.max_batch > max(config.max_batch_size, 1):
             yield f"{at}.models.{name}.max_batch", f"is {planned.max_batch}, but {file} allows {config.max_batch_size}"

@@ -1,4 +1,4 @@
-"""Triton model configs: text to protobuf and back, instance counts, digests.
+"""Triton model configs: text to protobuf and back, instance counts, versions, digests.
 
 The schema is tritonclient's own `ModelConfig`, so that whatever Triton knows survives a round trip.
 """
@@ -15,7 +15,7 @@ from cascadeserve.errors import InvalidArtefact
 from cascadeserve.gear_plan import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 ModelConfig = Any  # model_config_pb2.ModelConfig; tritonclient carries no types
@@ -138,6 +138,32 @@ def has_tensorrt_accelerator(config: ModelConfig) -> bool:
     )
 
 
+def model_versions(model_directory: Path) -> list[int]:
+    """Versions of a model, rising: the subfolders that have a whole number for a name, as Triton counts them."""
+    folders = (path for path in model_directory.glob("[1-9]*") if path.is_dir())
+    return sorted(int(path.name) for path in folders if path.name.isdecimal() and path.name.isascii())
+
+
+def served_versions(config: ModelConfig, present: Iterable[int]) -> set[int]:
+    """Which of the versions that are present a server with this config loads."""
+    policy = config.version_policy
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "specific":
+        return set(present) & set(policy.specific.versions)
+    if choice == "all":
+        return set(present)
+    return set(sorted(present)[-(policy.latest.num_versions or 1) :])
+
+
+def with_versions(config: ModelConfig, versions: Iterable[int]) -> ModelConfig:
+    """Copy of a config that serves exactly these versions, side by side."""
+    changed = model_config_pb2.ModelConfig()
+    changed.CopyFrom(config)
+    changed.ClearField("version_policy")
+    changed.version_policy.specific.versions.extend(sorted(versions))
+    return changed
+
+
 def config_digest(config: ModelConfig) -> str:
     """Digest of what a model is: everything but how many instances run and which versions are served."""
     bare = model_config_pb2.ModelConfig()
@@ -147,14 +173,21 @@ def config_digest(config: ModelConfig) -> str:
     return f"sha256:{hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()}"
 
 
-def model_digest(model_directory: Path) -> str:
-    """Digest of a model folder: its config as in `config_digest`, and the name and content of every other file."""
+def model_digest(model_directory: Path, version: int | None = None) -> str:
+    """Digest of one version of a model (default: the newest).
+
+    It is over the config as in `config_digest`, and the name and content of every file that is the version's or belongs
+    to no version.
+    """
+    versions = model_versions(model_directory)
+    others = {str(each) for each in versions} - {str(version or max(versions, default=0))}
     total = hashlib.sha256()
     path = model_directory / "config.pbtxt"
     total.update(config_digest(read_config(path)).encode())
     for file in sorted(model_directory.rglob("*")):
         name = file.relative_to(model_directory)
-        if not file.is_file() or name.parts[0] in ("config.pbtxt", "configs") or "__pycache__" in name.parts:
+        left_out = name.parts[0] in {"config.pbtxt", "configs"} | others or "__pycache__" in name.parts
+        if left_out or not file.is_file():
             continue
         total.update(f"\0{name.as_posix()}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as content:

@@ -7,7 +7,10 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +22,9 @@ from cascadeserve.local_triton.working_copy import model_names, prepare_working_
 from cascadeserve.plan_fits import check_plan_fits_repository
 from cascadeserve.process import spawn, stop
 from cascadeserve.replay.settings import parse_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +53,8 @@ def up(
 ) -> None:
     """Run a tritonserver for every endpoint of the cluster, and the orchestrator in front of them.
 
-    A Triton that ends by itself is started again. Logs of the servers are under the state directory.
+    A Triton that ends by itself is started again. Logs of the servers are under the state directory. At SIGHUP what is
+    new in the repository is taken in, and the plan is read again and put in force without a pause; see `serve`.
     """
     cluster = read_cluster(cluster_path)
     plan = read_gear_plan(plan_path, cluster)
@@ -66,17 +73,19 @@ def up(
     check_plan_fits_repository(plan, repository, path=plan_path)
     if absent := set(pinned) - os.sched_getaffinity(0):
         raise click.BadParameter(f"this process may not run on core {min(absent)}", param_hint="--cores")
-    working_copy = prepare_working_copy(repository, cluster, state)
-    asyncio.run(_run(plan, cluster, working_copy, state, arguments, pinned))
+    prepare = partial(prepare_working_copy, repository, cluster, state)
+    asyncio.run(_run(plan, cluster, prepare, state, arguments, pinned))
 
 
 async def _run(
-    plan: GearPlan, cluster: Cluster, working_copy: Path, state: Path, arguments: list[str], cores: list[int]
+    plan: GearPlan, cluster: Cluster, prepare: Callable[[], Path], state: Path, arguments: list[str], cores: list[int]
 ) -> None:
-    stop_event = asyncio.Event()
+    working_copy = prepare()
+    stop_event, hangup = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop_event.set)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
     (state / "logs").mkdir(exist_ok=True)
     logs = {endpoint.name: (state / "logs" / f"{endpoint.name}.log").open("ab") for endpoint in cluster.endpoints}
     servers = [
@@ -101,6 +110,7 @@ async def _run(
         await starts
         orchestrator = await spawn([sys.executable, "-m", "cascadeserve", *arguments], cores=cores)
         keepers = [asyncio.create_task(_keep_up(server), name=f"keep-{server.endpoint.name}") for server in servers]
+        keepers.append(asyncio.create_task(_pass_on(hangup, prepare, orchestrator), name="pass-on-hangup"))
         ended = asyncio.create_task(orchestrator.wait(), name="watch-orchestrator")
         try:
             await asyncio.wait({ended, stopping, *keepers}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,3 +145,19 @@ async def _keep_up(server: LocalTriton) -> None:
             await server.start()
         except CascadeServeError as error:
             _log.error("%s", error)
+
+
+async def _pass_on(
+    hangup: asyncio.Event, prepare: Callable[[], Path], orchestrator: asyncio.subprocess.Process
+) -> None:
+    """Take in what is new in the repository and have the orchestrator read its plan again, whenever asked to."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            await asyncio.to_thread(prepare)
+        except CascadeServeError as error:
+            _log.error("the plan is not read again: %s", error)
+            continue
+        with suppress(ProcessLookupError):  # it has just ended
+            orchestrator.send_signal(signal.SIGHUP)

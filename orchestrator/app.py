@@ -15,6 +15,7 @@ from orchestrator.gear_loop import GearLoop
 from orchestrator.health import EndpointMonitor
 from orchestrator.instance_config import InstanceConfig
 from orchestrator.metrics import Metrics
+from orchestrator.plan_change import PlanChange
 from orchestrator.reconciler import Reconciler
 from orchestrator.state import EndpointState, FamilyState
 from orchestrator.supervise import forever
@@ -23,6 +24,7 @@ from orchestrator.wire.rest import RestServer
 from orchestrator.wire.rpc import build_rpc_server
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import grpc
@@ -52,11 +54,19 @@ class Orchestrator:
     """One dispatcher over the endpoints of a cluster, with its control loops."""
 
     def __init__(
-        self, plan: GearPlan, cluster: Cluster, *, repository: Path | None, backends: dict[str, Backend] | None = None
+        self,
+        read_plan: Callable[[], GearPlan],
+        cluster: Cluster,
+        *,
+        repository: Path | None,
+        backends: dict[str, Backend] | None = None,
     ) -> None:
-        """`repository` is what the endpoints serve, needed for changing counts; `backends` replaces Triton in tests."""
+        """`read_plan` reads the plan to serve, now and whenever `plan_change` is asked for another.
+
+        `repository` is what the endpoints serve, needed for changing instances; `backends` replaces Triton in tests.
+        """
         self.metrics = Metrics()
-        self.plan = plan
+        plan = read_plan()
         endpoints = [
             EndpointState(
                 endpoint.name,
@@ -65,12 +75,15 @@ class Orchestrator:
             )
             for endpoint in cluster.endpoints
         ]
-        first_layout = plan.layouts[0].name
-        families = [FamilyState.in_first_gear(name, family, first_layout) for name, family in plan.families.items()]
-        self.dispatcher = Dispatcher(families, endpoints, plan_name=plan.name, metrics=self.metrics)
+        families = [
+            FamilyState.in_gear_for(0.0, name, family, plan.layouts[0].name, plan_name=plan.name)
+            for name, family in plan.families.items()
+        ]
+        self.dispatcher = Dispatcher(families, endpoints, metrics=self.metrics)
         config = None if repository is None else InstanceConfig(repository, cluster)
         self.reconciler = Reconciler(plan, self.dispatcher, config=config, metrics=self.metrics)
         self.gear_loop = GearLoop(plan, self.dispatcher, self.reconciler, self.metrics)
+        self.plan_change = PlanChange(read_plan, self.dispatcher, self.reconciler, self.gear_loop, self.metrics)
         self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
         self.dispatcher.on_endpoint_error = self._endpoint_failed
         self.data_plane = CascadeDataPlane(self.dispatcher, self.metrics, on_arrival=self.gear_loop.on_arrival)
@@ -82,6 +95,7 @@ class Orchestrator:
                 group.create_task(forever(f"monitor-{name}", monitor.run), name=f"monitor-{name}")
             group.create_task(forever("reconciler", self.reconciler.run), name="reconciler")
             group.create_task(forever("gear-loop", self.gear_loop.run), name="gear-loop")
+            group.create_task(forever("plan-change", self.plan_change.run), name="plan-change")
 
     async def close(self) -> None:
         """Refuse what is left and close the connections to the endpoints."""
@@ -94,15 +108,22 @@ class Orchestrator:
         self.monitors[endpoint.name].kick()
 
 
-async def serve(plan: GearPlan, cluster: Cluster, settings: ServeSettings, *, repository: Path | None) -> None:
-    """Serve until SIGTERM or SIGINT; then stop accepting, answer what is open, and leave."""
+async def serve(
+    read_plan: Callable[[], GearPlan], cluster: Cluster, settings: ServeSettings, *, repository: Path | None
+) -> None:
+    """Serve until SIGTERM or SIGINT; then stop accepting, answer what is open, and leave.
+
+    At SIGHUP the plan is read again and put in force without a pause.
+    """
+    orchestrator = Orchestrator(read_plan, cluster, repository=repository)
+    plan = orchestrator.reconciler.plan
     if repository is None and len(plan.layouts) > 1:
         _log.warning(
             "the plan has %d layouts but no --repository was given: counts stay as they are", len(plan.layouts)
         )
-    orchestrator = Orchestrator(plan, cluster, repository=repository)
     stop = asyncio.Event()
     _install_signal_handlers(stop)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, orchestrator.plan_change.ask)
     loops = asyncio.create_task(orchestrator.run_loops(), name="control-loops")
     rest_server, rpc_server = await _listen(orchestrator, settings)
     _log.info("listening on http://%s:%d and grpc://%s:%d", settings.host, settings.http_port, settings.host,

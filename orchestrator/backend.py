@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,17 @@ class CallRejected(BackendError):  # noqa: N818
     """The server is there and answered with an error."""
 
 
+class ModelVersion(NamedTuple):
+    """What a batch is sent to."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        """As people name it."""
+        return f"{self.name}:{self.version}"
+
+
 @dataclass(slots=True, frozen=True)
 class BatchAnswer:
     """A model's answers for one batch of n rows."""
@@ -40,7 +51,7 @@ class Backend(Protocol):
 
     async def infer(
         self,
-        model: str,
+        model: ModelVersion,
         specs: Sequence[TensorSpec],
         inputs: Sequence[NDArray[Any]],
         *,
@@ -55,14 +66,14 @@ class Backend(Protocol):
         Not Triton's readiness, which is false while any model loads: which models can be asked, the counts tell.
         """
 
-    async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:
-        """Instances per model that is loaded and ready."""
+    async def instance_counts(self, *, timeout_s: float) -> dict[ModelVersion, int]:
+        """Instances of every version that is loaded and ready."""
 
     async def load(self, model: str, *, timeout_s: float) -> None:
-        """Load a model, or reload it in place after its config file changed."""
+        """Load a model, or reload it in place after its config file changed: what that file says then stands."""
 
     async def unload(self, model: str, *, timeout_s: float) -> None:
-        """Unload a model."""
+        """Unload all versions of a model."""
 
     async def close(self) -> None:
         """Close the connection."""

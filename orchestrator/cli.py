@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from cascadeserve.gear_plan import read_gear_plan
 from cascadeserve.plan_fits import check_plan_fits_repository
 from orchestrator.app import ServeSettings
 from orchestrator.app import serve as run_serve
+
+if TYPE_CHECKING:
+    from cascadeserve.gear_plan import GearPlan
 
 
 @click.command()
@@ -45,12 +49,20 @@ def serve(
     linger_s: float,
     drain_s: float,
 ) -> None:
-    """Serve the cascades of a gear plan as one KServe v2 server, over HTTP and gRPC."""
+    """Serve the cascades of a gear plan as one KServe v2 server, over HTTP and gRPC.
+
+    At SIGHUP the plan is read again: what it needs is loaded beside what serves, and it comes into force without a
+    pause. A plan that is wrong or cannot be loaded is refused in the log, and the one in force stays.
+    """
     cluster = read_cluster(cluster_path)
-    plan = read_gear_plan(plan_path, cluster)
     if repository is not None and not repository.is_dir():
         raise InvalidArtefact("is no folder; give the repository that the endpoints serve", path=repository)
-    if repository is not None:
-        check_plan_fits_repository(plan, repository, path=plan_path)
+
+    def read_plan() -> GearPlan:
+        plan = read_gear_plan(plan_path, cluster)
+        if repository is not None:
+            check_plan_fits_repository(plan, repository, path=plan_path)
+        return plan
+
     settings = ServeSettings(host, http_port, grpc_port, max_request_bytes, linger_s, drain_s)
-    asyncio.run(run_serve(plan, cluster, settings, repository=repository))
+    asyncio.run(run_serve(read_plan, cluster, settings, repository=repository))

@@ -106,7 +106,7 @@ class CascadeDataPlane:
             id=request.id,
             parameters={
                 "gear": ",".join(ticket.gears),
-                "plan": self._dispatcher.plan_name,
+                "plan": family.plan_name,
                 "certified": ticket.certified,
             },
             outputs=[_output(ticket, name) for name in outputs],

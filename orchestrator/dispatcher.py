@@ -19,7 +19,8 @@ from cascadeserve.policy.batching import AGEING, NOT_DUE, PATIENCE_SLOS, due_at_
 from cascadeserve.policy.escalation import accepted
 from orchestrator.backend import BackendError, EndpointDown
 from orchestrator.deadlines import Deadlines
-from orchestrator.rows import ModelQueue, Segment, Ticket, bind, gather
+from orchestrator.routing import is_hosted, load_weights, with_room
+from orchestrator.rows import Segment, Ticket, bind, gather
 from orchestrator.state import Batch
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cascadeserve.gear_plan import Gear
-    from orchestrator.backend import BatchAnswer
+    from orchestrator.backend import BatchAnswer, ModelVersion
     from orchestrator.metrics import Metrics
-    from orchestrator.state import EndpointState, FamilyState
+    from orchestrator.state import EndpointState, FamilyQueue, FamilyState
 
 _log = logging.getLogger(__name__)
 
@@ -45,22 +46,23 @@ class Dispatcher:
     """Carries rows of all families through their cascades over all endpoints."""
 
     def __init__(
-        self, families: Iterable[FamilyState], endpoints: Iterable[EndpointState], *, plan_name: str, metrics: Metrics
+        self, families: Iterable[FamilyState], endpoints: Iterable[EndpointState], *, metrics: Metrics
     ) -> None:
         """Endpoints are all down until `endpoint_is_up` says otherwise."""
-        self.families = {family.name: family for family in families}
+        self.families: dict[str, FamilyState] = {}
         self.endpoints = list(endpoints)
-        self.plan_name = plan_name
         self.on_endpoint_error: Callable[[EndpointState], None] = lambda _: None
         self._metrics = metrics
-        self._owner = {model: family for family in self.families.values() for model in family.plan.models}
-        self._queues = {model: ModelQueue() for model in self._owner}
+        # families of earlier plans that still have rows
+        self._leaving: list[FamilyState] = []
+        self._queues: list[FamilyQueue] = []
         self._in_flight: set[Batch] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._deadlines = Deadlines(self._expire)
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s = float("inf")
         self._loop = asyncio.get_running_loop()
+        self.take_families(families)
 
     # -- from the data plane ------------------------------------------------------------------------------------
 
@@ -85,13 +87,13 @@ class Dispatcher:
             return future
         self._deadlines.add(ticket)
         model = family.entry_model
-        queue = self._queues[model]
+        queue = family.queues[model]
         queue.drop_done_head()
         had_head = bool(queue.segments)
         queue.push(Segment(ticket, ticket.rows, now_s))
         # Whatever else could leave now has left: only this queue has changed. Behind a head it can only have become
         # full; while there is no room for it, the answer that makes some pumps.
-        if not had_head or (queue.rows >= family.trigger(model)[0] and any(self._room(model))):
+        if not had_head or (queue.rows >= family.trigger(model)[0] and any(with_room(queue, self.endpoints))):
             self.pump()
         return future
 
@@ -111,29 +113,43 @@ class Dispatcher:
         old_model = family.entry_model
         family.shift(gear)
         if family.entry_model != old_model:
-            self._queues[family.entry_model].merge(self._queues[old_model].take_unbound())
+            family.queues[family.entry_model].merge(family.queues[old_model].take_unbound())
         self.pump()
 
-    def endpoint_is_up(self, endpoint: EndpointState, instances: dict[str, int]) -> None:
+    def take_families(self, families: Iterable[FamilyState]) -> None:
+        """Give requests to these from now on; what the former ones have is answered as they would have."""
+        self._leaving += self.families.values()
+        self.families = {family.name: family for family in families}
+        self._list_queues()
+
+    def forget_drained(self) -> list[FamilyState]:
+        """Let go of the families of earlier plans that have no rows left, and return them."""
+        busy = {batch.family for batch in self._in_flight}
+        drained = [family for family in self._leaving if family not in busy and not family.waiting_rows()]
+        if drained:
+            self._leaving = [family for family in self._leaving if family not in drained]
+            self._list_queues()
+        return drained
+
+    def endpoint_is_up(self, endpoint: EndpointState, instances: dict[ModelVersion, int]) -> None:
         """Send to an endpoint from now on, to the models that have instances and are not about to leave."""
         if not endpoint.up:
             for each in self.endpoints:
                 each.sent_s = 0.0  # what came up again need not catch up with what the others did meanwhile
             endpoint.generation += 1
         endpoint.up = True
-        endpoint.instances = {model: count for model, count in instances.items() if model in self._owner}
-        hosted = endpoint.instances.keys() - endpoint.leaving
-        endpoint.hosted = {model: endpoint.hosted.get(model) for model in hosted}
-        self._metrics.endpoint(endpoint.name, up=True, instances=endpoint.instances)
+        endpoint.instances = instances
+        endpoint.hosted = {model: endpoint.hosted.get(model) for model in instances.keys() - endpoint.leaving}
+        self._metrics.endpoint(endpoint.name, up=True, instances=instances)
         self.pump()
 
-    def limit_in_flight(self, endpoint: EndpointState, model: str, limit: int | None) -> None:
+    def limit_in_flight(self, endpoint: EndpointState, model: ModelVersion, limit: int | None) -> None:
         """Keep at most `limit` batches of a model in flight at an endpoint; None: as many as its slots allow."""
         if model in endpoint.hosted:
             endpoint.hosted[model] = limit
             self.pump()
 
-    def stop_sending(self, endpoint: EndpointState, model: str) -> None:
+    def stop_sending(self, endpoint: EndpointState, model: ModelVersion) -> None:
         """Send no more batches of a model to an endpoint, which is about to unload it."""
         endpoint.leaving.add(model)
         endpoint.hosted.pop(model, None)
@@ -142,34 +158,35 @@ class Dispatcher:
         """Send nothing to it; rows that wait for a model which now stands nowhere are refused."""
         endpoint.up = False
         self._metrics.endpoint(endpoint.name, up=False, instances={})
-        for model, queue in self._queues.items():
-            if queue.rows and not self._is_hosted(model):
-                for segment in queue.take(queue.rows):
-                    segment.ticket.fail(Unavailable(f"the last endpoint with model '{model}' went down; try again"))
+        for queue in self._queues:
+            if queue.rows and not is_hosted(queue.model, self.endpoints):
+                queue.refuse(f"the last endpoint with model '{queue.model.name}' went down; try again")
 
     def queued_work_s(self, family: FamilyState) -> float:
-        """Device-seconds, over all stages still to come, of the family's waiting rows."""
+        """Device-seconds, over all stages still to come, of the family's waiting rows, those of earlier plans too."""
         work_s = 0.0
-        for model, queue in self._queues.items():
-            if self._owner[model] is family:
+        for queue in self._queues:
+            if queue.family.name == family.name:
                 queue.drop_done()
-                work_s += queue.rows * family.work_from_s(model)
+                work_s += queue.rows * queue.family.work_from_s(queue.model.name)
         return work_s
 
-    def is_needed(self, model: str) -> bool:
-        """Whether rows that are waiting or on their way may still come to a model, under the gear they left in."""
-        waiting = (segment for queue in self._queues.values() for segment in queue.segments)
-        on_the_way = (segment for batch in self._in_flight for segment in batch.segments)
+    def is_needed(self, model: ModelVersion) -> bool:
+        """Whether a gear in force, or rows that wait or are on their way under another, may still come to a model."""
+        if any(model in family.in_gear() for family in (*self.families.values(), *self._leaving)):
+            return True
+        waiting = ((queue.family, segment) for queue in self._queues for segment in queue.segments)
+        on_the_way = ((batch.family, segment) for batch in self._in_flight for segment in batch.segments)
         return any(
-            stage.model == model
-            for segment in (*waiting, *on_the_way)
+            family.served(stage.model) == model
+            for family, segment in (*waiting, *on_the_way)
             if segment.entry is not None
             for stage in segment.entry.stages[segment.stage :]
         )
 
     def queued_rows(self, model: str) -> int:
-        """Rows waiting for a model."""
-        return self._queues[model].rows
+        """Rows waiting for a model, whichever version of it."""
+        return sum(queue.rows for queue in self._queues if queue.model.name == model)
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until every request is answered; returns whether that came in time."""
@@ -183,9 +200,8 @@ class Dispatcher:
         if self._wake is not None:
             self._wake.cancel()
         self._deadlines.stop()
-        for queue in self._queues.values():
-            for segment in queue.take(queue.rows):
-                segment.ticket.fail(Unavailable("the server is shutting down"))
+        for queue in self._queues:
+            queue.refuse("the server is shutting down")
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_GRACE_S)
         for task in list(self._tasks):
@@ -198,44 +214,42 @@ class Dispatcher:
         """Send every batch that is due and has a free slot, then sleep until the next one can be due."""
         now_s = self._loop.time()
         while True:
-            models, due, deadlines, oldest = [], [], [], []
+            queues, due, deadlines, oldest = [], [], [], []
             wake_s = float("inf")
-            for model, queue in self._queues.items():
+            for queue in self._queues:
                 queue.drop_done_head()
                 if not queue.segments:
                     continue
                 head = queue.segments[0]
-                family = self._owner[model]
-                min_batch, _, max_wait_s = family.trigger(model)
+                min_batch, _, max_wait_s = queue.family.trigger(queue.model.name)
                 reason = due_reason(queue.rows, head.since_s, min_batch, max_wait_s, now_s)
                 if reason == NOT_DUE:
                     wake_s = min(wake_s, due_at_s(head.since_s, max_wait_s))
                     continue
-                if not any(self._room(model)):
+                if not any(with_room(queue, self.endpoints)):
                     continue  # the answer that frees a slot pumps again
-                models.append(model)
+                queues.append(queue)
                 due.append(reason)
                 # Capped: a client that says it can wait for an hour must not hold up those behind it in the queue.
-                deadlines.append(min(head.ticket.deadline_s, head.since_s + PATIENCE_SLOS * family.plan.slo_s))
+                deadlines.append(min(head.ticket.deadline_s, head.since_s + PATIENCE_SLOS * queue.family.plan.slo_s))
                 oldest.append(head.since_s)
             chosen = next_queue(due, deadlines, oldest, now_s, AGEING)
             if chosen < 0:
                 break
-            self._dispatch(models[chosen], now_s)
+            self._dispatch(queues[chosen], now_s)
         self._wake_at(wake_s)
 
-    def _dispatch(self, model: str, now_s: float) -> None:
-        family = self._owner[model]
-        queue = self._queues[model]
-        _, max_batch, _ = family.trigger(model)
-        planned = family.plan.models[model]
+    def _dispatch(self, queue: FamilyQueue, now_s: float) -> None:
+        family = queue.family
+        _, max_batch, _ = family.trigger(queue.model.name)
+        planned = family.plan.models[queue.model.name]
         work_s = planned.batch_busy_s(min(queue.rows, max_batch))
         endpoint = self.endpoints[
             least_expected_work(
                 [endpoint.work_s for endpoint in self.endpoints],
                 [endpoint.sent_s for endpoint in self.endpoints],
-                self._weights(model),
-                self._room(model),
+                load_weights(queue, self.endpoints),
+                with_room(queue, self.endpoints),
                 work_s,
             )
         ]
@@ -254,10 +268,10 @@ class Dispatcher:
         rows = sum(segment.rows for segment in segments)
         if not rows:
             return
-        batch = Batch(model, family, endpoint, segments, rows, planned.batch_busy_s(rows), endpoint.generation)
+        batch = Batch(queue.model, family, endpoint, segments, rows, planned.batch_busy_s(rows), endpoint.generation)
         self._in_flight.add(batch)
         endpoint.depart(batch)
-        task = self._loop.create_task(self._send(batch), name=f"batch-{model}-{endpoint.name}")
+        task = self._loop.create_task(self._send(batch), name=f"batch-{queue.model.name}-{endpoint.name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -272,7 +286,7 @@ class Dispatcher:
             answer = await endpoint.backend.infer(
                 batch.model, specs, inputs, want_scores=want_scores, timeout_s=HANG_LIMIT_S
             )
-            self._metrics.batch(endpoint.name, batch.model, batch.rows, self._loop.time() - started_s)
+            self._metrics.batch(endpoint.name, batch.model.name, batch.rows, self._loop.time() - started_s)
             taken = self._absorb(batch, answer)
         except BackendError as error:
             self._failed(batch, error)
@@ -332,56 +346,40 @@ class Dispatcher:
             self._metrics.answered(batch.family.name, stage, rows)
         num_nan = int(np.count_nonzero(np.isnan(answer.certainty)))
         if num_nan:
-            self._metrics.nan_certainty(batch.model, num_nan)
+            self._metrics.nan_certainty(batch.model.name, num_nan)
         return given
 
     def _escalate(self, family: FamilyState, segment: Segment, rows: NDArray[np.intp], now_s: float) -> None:
-        if len(rows) == segment.rows:
-            indices = segment.indices
-        else:
-            indices = rows if segment.indices is None else segment.indices[rows]
         if segment.entry is None:
             raise RuntimeError("rows left without a gear")
-        model = segment.entry.stages[segment.stage + 1].model
-        onward = Segment(segment.ticket, len(rows), now_s, indices, segment.entry, segment.stage + 1)
-        if self._is_hosted(model):
-            self._queues[model].push(onward)
+        queue = family.queues[segment.entry.stages[segment.stage + 1].model]
+        if is_hosted(queue.model, self.endpoints):
+            queue.push(segment.onward(rows, now_s))
         else:
-            onward.ticket.fail(Unavailable(f"no endpoint serves model '{model}' of family '{family.name}' now"))
+            gone = f"no endpoint serves model '{queue.model.name}' of family '{family.name}' now"
+            segment.ticket.fail(Unavailable(gone))
 
     def _failed(self, batch: Batch, error: BackendError) -> None:
         _log.warning("batch of %d rows failed: %s", batch.rows, error)
-        self._metrics.batch_failed(batch.endpoint.name, batch.model)
+        self._metrics.batch_failed(batch.endpoint.name, batch.model.name)
         for segment in batch.segments:
             if isinstance(error, EndpointDown):
                 segment.ticket.fail(Unavailable(f"endpoint '{batch.endpoint.name}' went away; try again"))
             else:
-                segment.ticket.fail(InternalError(f"model '{batch.model}' could not answer: {error}"))
+                segment.ticket.fail(InternalError(f"model '{batch.model.name}' could not answer: {error}"))
         # what an earlier life of the server left unanswered says nothing about this one
         if isinstance(error, EndpointDown) and batch.generation == batch.endpoint.generation:
             self.on_endpoint_error(batch.endpoint)
 
     # -- helpers of the above -----------------------------------------------------------------------------------
 
-    def _weights(self, model: str) -> list[float]:
-        """The gear's load weights; alike for all where it names none or only endpoints that are down."""
-        planned = self._owner[model].gear.load.get(model)
-        if planned is None:
-            return [1.0] * len(self.endpoints)
-        weights = [planned.get(endpoint.name, 0.0) for endpoint in self.endpoints]
-        live = (endpoint.hosts(model) for endpoint in self.endpoints)
-        return weights if any(w > 0.0 for w, up in zip(weights, live, strict=True) if up) else [1.0] * len(weights)
-
-    def _room(self, model: str) -> list[bool]:
-        """Which endpoints a batch of the model may leave for now."""
-        weights = self._weights(model)
-        return [w > 0.0 and endpoint.has_room(model) for endpoint, w in zip(self.endpoints, weights, strict=True)]
-
-    def _is_hosted(self, model: str) -> bool:
-        return any(endpoint.hosts(model) for endpoint in self.endpoints)
+    def _list_queues(self) -> None:
+        families = (*self.families.values(), *self._leaving)
+        self._queues = [queue for family in families for queue in family.queues.values()]
 
     def _unserved_model(self, family: FamilyState) -> str | None:
-        return next((stage.model for stage in family.entry.stages if not self._is_hosted(stage.model)), None)
+        stages = (stage.model for stage in family.entry.stages)
+        return next((model for model in stages if not is_hosted(family.queues[model].model, self.endpoints)), None)
 
     def _expire(self, ticket: Ticket) -> None:
         waited_s = self._loop.time() - ticket.arrived_s

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.policy.demand import ArrivalWindow, demand_per_s
 from cascadeserve.policy.gear_switch import HOLD, TICK_S, UP, switch_gear, switch_layout
+from orchestrator.state import covering_gear
 
 if TYPE_CHECKING:
     from cascadeserve.gear_plan import Gear, GearPlan
@@ -46,8 +47,26 @@ class GearLoop:
             )
             for name, family in dispatcher.families.items()
         }
-        for name, family in dispatcher.families.items():
-            metrics.gear(name, [gear.name for gear in family.plan.gears], family.gear.name, None)
+        self._show_gears()
+
+    def take_plan(self, plan: GearPlan) -> None:
+        """Go by another plan, whose families are in the dispatcher; what is known of the load stays known."""
+        for name, family in self._plan.families.items():
+            self._metrics.gear(name, [gear.name for gear in family.gears], "", None)
+            self._metrics.load(name, self._loads[name].demand_per_s, dict.fromkeys(family.models, 0))
+        self._plan = plan
+        self._layout_names = [layout.name for layout in plan.layouts]
+        self._layout_wish = HOLD
+        for name, load in self._loads.items():
+            family = self._dispatcher.families[name].plan
+            load.window.dispersion = family.dispersion
+            load.gears = family.gears_of(self._reconciler.in_force.name)
+            load.low_since_s = -1.0
+        self._show_gears()
+
+    def demands_per_s(self) -> dict[str, float]:
+        """Rows per second that each family needs, as of the last tick."""
+        return {name: load.demand_per_s for name, load in self._loads.items()}
 
     def on_arrival(self, family: FamilyState, rows: int) -> None:
         """Count a request."""
@@ -84,8 +103,7 @@ class GearLoop:
             # Another layout came into force: its gear for the present demand is right at once.
             load.gears = gears
             load.low_since_s = -1.0
-            wanted = next(index for index, gear in enumerate(gears) if self._covers(gears, index, load.demand_per_s))
-            self._set_gear(family, gears[wanted], "layout")
+            self._set_gear(family, gears[covering_gear(gears, load.demand_per_s)], "layout")
             return
         current = next(index for index, gear in enumerate(gears) if gear.name == family.gear.name)
         wanted, reason, load.low_since_s = switch_gear(
@@ -139,6 +157,6 @@ class GearLoop:
             for name, load in self._loads.items()
         )
 
-    @staticmethod
-    def _covers(gears: list[Gear], index: int, demand: float) -> bool:
-        return demand < gears[index].upper_rate_per_s or index == len(gears) - 1
+    def _show_gears(self) -> None:
+        for name, family in self._dispatcher.families.items():
+            self._metrics.gear(name, [gear.name for gear in family.plan.gears], family.gear.name, None)

@@ -1,7 +1,7 @@
-"""Instance counts in file mode: rewrites `configs/<endpoint>.pbtxt` of the repository that an endpoint reads.
+"""Instance counts and versions in file mode: rewrites `configs/<endpoint>.pbtxt` of the repository an endpoint reads.
 
-Only the instance group changes, so Triton updates the model in place when it is asked to load it again; the change
-outlives a restart of the server and no other endpoint sees it.
+Only the instance group and the version policy change, so Triton updates the model in place when it is asked to load it
+again; the change outlives a restart of the server and no other endpoint sees it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cascadeserve.endpoint_config import endpoint_config_path, with_instances_of, write_config, write_config_text
-from cascadeserve.triton_config import parse_config
+from cascadeserve.triton_config import parse_config, with_versions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from cascadeserve.cluster import Cluster
@@ -25,8 +26,8 @@ class InstanceConfig:
         self._repository = repository
         self._cluster = cluster
 
-    def write(self, endpoint: str, model: str, count: int) -> str:
-        """Set the count (>= 1) and return the former text of the file.
+    def write(self, endpoint: str, model: str, count: int, versions: Iterable[int]) -> str:
+        """Have `count` (>= 1) instances of each of these versions, and return the former text of the file.
 
         Raises:
             OSError: the file cannot be read or replaced.
@@ -35,7 +36,7 @@ class InstanceConfig:
         """
         path = endpoint_config_path(self._repository, model, endpoint)
         former = path.read_text()
-        config = parse_config(former, path=path)
+        config = with_versions(parse_config(former, path=path), versions)
         write_config(self._repository, path, with_instances_of(self._cluster.endpoint(endpoint), config, count))
         return former
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from orchestrator.backend import ModelVersion
 
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -16,7 +20,7 @@ class Metrics:
     def __init__(self) -> None:
         """A fresh registry, so that several orchestrators may live in one process (tests)."""
         self.registry = CollectorRegistry()
-        self._models_seen: dict[str, set[str]] = {}
+        self._models_seen: dict[str, set[ModelVersion]] = {}
         # Cached on the hot path: looking up a child costs twice what counting does.
         self._requests = cache(
             Counter(
@@ -94,13 +98,23 @@ class Metrics:
             "cascadeserve_endpoint_up", "1 while the endpoint is sent to.", ["endpoint"], registry=self.registry
         )
         self._instances = Gauge(
-            "cascadeserve_instances", "Instances as the endpoint reports them.", ["endpoint", "model"],
+            "cascadeserve_instances", "Instances as the endpoint reports them.", ["endpoint", "model", "version"],
             registry=self.registry,
         )  # fmt: skip
         self._layout = Gauge(
             "cascadeserve_layout_in_force", "1 for the layout in force, 0 for others.", ["layout"],
             registry=self.registry,
         )  # fmt: skip
+        self._plan = Gauge(
+            "cascadeserve_plan_in_force", "1 for the gear plan in force, 0 for former ones.", ["plan"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._plan_changes = Counter(
+            "cascadeserve_plan_changes_total",
+            "New gear plans by outcome: ok or refused.",
+            ["outcome"],
+            registry=self.registry,
+        )
         self._instance_changes = Counter(
             "cascadeserve_instance_changes_total",
             "Instance-group changes by outcome: ok or failed.",
@@ -157,13 +171,23 @@ class Metrics:
         for name in layouts:
             self._layout.labels(name).set(name == in_force)
 
-    def endpoint(self, name: str, *, up: bool, instances: dict[str, int]) -> None:
+    def plan(self, in_force: str, *, former: str | None = None) -> None:
+        """Show the gear plan in force."""
+        if former is not None:
+            self._plan.labels(former).set(0)
+        self._plan.labels(in_force).set(1)
+
+    def plan_change(self, outcome: str) -> None:
+        """Count a new gear plan that was asked for."""
+        self._plan_changes.labels(outcome).inc()
+
+    def endpoint(self, name: str, *, up: bool, instances: dict[ModelVersion, int]) -> None:
         """Show an endpoint's state."""
         self._endpoint_up.labels(name).set(up)
         seen = self._models_seen.setdefault(name, set())
-        seen |= instances.keys()
+        seen.update(instances)
         for model in seen:  # one that is gone shows 0, not what it had last
-            self._instances.labels(name, model).set(instances.get(model, 0))
+            self._instances.labels(name, model.name, model.version).set(instances.get(model, 0))
 
     def instance_change(self, endpoint: str, model: str, outcome: str) -> None:
         """Count an instance-group change."""

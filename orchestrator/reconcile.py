@@ -1,12 +1,22 @@
-"""Which steps lead from the instances that stand to those that a layout wants. Pure."""
+"""Which steps lead from the instances that stand to those that a layout wants. Pure.
+
+Instances are of one version of a model. All versions of it that an endpoint serves have the same number there.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.backend import ModelVersion
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from cascadeserve.gear_plan import GearPlan, Layout
+
+# by endpoint and model
+Instances = dict[str, dict[ModelVersion, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +24,7 @@ class Step:
     """Bring `model` at `endpoint` from `present` to `wanted` instances; 0 means not loaded."""
 
     endpoint: str
-    model: str
+    model: ModelVersion
     present: int
     wanted: int
 
@@ -25,7 +35,7 @@ class Step:
 
 
 def steps(
-    observed: Mapping[str, Mapping[str, int]], desired: Mapping[str, Mapping[str, int]]
+    observed: Mapping[str, Mapping[ModelVersion, int]], desired: Mapping[str, Mapping[ModelVersion, int]]
 ) -> tuple[list[Step], list[Step]]:
     """(growing, shrinking) steps over the endpoints in `observed`, which leaves out those that are down."""
     growing: list[Step] = []
@@ -39,3 +49,24 @@ def steps(
             elif step.wanted < step.present:
                 shrinking.append(step)
     return growing, shrinking
+
+
+def instances_of(plan: GearPlan, layout: Layout) -> Instances:
+    """What a layout of a plan wants."""
+    versions = {name: model.version for family in plan.families.values() for name, model in family.models.items()}
+    return {
+        endpoint: {ModelVersion(model, versions[model]): count for model, count in instances.items()}
+        for endpoint, instances in layout.instances.items()
+    }
+
+
+def side_by_side(first: Instances, second: Instances) -> Instances:
+    """What lets both be served: of every model the larger count, for each of the versions."""
+    both: Instances = {}
+    for endpoint in first.keys() | second.keys():
+        wanted = [*first.get(endpoint, {}).items(), *second.get(endpoint, {}).items()]
+        counts: dict[str, int] = {}
+        for model, count in wanted:
+            counts[model.name] = max(count, counts.get(model.name, 0))
+        both[endpoint] = {model: counts[model.name] for model, _ in wanted}
+    return both

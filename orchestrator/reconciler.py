@@ -3,20 +3,26 @@
 Capacity is added first; only when all of it stands is the new layout in force and its gears used. What is surplus then
 goes in the background: a shrink blocks inside Triton until the model's queue there is empty, so the model's batches in
 flight are first held to the instances that remain.
+
+Models of another plan are brought in beside those of the plan in force, versions of one model side by side; what only
+the former plan used is surplus once the other one is in force, and goes when none of its rows may still need it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
-from orchestrator.backend import BackendError
-from orchestrator.reconcile import Step, steps
+from orchestrator.backend import BackendError, ModelVersion
+from orchestrator.reconcile import Instances, Step, instances_of, side_by_side, steps
 from orchestrator.supervise import Kick
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cascadeserve.gear_plan import GearPlan, Layout
     from orchestrator.dispatcher import Dispatcher
     from orchestrator.instance_config import InstanceConfig
@@ -37,21 +43,41 @@ class _NotYet(Exception):  # noqa: N818 - named by what happened
     """The step has to wait for something else; the next round looks again."""
 
 
+class CannotBringIn(Exception):  # noqa: N818
+    """The models of another plan do not stand on all of its endpoints."""
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """What another plan needs before it can come into force."""
+
+    wanted: Instances
+    stands: asyncio.Future[None]
+
+    def fail(self, why: str) -> None:
+        if not self.stands.done():
+            self.stands.set_exception(CannotBringIn(why))
+
+
 class Reconciler:
-    """Owns the instance counts of every endpoint. `config` None: counts cannot be changed, only read."""
+    """Owns the instances of every endpoint. `config` None: they cannot be changed, only read."""
 
     def __init__(
         self, plan: GearPlan, dispatcher: Dispatcher, *, config: InstanceConfig | None, metrics: Metrics
     ) -> None:
         """Aims at the plan's first layout."""
-        self._plan = plan
         self._dispatcher = dispatcher
         self._config = config
         self._metrics = metrics
         self._kick = Kick()
+        # by endpoint and name of the model: Triton changes all its versions together
         self._pending: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._failures: dict[tuple[str, str], tuple[int, float]] = {}
+        self._failures: dict[tuple[str, ModelVersion], tuple[int, float]] = {}
         self._adopted = False
+        self._incoming: _Incoming | None = None
+        # models of this plan and of former ones: others on an endpoint are somebody else's
+        self._ours = _names(plan)
+        self.plan = plan
         self.aim: Layout = plan.layouts[0]
         self.in_force: Layout = plan.layouts[0]
         self._show_layout()
@@ -62,6 +88,37 @@ class Reconciler:
             _log.info("layout %s wanted, %s in force", layout.name, self.in_force.name)
             self.aim = layout
             self._kick()
+
+    async def bring_in(self, plan: GearPlan, layout: Layout) -> None:
+        """Have a layout of another plan stand beside the one aimed at, and return once it does; see `take_plan`.
+
+        Raises:
+            CannotBringIn: it does not; what stands of it by then goes again.
+
+        """
+        self._ours |= _names(plan)
+        self._failures.clear()  # somebody asks for it now
+        incoming = _Incoming(instances_of(plan, layout), asyncio.get_running_loop().create_future())
+        self._incoming = incoming
+        self._kick()
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                await incoming.stands
+        except TimeoutError as error:
+            raise CannotBringIn(f"not all its endpoints and models were up within {LOAD_TIMEOUT_S:g} s") from error
+        finally:
+            if incoming.stands.cancelled() or incoming.stands.exception() is not None:
+                self._incoming = None
+                self._kick()
+
+    def take_plan(self, plan: GearPlan, layout: Layout) -> None:
+        """Put in force what was brought in; what only the former plan used goes when it is not needed any more."""
+        self._metrics.layout([each.name for each in self.plan.layouts], "")
+        self._incoming = None
+        self.plan = plan
+        self.aim = self.in_force = layout
+        self._show_layout()
+        self._kick()
 
     async def run(self) -> None:
         """Reconcile forever."""
@@ -76,37 +133,64 @@ class Reconciler:
 
     def reconcile(self) -> None:
         """Start every step that is due and not under way."""
+        for family in self._dispatcher.forget_drained():
+            _log.info("%s: the last request under plan %s is answered", family.name, family.plan_name)
         endpoints = {endpoint.name: endpoint for endpoint in self._dispatcher.endpoints if endpoint.up}
-        observed = {name: endpoint.instances for name, endpoint in endpoints.items()}
-        if not self._adopted and len(endpoints) == len(self._dispatcher.endpoints):
+        all_up = len(endpoints) == len(self._dispatcher.endpoints)
+        observed = {
+            name: {model: count for model, count in endpoint.instances.items() if model.name in self._ours}
+            for name, endpoint in endpoints.items()
+        }
+        if not self._adopted and all_up:
             self._adopt(observed)
-        growing, shrinking = steps(observed, self.aim.instances)
+        wanted = aim = instances_of(self.plan, self.aim)
+        if self._incoming is not None:
+            wanted = side_by_side(aim, self._incoming.wanted)
+        growing, shrinking = steps(observed, wanted)
         if self._config is not None:
             for step in growing:
                 self._start(step, endpoints[step.endpoint])
-        growing_pending = growing or any(task for task in self._pending.values() if task.get_name() == "grow")
-        if not growing_pending and len(endpoints) == len(self._dispatcher.endpoints) and self.in_force != self.aim:
+        growing_pending = steps(observed, aim)[0] or any(task.get_name() == "grow" for task in self._pending.values())
+        if not growing_pending and all_up and self.in_force != self.aim:
             _log.info("layout %s in force", self.aim.name)
             self.in_force = self.aim
             self._show_layout()
+        if self._incoming is not None and all_up:
+            self._check_incoming(self._incoming, growing)
         if self._config is not None and self.in_force == self.aim:
             for step in shrinking:
                 self._start(step, endpoints[step.endpoint])
 
-    def _adopt(self, observed: dict[str, dict[str, int]]) -> None:
+    def _check_incoming(self, incoming: _Incoming, growing: list[Step]) -> None:
+        awaited = {(endpoint, model.name) for endpoint, models in incoming.wanted.items() for model in models}
+        missing = [step for step in growing if step.model in incoming.wanted.get(step.endpoint, {})]
+        if missing and self._config is None:
+            step = missing[0]
+            incoming.fail(
+                f"endpoint {step.endpoint} has {step.present} of {step.wanted} instances of {step.model}, and without "
+                "--repository none can be loaded"
+            )
+        elif not missing and awaited.isdisjoint(self._pending) and not incoming.stands.done():
+            incoming.stands.set_result(None)
+
+    def _adopt(self, observed: Instances) -> None:
         """Take over a layout that already stands, as after a restart of the orchestrator alone."""
         self._adopted = True
-        standing = next(
-            (layout for layout in self._plan.layouts if steps(observed, layout.instances) == ([], [])), None
-        )
+        served = {model.served(name) for model in self._dispatcher.families.values() for name in model.plan.models}
+        current = {
+            name: {model: count for model, count in instances.items() if model in served}
+            for name, instances in observed.items()
+        }
+        layouts = self.plan.layouts
+        standing = next((one for one in layouts if steps(current, instances_of(self.plan, one)) == ([], [])), None)
         if standing is not None and self.aim == self.in_force != standing:
             _log.info("layout %s already stands", standing.name)
             self.aim = self.in_force = standing
             self._show_layout()
 
     def _start(self, step: Step, endpoint: EndpointState) -> None:
-        key = (step.endpoint, step.model)
-        _, not_before_s = self._failures.get(key, (0, 0.0))
+        key = (step.endpoint, step.model.name)
+        _, not_before_s = self._failures.get((step.endpoint, step.model), (0, 0.0))
         if key in self._pending or asyncio.get_running_loop().time() < not_before_s:
             return
         name = "grow" if step.grows else "shrink"
@@ -117,54 +201,63 @@ class Reconciler:
     async def _carry_out(self, step: Step, endpoint: EndpointState) -> None:
         if self._config is None:
             raise RuntimeError("steps need a way to change counts")
-        key = (step.endpoint, step.model)
         _log.info("endpoint %s: %s %d -> %d instances", step.endpoint, step.model, step.present, step.wanted)
-        previous: str | None = None
+        former: str | None = None
         endpoint.changes += 1
         try:
+            versions = _versions_at(endpoint, step.model.name)
             if step.wanted == 0:
-                await self._unload(step, endpoint)
+                await self._wait_until_unused(step, endpoint)
+                versions.discard(step.model.version)
+                count = step.present
             else:
                 if not step.grows:
                     await self._hold_to(step, endpoint)
-                previous = self._config.write(step.endpoint, step.model, step.wanted)
-                await endpoint.backend.load(step.model, timeout_s=LOAD_TIMEOUT_S)
+                versions.add(step.model.version)
+                count = step.wanted
+            if versions:
+                former = self._config.write(step.endpoint, step.model.name, count, versions)
+                await endpoint.backend.load(step.model.name, timeout_s=LOAD_TIMEOUT_S)
+            else:
+                await endpoint.backend.unload(step.model.name, timeout_s=LOAD_TIMEOUT_S)
             instances = await endpoint.backend.instance_counts(timeout_s=LOAD_TIMEOUT_S)
             endpoint.leaving.discard(step.model)
             self._dispatcher.endpoint_is_up(endpoint, instances)
         except (BackendError, OSError, InvalidArtefact) as error:
-            self._failed(key, error)
-            await self._roll_back(step, endpoint, previous)
+            self._failed(step, error)
+            await self._roll_back(step, endpoint, former)
         except _NotYet:
             pass
         else:
-            self._failures.pop(key, None)
-            self._metrics.instance_change(step.endpoint, step.model, "ok")
+            self._failures.pop((step.endpoint, step.model), None)
+            self._metrics.instance_change(step.endpoint, step.model.name, "ok")
             asyncio.get_running_loop().call_soon(self._kick)  # once this task has left the pending ones
         finally:
             endpoint.changes += 1
             endpoint.leaving.discard(step.model)
-            self._dispatcher.limit_in_flight(endpoint, step.model, None)
+            for model in list(endpoint.hosted):
+                if model.name == step.model.name:
+                    self._dispatcher.limit_in_flight(endpoint, model, None)
 
     async def _hold_to(self, step: Step, endpoint: EndpointState) -> None:
         """Let no more batches be in flight than instances will remain, so that Triton's own queue is empty."""
-        self._dispatcher.limit_in_flight(endpoint, step.model, step.wanted)
-        await self._in_flight_at_most(step.wanted, step, endpoint)
+        together = [ModelVersion(step.model.name, each) for each in _versions_at(endpoint, step.model.name)]
+        for model in together:
+            self._dispatcher.limit_in_flight(endpoint, model, step.wanted)
+        await self._in_flight_at_most(step.wanted, together, endpoint)
 
     @staticmethod
-    async def _in_flight_at_most(count: int, step: Step, endpoint: EndpointState) -> None:
+    async def _in_flight_at_most(count: int, models: Iterable[ModelVersion], endpoint: EndpointState) -> None:
         # Counts change at every batch: looking now and then is cheaper than an event on the hot path.
-        while endpoint.in_flight_by_model.get(step.model, 0) > count:  # noqa: ASYNC110
+        while any(endpoint.in_flight_by_model.get(model, 0) > count for model in models):  # noqa: ASYNC110
             await asyncio.sleep(_DRAIN_POLL_S)
 
-    async def _unload(self, step: Step, endpoint: EndpointState) -> None:
-        """Unload a model when neither a gear in force nor a row on its way needs it here."""
-        used = {stage.model for family in self._dispatcher.families.values() for stage in family.entry.stages}
-        if not self._stands_elsewhere(step) and (step.model in used or self._dispatcher.is_needed(step.model)):
+    async def _wait_until_unused(self, step: Step, endpoint: EndpointState) -> None:
+        """Let a model go when neither a gear in force nor a row on its way needs it here."""
+        if not self._stands_elsewhere(step) and self._dispatcher.is_needed(step.model):
             raise _NotYet
         self._dispatcher.stop_sending(endpoint, step.model)
-        await self._in_flight_at_most(0, step, endpoint)
-        await endpoint.backend.unload(step.model, timeout_s=LOAD_TIMEOUT_S)
+        await self._in_flight_at_most(0, [step.model], endpoint)
 
     def _stands_elsewhere(self, step: Step) -> bool:
         return any(
@@ -173,26 +266,37 @@ class Reconciler:
             if other.name != step.endpoint
         )
 
-    async def _roll_back(self, step: Step, endpoint: EndpointState, previous: str | None) -> None:
+    async def _roll_back(self, step: Step, endpoint: EndpointState, former: str | None) -> None:
         """Put the file back; a model whose first load failed is unloaded, or it stays in the server as a failure."""
         try:
-            if previous is not None and self._config is not None:
-                self._config.restore(step.endpoint, step.model, previous)
-            if step.present == 0:
-                await endpoint.backend.unload(step.model, timeout_s=LOAD_TIMEOUT_S)
+            if former is not None and self._config is not None:
+                self._config.restore(step.endpoint, step.model.name, former)
+            if not _versions_at(endpoint, step.model.name):
+                await endpoint.backend.unload(step.model.name, timeout_s=LOAD_TIMEOUT_S)
         except (BackendError, OSError) as error:
             _log.warning("endpoint %s: rolling back %s failed too: %s", step.endpoint, step.model, error)
 
-    def _failed(self, key: tuple[str, str], error: Exception) -> None:
+    def _failed(self, step: Step, error: Exception) -> None:
+        key = (step.endpoint, step.model)
         count, _ = self._failures.get(key, (0, 0.0))
         back_off_s = min(FIRST_BACK_OFF_S * 2**count, LAST_BACK_OFF_S)
         self._failures[key] = (count + 1, asyncio.get_running_loop().time() + back_off_s)
-        self._metrics.instance_change(*key, "failed")
+        self._metrics.instance_change(step.endpoint, step.model.name, "failed")
         level = logging.ERROR if count == 0 else logging.INFO
         _log.log(
             level, "endpoint %s: changing the instances of %s failed, old ones keep serving, again in %g s: %s",
             *key, back_off_s, error,
         )  # fmt: skip
+        if self._incoming is not None and step.grows and step.model in self._incoming.wanted.get(step.endpoint, {}):
+            self._incoming.fail(f"endpoint {step.endpoint} could not load {step.model}: {error}")
 
     def _show_layout(self) -> None:
-        self._metrics.layout([layout.name for layout in self._plan.layouts], self.in_force.name)
+        self._metrics.layout([layout.name for layout in self.plan.layouts], self.in_force.name)
+
+
+def _names(plan: GearPlan) -> set[str]:
+    return {model for family in plan.families.values() for model in family.models}
+
+
+def _versions_at(endpoint: EndpointState, name: str) -> set[int]:
+    return {model.version for model in endpoint.instances if model.name == name}

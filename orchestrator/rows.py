@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cascadeserve.errors import Unavailable
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
@@ -113,6 +115,13 @@ class Segment:
         self.rows -= rows
         return first
 
+    def onward(self, rows: NDArray[np.intp], now_s: float) -> Segment:
+        """Those of its rows, by their places in it, that go on to the next stage."""
+        indices = self.indices
+        if len(rows) < self.rows:
+            indices = rows if indices is None else indices[rows]
+        return Segment(self.ticket, len(rows), now_s, indices, self.entry, self.stage + 1)
+
     def gather(self, position: int) -> NDArray[Any]:
         """Its rows of the ticket's input at `position`: shape [rows, ...]."""
         array = self.ticket.inputs[position]
@@ -165,6 +174,11 @@ class ModelQueue:
                 self.rows -= room
                 room = 0
         return taken
+
+    def refuse(self, why: str) -> None:
+        """Take out everything and answer that it cannot be served now."""
+        for segment in self.take(self.rows):
+            segment.ticket.fail(Unavailable(why))
 
     def take_unbound(self) -> list[Segment]:
         """Take out every segment that no gear was bound to yet."""

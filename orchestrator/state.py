@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cascadeserve.policy.work import planned_work_s, work_from_s
+from orchestrator.backend import ModelVersion
+from orchestrator.rows import ModelQueue
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cascadeserve.gear_plan import Gear, LadderEntry, PlannedFamily
     from orchestrator.backend import Backend
     from orchestrator.rows import Segment
@@ -23,26 +27,26 @@ class EndpointState:
     up: bool = False
     # counts how often it came up
     generation: int = 0
-    # instances per model as Triton reported them last
-    instances: dict[str, int] = field(default_factory=dict)
+    # what Triton reported last
+    instances: dict[ModelVersion, int] = field(default_factory=dict)
     # counts begun and ended changes of instances: what was read across one of them is stale
     changes: int = 0
-    # models about to be unloaded: nothing new is sent to them
-    leaving: set[str] = field(default_factory=set)
-    # models that may be sent there, with the largest number of batches in flight (None: the slots decide)
-    hosted: dict[str, int | None] = field(default_factory=dict)
+    # what is about to be unloaded: nothing new is sent to it
+    leaving: set[ModelVersion] = field(default_factory=set)
+    # what may be sent to, with the largest number of batches in flight (None: the slots decide)
+    hosted: dict[ModelVersion, int | None] = field(default_factory=dict)
     in_flight: int = 0
-    in_flight_by_model: dict[str, int] = field(default_factory=dict)
+    in_flight_by_model: dict[ModelVersion, int] = field(default_factory=dict)
     # device-seconds sent and not yet answered
     work_s: float = 0.0
     # device-seconds sent since any endpoint last came up: equals are told apart by it
     sent_s: float = 0.0
 
-    def hosts(self, model: str) -> bool:
+    def hosts(self, model: ModelVersion) -> bool:
         """Whether the model can be sent there at all."""
         return self.up and model in self.hosted
 
-    def has_room(self, model: str) -> bool:
+    def has_room(self, model: ModelVersion) -> bool:
         """Whether a batch of the model may leave for it now: slots + 1 batches are kept in flight."""
         if not self.hosts(model) or self.in_flight > self.slots:
             return False
@@ -64,25 +68,57 @@ class EndpointState:
         self.work_s = self.work_s - batch.work_s if self.in_flight else 0.0
 
 
-@dataclass(slots=True)
+def covering_gear(gears: Sequence[Gear], demand_per_s: float) -> int:
+    """Index of the gear whose range a demand is in, of those of one layout by rising rate; the last if none."""
+    covering = (index for index, gear in enumerate(gears) if demand_per_s < gear.upper_rate_per_s)
+    return next(covering, len(gears) - 1)
+
+
+@dataclass(slots=True, eq=False)
 class FamilyState:
-    """A family and the gear it is in."""
+    """A family under one plan: the gear it is in, and its rows that wait.
+
+    When another plan comes into force, this one keeps the rows that it has until they are answered.
+    """
 
     name: str
     plan: PlannedFamily
     gear: Gear
     entry: LadderEntry
+    plan_name: str
+    queues: dict[str, FamilyQueue] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nothing waits."""
+        self.queues = {model: FamilyQueue(family=self, model=self.served(model)) for model in self.plan.models}
 
     @classmethod
-    def in_first_gear(cls, name: str, plan: PlannedFamily, layout: str) -> FamilyState:
-        """State at start: the gear for rate 0 under a layout."""
-        gear = plan.gears_of(layout)[0]
-        return cls(name, plan, gear, plan.entry(gear.ladder_entry))
+    def in_gear_for(
+        cls, demand_per_s: float, name: str, plan: PlannedFamily, layout: str, *, plan_name: str
+    ) -> FamilyState:
+        """State at first: the gear for a demand under a layout."""
+        gears = plan.gears_of(layout)
+        gear = gears[covering_gear(gears, demand_per_s)]
+        return cls(name, plan, gear, plan.entry(gear.ladder_entry), plan_name)
 
     @property
     def entry_model(self) -> str:
         """Model at which new rows wait."""
         return self.entry.stages[0].model
+
+    def served(self, model: str) -> ModelVersion:
+        """The version of a model that this plan is for."""
+        return ModelVersion(model, self.plan.models[model].version)
+
+    def in_gear(self) -> set[ModelVersion]:
+        """What the gear in force sends rows to."""
+        return {self.served(stage.model) for stage in self.entry.stages}
+
+    def waiting_rows(self) -> int:
+        """Rows in all its queues whose request is not answered yet."""
+        for queue in self.queues.values():
+            queue.drop_done()
+        return sum(queue.rows for queue in self.queues.values())
 
     def shift(self, gear: Gear) -> None:
         """Put a gear in force."""
@@ -136,10 +172,18 @@ class FamilyState:
 
 
 @dataclass(slots=True, eq=False)
+class FamilyQueue(ModelQueue):
+    """Rows of a family that wait for one of its models."""
+
+    family: FamilyState = field(kw_only=True)
+    model: ModelVersion = field(kw_only=True)
+
+
+@dataclass(slots=True, eq=False)
 class Batch:
     """Rows on their way to an endpoint."""
 
-    model: str
+    model: ModelVersion
     family: FamilyState
     endpoint: EndpointState
     segments: list[Segment]

@@ -13,7 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from cascadeserve.triton_config import instance_count
-from orchestrator.backend import CallRejected, EndpointDown
+from orchestrator.backend import CallRejected, EndpointDown, ModelVersion
 from orchestrator.triton_http import BatchSender
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class TritonBackend:
 
     async def infer(
         self,
-        model: str,
+        model: ModelVersion,
         specs: Sequence[TensorSpec],
         inputs: Sequence[NDArray[Any]],
         *,
@@ -74,18 +74,20 @@ class TritonBackend:
             self._batches.retire()
         return live
 
-    async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:
+    async def instance_counts(self, *, timeout_s: float) -> dict[ModelVersion, int]:
         """See `Backend.instance_counts`."""
         with self._mapped_errors("repository index"):
             index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout_s)
-        counts: dict[str, int] = {}
-        for model in index.models:
-            with contextlib.suppress(CallRejected), self._mapped_errors(f"config of {model.name!r}"):
-                # rejected: the model went away since the index was made
-                answer = await self._stub.ModelConfig(
-                    service_pb2.ModelConfigRequest(name=model.name), timeout=timeout_s
-                )
-                counts[model.name] = instance_count(answer.config)
+        versions: dict[str, list[int]] = {}
+        for entry in index.models:
+            versions.setdefault(entry.name, []).append(int(entry.version))
+        counts: dict[ModelVersion, int] = {}
+        for name, ready in versions.items():
+            with contextlib.suppress(CallRejected), self._mapped_errors(f"config of {name!r}"):
+                # rejected: the model went away since the index was made. Asked of a version that did, the server would
+                # say that it is unavailable; all versions have the same config.
+                answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(name=name), timeout=timeout_s)
+                counts |= dict.fromkeys((ModelVersion(name, each) for each in ready), instance_count(answer.config))
         return counts
 
     async def load(self, model: str, *, timeout_s: float) -> None:

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
     from cascadeserve.gear_plan import TensorSpec
     from cascadeserve.http_connection import Connection
+    from orchestrator.backend import ModelVersion
 
 _OK = 200
-# The server is there but stops, or cannot take work at all.
+# The server is there but stops, or cannot take work at all; or it says this of a version that it does not serve (2.51).
 _UNAVAILABLE = 503
+_NOT_SERVED = "is not at ready state"
 _JSON_LENGTH = HEADER_LENGTH.lower().encode()
 # A server that is there accepts at once.
 _CONNECT_LIMIT_S = 2.0
@@ -58,9 +60,9 @@ _decode_error = msgspec.json.Decoder(_ErrorAnswer).decode
 class _RequestForm:
     """The bytes of a model's requests; shapes and sizes are filled in per batch."""
 
-    def __init__(self, host: str, model: str, specs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
+    def __init__(self, host: str, model: ModelVersion, specs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
         self._datatypes = [spec.datatype for spec in specs]
-        path = f"/v2/models/{quote(model, safe='')}/infer".replace("%", "%%")
+        path = f"/v2/models/{quote(model.name, safe='')}/versions/{model.version}/infer".replace("%", "%%")
         self._head = (
             f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\n"
             f"{HEADER_LENGTH}: %d\r\nContent-Length: %d\r\n\r\n"
@@ -110,11 +112,11 @@ class BatchSender:
         self._address = address
         self._pool = ConnectionPool(f"http://{address}")
         self._health_request = f"GET /v2/health/live HTTP/1.1\r\nHost: {self._pool.host_header}\r\n\r\n".encode()
-        self._forms: dict[tuple[str, tuple[TensorSpec, ...], bool], _RequestForm] = {}
+        self._forms: dict[tuple[ModelVersion, tuple[TensorSpec, ...], bool], _RequestForm] = {}
 
     async def infer(
         self,
-        model: str,
+        model: ModelVersion,
         specs: Sequence[TensorSpec],
         inputs: Sequence[NDArray[Any]],
         *,
@@ -133,7 +135,7 @@ class BatchSender:
         if form is None:
             form = self._forms[key] = _RequestForm(self._pool.host_header, model, specs, outputs)
         request = form.fill(inputs)
-        what = f"inference of {model!r} at {self._address}"
+        what = f"inference of '{model}' at {self._address}"
         connection = None
         keep = False
         try:
@@ -152,7 +154,8 @@ class BatchSender:
                 (self._pool.release if keep else self._pool.drop)(connection)
         if got.status != _OK:
             text = f"{what}: {got.status}: {_explain_error(got.body)}"
-            raise EndpointDown(text) if got.status == _UNAVAILABLE else CallRejected(text)
+            is_down = got.status == _UNAVAILABLE and _NOT_SERVED not in text
+            raise EndpointDown(text) if is_down else CallRejected(text)
         try:
             return _read_answer(got, inputs[0].shape[0], outputs)
         except ValueError as error:

@@ -34,7 +34,7 @@ from planner.profile import (
 )
 from planner.recording import (
     Recorder,
-    digest_models,
+    choose_models,
     partial_folder,
     read_rows_file,
     record_family,
@@ -45,12 +45,13 @@ from planner.triton_calls import TritonCalls
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from planner.recording import AnyRecords, RowsFile
+    from planner.recording import AnyRecords, Chosen, RowsFile
     from planner.records_files import Split
     from planner.triton_calls import ServedModel
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_MODEL_HELP = "NAME or NAME:VERSION [default: the newest], repeatable, ordered cheap to dear."
 _DEFAULT_BATCHES = "1,2,4,8,16,32,64"
 # from which spread on (`BusyEntry.spread_frac`) it is worth a word
 _DISTURBED_FRAC = 0.1
@@ -99,7 +100,7 @@ def _continued_by_running_again(partial: Path) -> Iterator[None]:
 @click.option("--rows", "rows_path", type=_FILE, required=True, help=".npz: `input:<TENSOR>`, `label`, maybe `group`.")
 @click.option("--split", type=click.Choice(["search", "calibration", "test"]), required=True, help="What they are for.")
 @click.option("--family", required=True, help="Name of the family.")
-@click.option("--model", "models", multiple=True, required=True, help="Model, repeatable, ordered cheap to dear.")
+@click.option("--model", "models", multiple=True, required=True, help=_MODEL_HELP)
 @click.option("--repository", type=_FOLDER, default="model_repository", show_default=True, help="What Triton serves.")
 @click.option("--output", type=_FILE, required=True, help="Records file to write (.npz).")
 @click.option("--keep-scores", is_flag=True, help="Keep the scores of all classes too (FP16).")
@@ -125,7 +126,7 @@ def record(
     if output.exists():
         raise UsageError(f"--output: {output} exists; a records file is not overwritten, name another or remove it")
     endpoint = _choose_endpoint(cluster_path, endpoint_name)
-    digests = digest_models(repository, models)
+    chosen = choose_models(repository, models)
     rows_file = read_rows_file(rows_path)
     if rows_file.rows.labels is None:
         raise InvalidArtefact("is missing; records need the right label of every row", path=rows_path, field="label")
@@ -135,13 +136,11 @@ def record(
         server = TritonCalls(endpoint.grpc)
         try:
             recorder = Recorder(server, rows_file, batch, keep_scores, partial, on_rows)
-            return await record_family(
-                recorder, digests, family=family, split=split, device_kind=_device_kind(endpoint)
-            )
+            return await record_family(recorder, chosen, family=family, split=split, device_kind=_device_kind(endpoint))
         finally:
             await server.close()
 
-    with _continued_by_running_again(partial), _progress(**dict.fromkeys(models, len(rows_file.rows))) as on_rows:
+    with _continued_by_running_again(partial), _progress(**dict.fromkeys(chosen, len(rows_file.rows))) as on_rows:
         records = asyncio.run(run(on_rows))
     write_family(output, records)
     table = Table("model", "accuracy", "mean certainty", title=f"{output}: {len(records)} rows, {split}")
@@ -176,7 +175,7 @@ def _beside_the_device(endpoint: Endpoint) -> Iterator[None]:
 @click.command(short_help="Measure how long the device is busy with batches of every model.")
 @click.option("--cluster", "cluster_path", type=_FILE, required=True, help="Cluster file.")
 @click.option("--endpoint", "endpoint_name", default=None, help="Endpoint to measure; may be left out if there is one.")
-@click.option("--model", "models", multiple=True, required=True, help="Model, repeatable, ordered cheap to dear.")
+@click.option("--model", "models", multiple=True, required=True, help=_MODEL_HELP)
 @click.option("--rows", "rows_path", type=_FILE, required=True, help=".npz with `input:<TENSOR>`: what is sent.")
 @click.option("--repository", type=_FOLDER, default="model_repository", show_default=True, help="What Triton serves.")
 @click.option("--output", type=_FILE, required=True, help="Profile to write (JSON).")
@@ -213,11 +212,11 @@ def profile(
     continued by the same command.
     """
     endpoint = _choose_endpoint(cluster_path, endpoint_name)
-    digests = digest_models(repository, models)
+    chosen = choose_models(repository, models)
     effort = profiling.QUICK if quick else profiling.THOROUGH
     if repeats is not None:
         effort = profiling.Effort(repeats, effort.window_s, effort.min_batches, effort.budget_s)
-    session = _ProfileSession(endpoint, digests, read_rows_file(rows_path), effort, partial_folder(output))
+    session = _ProfileSession(endpoint, chosen, read_rows_file(rows_path), effort, partial_folder(output))
     server_pid = pid or (find_server(int(endpoint.grpc.rpartition(":")[2])) if is_local(endpoint.grpc) else None)
     with _continued_by_running_again(session.partial), _beside_the_device(endpoint):
         measured = asyncio.run(
@@ -236,11 +235,11 @@ class _ProfileSession:
     """One run of `profile` against one endpoint."""
 
     def __init__(
-        self, endpoint: Endpoint, digests: dict[str, str], rows: RowsFile, effort: profiling.Effort, partial: Path
+        self, endpoint: Endpoint, models: dict[str, Chosen], rows: RowsFile, effort: profiling.Effort, partial: Path
     ) -> None:
         self.partial = partial
         self._endpoint = endpoint
-        self._digests = digests
+        self._models = models
         self._rows = rows
         self._effort = effort
         self._inputs: dict[str, tuple[InputRows, ...]] = {}
@@ -252,13 +251,18 @@ class _ProfileSession:
         server = TritonCalls(self._endpoint.grpc)
         try:
             version = await server.server_version()
-            served = [await server.describe(model) for model in self._digests]
+            served = [await server.describe(model, chosen.version) for model, chosen in self._models.items()]
+            if allow_reload and (several := next((model for model in served if len(model.versions) > 1), None)):
+                raise UsageError(
+                    f"--allow-reload: versions {', '.join(map(str, several.versions))} of {several.name!r} are loaded "
+                    "together, so its memory cannot be told apart; serve only the one to profile"
+                )
             slots = self._endpoint.slots
             cells = profiling.plan_cells(served, batches, slots=slots, pair_batches=pair_batches)
             self._inputs = {model.name: match_inputs(self._rows.rows, model.signature) for model in served}
             profiler = profiling.Profiler(server, self._requester(server), self._effort)
             key = profiling.progress_key(
-                self._rows.digest, self._digests, version, self._endpoint, cells,
+                self._rows.digest, self._models, version, self._endpoint, cells,
                 self._effort.window_s, self._effort.min_batches, [model.instances for model in served],
             )  # fmt: skip
             total = len(cells) * self._effort.repeats
@@ -272,7 +276,7 @@ class _ProfileSession:
             found: dict[str, ModelProfile] = {}
             for model in served:
                 one = profiling.model_profile(model, cells, visits, slots=slots)
-                one = msgspec.structs.replace(one, digest=self._digests[model.name])
+                one = msgspec.structs.replace(one, digest=self._models[model.name].digest, version=model.version)
                 if allow_reload:
                     one = await self._with_reload(profiler, model, one, server_pid)
                 found[model.name] = one
@@ -294,7 +298,7 @@ class _ProfileSession:
         cheapest = min(measured.models, key=lambda name: batch_busy_s(measured.models[name], 1, 1))
         server = TritonCalls(self._endpoint.grpc)
         try:
-            model = await server.describe(cheapest)
+            model = await server.describe(cheapest, measured.models[cheapest].version)
         finally:
             await server.close()
         one = measured.models[cheapest]
@@ -326,9 +330,11 @@ class _ProfileSession:
 
         def requests(model: str, batch: int) -> list[bytes]:
             if (model, batch) not in self._encoded:
-                count = len(self._rows.rows)
+                count, version = len(self._rows.rows), self._models[model].version
                 self._encoded[model, batch] = [
-                    server.encode(model, self._inputs[model], [(turn * batch + row) % count for row in range(batch)])
+                    server.encode(
+                        model, version, self._inputs[model], [(turn * batch + row) % count for row in range(batch)]
+                    )
                     for turn in range(profiling.VARIANTS)
                 ]
             return self._encoded[model, batch]

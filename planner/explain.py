@@ -23,6 +23,7 @@ def explain_plan(plan: GearPlan) -> Iterator[Table | str]:
             f"{name}: {family.percentile:.0%} of the requests within {_ms(family.slo_s)} ms, of up to "
             f"{family.max_rows_per_request} row(s) each; arrivals with index of dispersion {family.dispersion:g}"
         )
+        yield "models: " + ", ".join(f"{name}:{model.version}" for name, model in family.models.items())
         yield _ladder_table(family)
         for layout in plan.layouts:
             yield f"gears of layout {layout.name}"

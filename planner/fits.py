@@ -30,8 +30,13 @@ def check_fit(records: Records, profile: Profile, cluster: Cluster, *, family: s
             raise UsageError(f"model {name!r} is not in the records, which hold {', '.join(records.models)}; record it")
         if name not in profile.models:
             raise UsageError(f"model {name!r} is in the records but not in the profile; profile it")
-        recorded, profiled = records.models[name].provenance.digest, profile.models[name].digest
-        if recorded and profiled and recorded != profiled:
+        recorded, profiled = records.models[name].provenance, profile.models[name]
+        if recorded.version and recorded.version != profiled.version:
+            raise UsageError(
+                f"model {name!r} is recorded in version {recorded.version} and profiled in version {profiled.version}; "
+                f"give --model {name}:VERSION alike"
+            )
+        if recorded.digest and profiled.digest and recorded.digest != profiled.digest:
             raise UsageError(f"model {name!r} changed between recording and profiling; do both anew")
     for endpoint in cluster.endpoints:
         kind = type(endpoint.device).__name__.removesuffix("Device").lower()

@@ -159,7 +159,7 @@ class FrontSession:
                         for one in self.model.signature.inputs
                     ],
                     "num_classes": 1,
-                    "models": {name: {"max_batch": most, "busy_s": [[1, self.busy_s]]}},
+                    "models": {name: {"max_batch": most, "busy_s": [[1, self.busy_s]], "version": self.model.version}},
                     "reference_model": name,
                     "slo_s": 1.0,
                     "max_rows_per_request": most,

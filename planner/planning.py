@@ -245,8 +245,9 @@ class _Draft:
 
     def _planned_model(self, name: str) -> PlannedModel:
         points = planned_busy_points(self._inputs.profile, name)
-        most = min(self._inputs.profile.models[name].max_batch, self._inputs.largest_batch[name])
-        return PlannedModel(max_batch=most, busy_s=points)
+        measured = self._inputs.profile.models[name]
+        most = min(measured.max_batch, self._inputs.largest_batch[name])
+        return PlannedModel(max_batch=most, busy_s=points, version=measured.version)
 
     def _row_work_s(self, model: PlannedModel) -> float:
         """Slot-seconds per row in batches as they are under load."""

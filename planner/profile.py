@@ -86,6 +86,8 @@ class ModelProfile(Artefact, frozen=True, kw_only=True):
     instances: Count = 1
     digest: str | None = None
     backend: str | None = None
+    # Triton's
+    version: Count = 1
 
     @property
     def max_batch(self) -> int:

@@ -14,7 +14,7 @@ import io
 import shutil
 import zipfile
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ from cascadeserve.artefacts import digest_bytes, write_atomically
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.replay.payload import InputRows, match_inputs
 from cascadeserve.replay.rows import Rows
-from cascadeserve.triton_config import model_digest
+from cascadeserve.triton_config import model_digest, model_versions
 from planner.records import CalibrationRecords, HeldOutRecords, ModelAnswers, Provenance, SearchRecords
 from planner.records_files import Split, write_records
 
@@ -55,13 +55,13 @@ class Answering(Protocol):
     async def server_version(self) -> str:
         """Version of the server."""
 
-    async def describe(self, model: str) -> ServedModel:
-        """What is loaded under this name."""
+    async def describe(self, model: str, version: int) -> ServedModel:
+        """What is loaded under this name and version."""
 
     async def answer(
-        self, model: str, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool
+        self, model: str, version: int, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool
     ) -> ModelAnswers:
-        """Answers of a model to rows, as one batch."""
+        """Answers of a version of a model to rows, as one batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,19 +131,34 @@ def partial_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def digest_models(repository: Path, models: Sequence[str]) -> dict[str, str]:
-    """Digest of every model's folder.
+class Chosen(NamedTuple):
+    """Which version of a model is asked, and the digest of its files."""
+
+    version: int
+    digest: str
+
+
+def choose_models(repository: Path, named: Sequence[str]) -> dict[str, Chosen]:
+    """Find what `--model` names, by name of the model: `NAME:VERSION`, or `NAME` for the newest in the repository.
 
     Raises:
-        UsageError: a model is not in the repository, or is named twice.
+        UsageError: it is not in the repository, or a model is named twice.
 
     """
-    for index, model in enumerate(models):
-        if model in models[:index]:
+    chosen: dict[str, Chosen] = {}
+    for text in named:
+        model, separator, number = text.partition(":")
+        if model in chosen:
             raise UsageError(f"--model: {model!r} is named twice")
         if not (repository / model / "config.pbtxt").is_file():
             raise UsageError(f"--model: {repository} holds no model {model!r} (a folder with a config.pbtxt)")
-    return {model: model_digest(repository / model) for model in models}
+        versions = model_versions(repository / model)
+        if not versions or (separator and number not in map(str, versions)):
+            held = ", ".join(map(str, versions)) or "none"
+            raise UsageError(f"--model {text}: the versions in {repository / model} are {held}")
+        version = int(number) if separator else max(versions)
+        chosen[model] = Chosen(version, model_digest(repository / model, version))
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -160,18 +175,19 @@ class Recorder:
     checkpoints: Path
     on_rows: Callable[[str, int], None]
 
-    async def record(self, model: str, digest: str, device_kind: str) -> ModelAnswers:
+    async def record(self, model: str, chosen: Chosen, device_kind: str) -> ModelAnswers:
         """Answers of one model to all rows, from checkpoints as far as there are some."""
-        served = await self.server.describe(model)
+        served = await self.server.describe(model, chosen.version)
         if self.batch > served.max_batch:
             raise UsageError(
                 f"--batch {self.batch}: model {model!r} takes at most {served.max_batch} rows in a batch; give less"
             )
         origin = Provenance(
-            digest=digest,
+            digest=chosen.digest,
             backend=served.backend,
             server_version=await self.server.server_version(),
             device_kind=device_kind,
+            version=chosen.version,
         )
         if self.keep_scores and "scores" not in served.signature.outputs:
             raise UsageError(f"--keep-scores: model {model!r} was exported without scores; leave the option out")
@@ -183,7 +199,7 @@ class Recorder:
             path = folder / f"{number:06d}.npz"
             block = _read_block(path, len(rows), with_scores=self.keep_scores)
             if block is None:
-                block = await self._ask(model, inputs, rows)
+                block = await self._ask(model, chosen.version, inputs, rows)
                 write_atomically(path, _encode_block(block))
             else:
                 self.on_rows(model, len(rows))
@@ -200,14 +216,16 @@ class Recorder:
         size = self.batch * BLOCK_BATCHES
         return (range(start, min(start + size, count)) for start in range(0, count, size))
 
-    async def _ask(self, model: str, inputs: tuple[InputRows, ...], rows: range) -> ModelAnswers:
+    async def _ask(self, model: str, version: int, inputs: tuple[InputRows, ...], rows: range) -> ModelAnswers:
         batches = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]
         answers: dict[int, ModelAnswers] = {}
         waiting = iter(enumerate(batches))
 
         async def ask_in_turn() -> None:
             for number, batch in waiting:
-                answers[number] = await self.server.answer(model, inputs, list(batch), want_scores=self.keep_scores)
+                answers[number] = await self.server.answer(
+                    model, version, inputs, list(batch), want_scores=self.keep_scores
+                )
                 self.on_rows(model, len(batch))
 
         asking = [asyncio.create_task(ask_in_turn(), name=f"record {model}") for _ in range(_IN_FLIGHT)]
@@ -255,9 +273,9 @@ def _read_block(path: Path, num_rows: int, *, with_scores: bool) -> ModelAnswers
 
 
 async def record_family(
-    recorder: Recorder, digests: dict[str, str], *, family: str, split: Split, device_kind: str
+    recorder: Recorder, models: dict[str, Chosen], *, family: str, split: Split, device_kind: str
 ) -> AnyRecords:
-    """Records of a family, models in the order of `digests` (cheap to dear), each with its provenance.
+    """Records of a family, in the order of `models` (cheap to dear), each with its provenance.
 
     Raises:
         InvalidArtefact: the rows carry no labels.
@@ -266,7 +284,7 @@ async def record_family(
     rows_file = recorder.rows_file
     if rows_file.rows.labels is None:
         raise InvalidArtefact("is missing; records need the right label of every row", field="label")
-    answers = {model: await recorder.record(model, digest, device_kind) for model, digest in digests.items()}
+    answers = {model: await recorder.record(model, chosen, device_kind) for model, chosen in models.items()}
     group = np.arange(len(rows_file.rows), dtype=np.int64) if rows_file.group is None else rows_file.group
     return RECORDS_TYPE[split](family, answers, rows_file.rows.labels, group)
 

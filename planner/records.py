@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import numpy as np
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 class Provenance(Artefact, frozen=True, kw_only=True):
     """What a model's answers were recorded with; an empty text stands for "not known"."""
 
-    # sha256:<hex> of the model's folder
+    # sha256:<hex> of the version's files
     digest: str = ""
     # onnxruntime, tensorrt, ...; "import" for answers that were not recorded through Triton
     backend: str = ""
     server_version: str = ""
     device_kind: str = ""
+    # 0: not known
+    version: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,12 @@ class Records:
         for name, array in arrays(self):
             total.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
             total.update(np.ascontiguousarray(array).data)
-        origins = {name: answers.provenance for name, answers in self.models.items()}
+        # without the version, which the digest of its files knows: records from before it was kept keep theirs
+        fields = ("digest", "backend", "server_version", "device_kind")
+        origins = {
+            name: {field: getattr(answers.provenance, field) for field in fields}
+            for name, answers in self.models.items()
+        }
         total.update(msgspec.json.encode([type(self).__name__, self.family, origins]))
         return f"sha256:{total.hexdigest()}"
 

@@ -37,7 +37,7 @@ _NS = 1e-9
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as Triton has it loaded; `max_batch` 0 means that it has no batch axis."""
+    """A version of a model as Triton has it loaded; `max_batch` 0 means that it has no batch axis."""
 
     name: str
     backend: str
@@ -47,6 +47,9 @@ class ServedModel:
     dynamic_batching: bool
     ensemble: bool
     signature: ModelSignature
+    version: int
+    # all that are loaded
+    versions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,11 @@ class TritonCalls:
             answer = await self._stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=_CALL_TIMEOUT_S)
         return str(answer.version)
 
-    async def describe(self, model: str) -> ServedModel:
-        """What Triton says about a loaded model."""
-        with self._mapped_errors(f"a description of {model!r}"):
-            config = (
-                await self._stub.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=_CALL_TIMEOUT_S)
-            ).config
+    async def describe(self, model: str, version: int) -> ServedModel:
+        """What Triton says about a loaded version of a model."""
+        with self._mapped_errors(f"a description of version {version} of {model!r}"):
+            request = service_pb2.ModelConfigRequest(name=model, version=str(version))
+            config = (await self._stub.ModelConfig(request, timeout=_CALL_TIMEOUT_S)).config
             metadata = await self._stub.ModelMetadata(
                 service_pb2.ModelMetadataRequest(name=model), timeout=_CALL_TIMEOUT_S
             )
@@ -100,11 +102,15 @@ class TritonCalls:
                 inputs=tuple(TensorSignature(one.name, one.datatype, tuple(one.shape)) for one in metadata.inputs),
                 outputs=tuple(one.name for one in metadata.outputs),
             ),
+            version=version,
+            versions=tuple(int(one) for one in metadata.versions),
         )
 
-    def encode(self, model: str, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool = False) -> bytes:
-        """Encode a call that puts these rows to a model as one batch."""
-        request = service_pb2.ModelInferRequest(model_name=model)
+    def encode(
+        self, model: str, version: int, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool = False
+    ) -> bytes:
+        """Encode a call that puts these rows to a version of a model as one batch."""
+        request = service_pb2.ModelInferRequest(model_name=model, model_version=str(version))
         for tensor in inputs:
             request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=[len(rows), *tensor.row_shape])
             request.raw_input_contents.append(bytes(tensor.chunk(rows)))
@@ -120,11 +126,11 @@ class TritonCalls:
         return answer
 
     async def answer(
-        self, model: str, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool
+        self, model: str, version: int, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool
     ) -> ModelAnswers:
-        """Put rows to a model as one batch."""
+        """Put rows to a version of a model as one batch."""
         response = service_pb2.ModelInferResponse.FromString(
-            await self.send(self.encode(model, inputs, rows, want_scores=want_scores))
+            await self.send(self.encode(model, version, inputs, rows, want_scores=want_scores))
         )
         raw = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=False))
         try:
@@ -141,7 +147,7 @@ class TritonCalls:
         return ModelAnswers(label.astype(np.int64), certainty.astype(np.float32), kept)
 
     async def executions(self, model: str) -> Executions:
-        """Triton's counters of a model; they start again at zero when it is reloaded."""
+        """Triton's counters of a model, all its versions together; they start at zero when it is reloaded."""
         with self._mapped_errors(f"statistics of {model!r}"):
             answer = await self._stub.ModelStatistics(
                 service_pb2.ModelStatisticsRequest(name=model), timeout=_CALL_TIMEOUT_S

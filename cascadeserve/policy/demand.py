@@ -128,7 +128,7 @@ class ArrivalWindow:
 
     def __init__(self, *, dispersion: float = 1.0) -> None:
         """`dispersion` is the plan's index of dispersion of the requests; 1 is Poisson."""
-        self._dispersion = dispersion
+        self.dispersion = dispersion
         self._times_s: list[float] = []
         self._rows_before: list[int] = [0]
 
@@ -139,8 +139,8 @@ class ArrivalWindow:
 
     def rate_per_s(self, now_s: float) -> tuple[float, float]:
         """(Rows per second at `now_s`, its standard error)."""
-        start = window_start(self._times_s, 0, len(self._times_s), now_s, self._dispersion)
+        start = window_start(self._times_s, 0, len(self._times_s), now_s, self.dispersion)
         if start:
             del self._times_s[:start]
             del self._rows_before[:start]
-        return arrival_rate_per_s(self._times_s, self._rows_before, 0, len(self._times_s), now_s, self._dispersion)
+        return arrival_rate_per_s(self._times_s, self._rows_before, 0, len(self._times_s), now_s, self.dispersion)

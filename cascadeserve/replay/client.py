@@ -47,6 +47,7 @@ class Answer:
     certainty: NDArray[np.float64] | None = None
     gear: str | None = None
     certified: bool | None = None
+    plan: str | None = None
 
 
 @dataclass(slots=True)
@@ -155,11 +156,12 @@ def make_answer(outputs: Mapping[str, NDArray[np.generic]], parameters: Mapping[
     label, stage, certainty = (outputs.get(name) for name in ("label", "stage", "certainty"))
     if label is None:
         raise MalformedAnswer("output label is missing")
-    gear, certified = parameters.get("gear"), parameters.get("certified")
+    gear, certified, plan = (parameters.get(name) for name in ("gear", "certified", "plan"))
     return Answer(
         label=label.reshape(-1).astype(np.int64, copy=False),
         stage=None if stage is None else stage.reshape(-1).astype(np.int64),
         certainty=None if certainty is None else certainty.reshape(-1).astype(np.float64),
         gear=gear if isinstance(gear, str) else None,
         certified=certified if isinstance(certified, bool) else None,
+        plan=plan if isinstance(plan, str) else None,
     )

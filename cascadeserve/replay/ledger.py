@@ -54,9 +54,9 @@ class LiveCounts:
 class Records:
     """Arrays over requests and over sent rows, filled as replies come in; times in seconds from the run's start.
 
-    Per request: scheduled_s, sent_s, done_s, outcome, gear (index into `gears`, -1: none named), certified (-1: not
-    said). Per row, at `rows.offset`: label, stage, certainty (-1 and NaN where there is none; label only means
-    something where the request was answered).
+    Per request: scheduled_s, sent_s, done_s, outcome, gear and plan (indices into `gears` and `plans`, -1: none named),
+    certified (-1: not said). Per row, at `rows.offset`: label, stage, certainty (-1 and NaN where there is none; label
+    only means something where the request was answered).
     """
 
     def __init__(self, scheduled_s: NDArray[np.float64], rows: RequestRows) -> None:
@@ -67,11 +67,13 @@ class Records:
         self.done_s = np.full(requests, np.nan)
         self.outcome = np.full(requests, Outcome.UNSENT, dtype=np.int8)
         self.gear = np.full(requests, -1, dtype=np.int32)
+        self.plan = np.full(requests, -1, dtype=np.int32)
         self.certified = np.full(requests, -1, dtype=np.int8)
         self.label = np.full(sent_rows, -1, dtype=np.int64)
         self.stage = np.full(sent_rows, -1, dtype=np.int32)
         self.certainty = np.full(sent_rows, np.nan, dtype=np.float32)
         self.gears: list[str] = []
+        self.plans: list[str] = []
         self.errors: Counter[str] = Counter()
         self.live = LiveCounts()
         # processor time of the generator over the run
@@ -97,10 +99,8 @@ class Records:
             self.stage[place] = answer.stage
         if answer.certainty is not None:
             self.certainty[place] = answer.certainty
-        if answer.gear is not None:
-            if answer.gear not in self.gears:
-                self.gears.append(answer.gear)
-            self.gear[index] = self.gears.index(answer.gear)
+        self.gear[index] = _place_of(answer.gear, self.gears)
+        self.plan[index] = _place_of(answer.plan, self.plans)
         if answer.certified is not None:
             self.certified[index] = answer.certified
 
@@ -123,6 +123,8 @@ class Records:
                 outcome_names=np.array([outcome.name.lower() for outcome in Outcome]),
                 gear=self.gear,
                 gear_names=np.array(self.gears, dtype=np.str_),
+                plan=self.plan,
+                plan_names=np.array(self.plans, dtype=np.str_),
                 certified=self.certified,
                 row_offset=self.rows.offset,
                 row_index=self.rows.row_index,
@@ -130,3 +132,12 @@ class Records:
                 stage=self.stage,
                 certainty=self.certainty,
             )
+
+
+def _place_of(name: str | None, names: list[str]) -> int:
+    """Index of a name in a list that takes it in if need be; -1 for none."""
+    if name is None:
+        return -1
+    if name not in names:
+        names.append(name)
+    return names.index(name)

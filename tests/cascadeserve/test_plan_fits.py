@@ -6,7 +6,7 @@ import pytest
 
 from cascadeserve.errors import InvalidArtefact
 from cascadeserve.plan_fits import check_plan_fits_repository
-from tests.fakes.tiny import plan, plan_document, write_repository
+from tests.fakes.tiny import plan, plan_document, write_repository, write_version
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,3 +40,12 @@ def test_other_inputs_are_refused(repository: Path) -> None:
     document["families"]["family"]["inputs"][0]["datatype"] = "FP64"
     with pytest.raises(InvalidArtefact, match=r"\.inputs: differ from those of model 'small' .*: x FP32 \[3\]"):
         check_plan_fits_repository(plan(document), repository, path=repository)
+
+
+def test_a_version_that_is_not_there_is_refused(repository: Path) -> None:
+    document = plan_document()
+    document["families"]["family"]["models"]["small"]["version"] = 2
+    with pytest.raises(InvalidArtefact, match=r"models\.small\.version: is 2, but the versions in .*small are 1"):
+        check_plan_fits_repository(plan(document), repository, path=repository)
+    write_version(repository, "small", 2)
+    check_plan_fits_repository(plan(document), repository, path=repository)

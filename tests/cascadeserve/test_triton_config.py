@@ -14,8 +14,11 @@ from cascadeserve.triton_config import (
     format_config,
     instance_count,
     model_digest,
+    model_versions,
     parse_config,
+    served_versions,
     with_instance_count,
+    with_versions,
 )
 
 if TYPE_CHECKING:
@@ -264,3 +267,41 @@ def test_a_broken_config_in_a_model_folder_is_named(folder: Path) -> None:
     (folder / "config.pbtxt").write_text("name: 1")
     with pytest.raises(InvalidArtefact, match=str(folder / "config.pbtxt")):
         model_digest(folder)
+
+
+def test_the_digest_of_a_version_is_of_its_files_and_of_those_of_no_version(folder: Path) -> None:
+    before = model_digest(folder)
+    _write(folder / "2" / "model.onnx")
+    assert model_digest(folder, 1) == before
+    second = model_digest(folder, 2)
+    assert second == model_digest(folder) != before
+    _write(folder / "labels.txt")
+    assert model_digest(folder, 1) != before
+    assert model_digest(folder, 2) != second
+
+
+def test_versions_are_the_folders_that_triton_takes_for_ones(folder: Path) -> None:
+    for name in ("2", "10", "03", "x4", "5x", "²"):
+        (folder / name).mkdir()
+    _write(folder / "7")
+    assert model_versions(folder) == [1, 2, 10]
+    assert model_versions(folder / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [
+        ("", {3}),
+        ("version_policy { latest { num_versions: 2 } }", {2, 3}),
+        ("version_policy { all { } }", {1, 2, 3}),
+        ("version_policy { specific { versions: 1 versions: 3 versions: 9 } }", {1, 3}),
+    ],
+)
+def test_which_versions_a_server_loads(policy: str, served: set[int]) -> None:
+    assert served_versions(parsed(policy), [1, 2, 3]) == served
+
+
+def test_named_versions_replace_whatever_policy_there_was() -> None:
+    config = with_versions(parsed("version_policy { all { } }"), {2, 1})
+    assert list(config.version_policy.specific.versions) == [1, 2]
+    assert served_versions(config, [1, 2, 3]) == {1, 2}

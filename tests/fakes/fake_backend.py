@@ -10,11 +10,14 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.backend import BatchAnswer, CallRejected, EndpointDown
-from tests.fakes.tiny import LABEL_OFFSET
+from cascadeserve.endpoint_config import endpoint_config_path
+from cascadeserve.triton_config import instance_count, model_versions, read_config, served_versions
+from orchestrator.backend import BatchAnswer, CallRejected, EndpointDown, ModelVersion
+from tests.fakes.tiny import LABEL_OFFSET, VERSION_OFFSET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -32,10 +35,16 @@ class Call:
 
 @dataclass
 class FakeTriton:
-    """`instances` are what is loaded; `counts_on_load` is what a load finds in the config file."""
+    """`instances` and `versions` (default: 1 alone) are what is loaded.
+
+    A load finds `counts_on_load` in the config file; or what is written there, where `repository` is a working copy
+    with the configs of an endpoint named `a`.
+    """
 
     instances: dict[str, int] = field(default_factory=lambda: {"small": 1, "large": 1})
+    versions: dict[str, set[int]] = field(default_factory=dict)
     counts_on_load: dict[str, int] = field(default_factory=dict)
+    repository: Path | None = None
     busy_s: dict[str, float] = field(default_factory=dict)
     load_s: float = 0.0
     down: bool = False
@@ -55,7 +64,7 @@ class FakeTriton:
 
     async def infer(
         self,
-        model: str,
+        model: ModelVersion,
         specs: Sequence[TensorSpec],
         inputs: Sequence[NDArray[Any]],
         *,
@@ -64,19 +73,19 @@ class FakeTriton:
     ) -> BatchAnswer:
         """Answer after `busy_s`."""
         self._check_up()
-        if model not in self.instances:
-            raise CallRejected(f"Request for unknown model: '{model}' is not found")
+        if model not in self._loaded():
+            raise CallRejected(f"Request for unknown model: '{model.name}' version {model.version} is not found")
         if [spec.name for spec in specs] != ["x"] or inputs[0].shape[1:] != (3,):
             raise CallRejected("unexpected input")
         x = inputs[0]
-        self.calls.append(Call(asyncio.get_running_loop().time(), model, len(x)))
+        self.calls.append(Call(asyncio.get_running_loop().time(), model.name, len(x)))
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         of_model = self.max_in_flight_by_model
-        of_model[model] = of_model.get(model, 0) + 1
+        of_model[model.name] = of_model.get(model.name, 0) + 1
         try:
             async with asyncio.timeout(timeout_s), self._core if self.serial else contextlib.nullcontext():
-                await asyncio.sleep(self.busy_s.get(model, 0.0))
+                await asyncio.sleep(self.busy_s.get(model.name, 0.0))
         except TimeoutError as error:
             raise EndpointDown("DEADLINE_EXCEEDED") from error
         finally:
@@ -86,20 +95,20 @@ class FakeTriton:
             raise EndpointDown("connection reset")
         if self.reject:
             raise CallRejected(self.reject)
-        label = x[:, 0].astype("int64") + LABEL_OFFSET[model]
+        label = x[:, 0].astype("int64") + LABEL_OFFSET[model.name] + VERSION_OFFSET * (model.version - 1)
         return BatchAnswer(label, x[:, 1].copy(), x.copy() if want_scores else None)
 
     async def is_live(self, *, timeout_s: float) -> bool:  # noqa: ARG002
         """Live unless `down`."""
         return not self.down
 
-    async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:  # noqa: ARG002
+    async def instance_counts(self, *, timeout_s: float) -> dict[ModelVersion, int]:  # noqa: ARG002
         """What is loaded."""
         self._check_up()
-        return dict(self.instances)
+        return self._loaded()
 
     async def load(self, model: str, *, timeout_s: float) -> None:  # noqa: ARG002
-        """Take the count the config file names."""
+        """Take the count and the versions that the config file names."""
         self._check_up()
         await asyncio.sleep(self.load_s)
         if self.fail_loads:
@@ -107,7 +116,12 @@ class FakeTriton:
         if model not in LABEL_OFFSET:
             raise CallRejected(f"failed to load '{model}'")
         self.loads.append(model)
-        self.instances[model] = self.counts_on_load.get(model, 1)
+        if self.repository is None:
+            self.instances[model] = self.counts_on_load.get(model, 1)
+            return
+        config = read_config(endpoint_config_path(self.repository, model, "a"))
+        self.instances[model] = instance_count(config)
+        self.versions[model] = served_versions(config, model_versions(self.repository / model))
 
     async def unload(self, model: str, *, timeout_s: float) -> None:  # noqa: ARG002
         """Forget the model."""
@@ -117,6 +131,13 @@ class FakeTriton:
 
     async def close(self) -> None:
         """Nothing to close."""
+
+    def _loaded(self) -> dict[ModelVersion, int]:
+        return {
+            ModelVersion(model, version): count
+            for model, count in self.instances.items()
+            for version in self.versions.get(model, {1})
+        }
 
     def _check_up(self) -> None:
         if self.down:

@@ -1,7 +1,7 @@
 """A family made to be steered by its input: what a row answers, and how certain, stands in the row itself.
 
 Input `x` FP32 [n, 3]: column 0 is the label, column 1 the certainty; the large model adds LABEL_OFFSET, so an answer
-tells which model gave it.
+tells which model gave it, and every further version adds VERSION_OFFSET.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LABEL_OFFSET = {"small": 0, "large": 100, "third": 0}
+# added by every version after the first
+VERSION_OFFSET = 1000
 THRESHOLD = 0.5
 
 
@@ -28,36 +30,42 @@ def rows(labels: list[int], certainties: list[float]) -> NDArray[np.float32]:
     return np.array([[label, certainty, 0.0] for label, certainty in zip(labels, certainties, strict=True)], np.float32)
 
 
-def write_repository(folder: Path, models: tuple[str, ...] = ("small", "large")) -> Path:
-    """Write the two models as real ONNX files with complete Triton configs."""
+def write_version(folder: Path, name: str, version: int) -> None:
+    """Write a version of a model as a real ONNX file."""
     import onnx  # noqa: PLC0415 - only the tests on a real Triton need it
     from onnx import TensorProto, helper  # noqa: PLC0415
 
+    offset = LABEL_OFFSET[name] + VERSION_OFFSET * (version - 1)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["x", "zero"], ["first"], axis=1),
+            helper.make_node("Add", ["first", "offset"], ["shifted"]),
+            helper.make_node("Cast", ["shifted"], ["label"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["x", "one"], ["certainty"], axis=1),
+            helper.make_node("Identity", ["x"], ["scores"]),
+        ],
+        name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, ["n", 1]),
+            helper.make_tensor_value_info("certainty", TensorProto.FLOAT, ["n", 1]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 3]),
+        ],
+        [
+            helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
+            helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("offset", TensorProto.FLOAT, [1], [float(offset)]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (folder / name / str(version)).mkdir(parents=True)
+    onnx.save(model, folder / name / str(version) / "model.onnx")
+
+
+def write_repository(folder: Path, models: tuple[str, ...] = ("small", "large")) -> Path:
+    """Write the two models with complete Triton configs."""
     for name in models:
-        graph = helper.make_graph(
-            [
-                helper.make_node("Gather", ["x", "zero"], ["first"], axis=1),
-                helper.make_node("Add", ["first", "offset"], ["shifted"]),
-                helper.make_node("Cast", ["shifted"], ["label"], to=TensorProto.INT64),
-                helper.make_node("Gather", ["x", "one"], ["certainty"], axis=1),
-                helper.make_node("Identity", ["x"], ["scores"]),
-            ],
-            name,
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
-            [
-                helper.make_tensor_value_info("label", TensorProto.INT64, ["n", 1]),
-                helper.make_tensor_value_info("certainty", TensorProto.FLOAT, ["n", 1]),
-                helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 3]),
-            ],
-            [
-                helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
-                helper.make_tensor("one", TensorProto.INT64, [1], [1]),
-                helper.make_tensor("offset", TensorProto.FLOAT, [1], [float(LABEL_OFFSET[name])]),
-            ],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-        (folder / name / "1").mkdir(parents=True)
-        onnx.save(model, folder / name / "1" / "model.onnx")
+        write_version(folder, name, 1)
         (folder / name / "config.pbtxt").write_text(
             f"""name: "{name}"
 backend: "onnxruntime"

@@ -33,6 +33,8 @@ class Rig:
 
     orchestrator: Orchestrator
     fakes: dict[str, FakeTriton]
+    # what the plan file holds: changed by tests of a plan change
+    document: dict[str, Any]
 
     @property
     def family(self) -> Any:
@@ -56,9 +58,8 @@ async def make_rig(
 ) -> Rig:
     """All endpoints up."""
     fakes = {name: FakeTriton(**fake) for name in names}
-    orchestrator = Orchestrator(
-        plan(document or plan_document(names)), cluster(names), repository=repository, backends=dict(fakes)
-    )
-    rig = Rig(orchestrator, fakes)
+    document = document or plan_document(names)
+    orchestrator = Orchestrator(lambda: plan(document), cluster(names), repository=repository, backends=dict(fakes))
+    rig = Rig(orchestrator, fakes, document)
     await rig.probe()
     return rig

@@ -8,6 +8,7 @@ import pytest
 
 from cascadeserve.local_triton.working_copy import prepare_working_copy
 from cascadeserve.triton_config import instance_count, parse_config
+from orchestrator.backend import ModelVersion
 from tests.fakes.tiny import plan_document, rows, write_repository
 from tests.orchestrator.conftest import Rig, cluster, make_rig
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.looptime
+
+LARGE = ModelVersion("large", 1)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def count_on_disk(repository: Path, model: str) -> int:
 
 
 def aim(rig: Rig, layout: str) -> None:
-    rig.orchestrator.reconciler.aim_at(rig.orchestrator.plan.layout(layout))
+    rig.orchestrator.reconciler.aim_at(rig.orchestrator.reconciler.plan.layout(layout))
 
 
 async def test_capacity_stands_before_the_layout_is_in_force(repository: Path) -> None:
@@ -69,10 +72,10 @@ async def test_shrinking_holds_batches_to_the_remaining_instances_first(reposito
         fake.max_in_flight_by_model["large"] = 0
         fake.max_in_flight = 0
         await asyncio.sleep(0.5)
-        assert dispatcher.endpoints[0].hosted["large"] == 1
+        assert dispatcher.endpoints[0].hosted[LARGE] == 1
         assert fake.in_flight <= 2
         await asyncio.sleep(6.0)
-        assert dispatcher.endpoints[0].hosted["large"] is None
+        assert dispatcher.endpoints[0].hosted[LARGE] is None
     assert count_on_disk(repository, "large") == 1
     await asyncio.gather(*futures)
 
@@ -191,7 +194,7 @@ async def test_a_model_whose_first_load_fails_is_unloaded_and_the_others_serve_o
         await asyncio.sleep(5.0)
     assert rig.fakes["a"].unloads
     assert set(rig.fakes["a"].unloads) == {"large"}
-    assert rig.orchestrator.dispatcher.endpoints[0].hosts("small")
+    assert rig.orchestrator.dispatcher.endpoints[0].hosts(ModelVersion("small", 1))
 
 
 async def test_what_a_probe_read_before_an_unload_does_not_bring_the_model_back(repository: Path) -> None:
@@ -201,7 +204,7 @@ async def test_what_a_probe_read_before_an_unload_does_not_bring_the_model_back(
     stale = await fake.instance_counts(timeout_s=1)
     asked = asyncio.Event()
 
-    async def slow_counts(*, timeout_s: float) -> dict[str, int]:  # noqa: ARG001
+    async def slow_counts(*, timeout_s: float) -> dict[ModelVersion, int]:  # noqa: ARG001
         asked.set()
         await asyncio.sleep(1.0)
         return stale
@@ -210,6 +213,6 @@ async def test_what_a_probe_read_before_an_unload_does_not_bring_the_model_back(
     probe = asyncio.create_task(rig.orchestrator.monitors["a"].probe())
     await asked.wait()
     endpoint.changes += 1
-    endpoint.hosted.pop("large")
+    endpoint.hosted.pop(LARGE)
     await probe
-    assert not endpoint.hosts("large")
+    assert not endpoint.hosts(LARGE)

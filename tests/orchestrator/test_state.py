@@ -6,54 +6,58 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.backend import ModelVersion
 from orchestrator.state import Batch, EndpointState, FamilyState
 from tests.fakes import tiny
 
 # device-seconds per row at the largest batch of a gear without triggers: 64 rows
 SMALL_ROW_S = 0.002 / 64
 LARGE_ROW_S = 0.010 / 64
+SMALL, LARGE = ModelVersion("small", 1), ModelVersion("large", 1)
 
 
 def family(gear: str = "calm") -> FamilyState:
     plan = tiny.plan().families["family"]
-    state = FamilyState.in_first_gear("family", plan, "narrow")
+    state = FamilyState.in_gear_for(0.0, "family", plan, "narrow", plan_name="tiny")
     state.shift(next(each for each in plan.gears if each.name == gear))
     return state
 
 
 def endpoint(*, slots: int = 1, up: bool = True, **hosted: int | None) -> EndpointState:
-    return EndpointState("a", cast("Any", None), slots, up=up, hosted=dict(hosted))
+    return EndpointState(
+        "a", cast("Any", None), slots, up=up, hosted={ModelVersion(name, 1): limit for name, limit in hosted.items()}
+    )
 
 
 def batch(at: EndpointState, model: str = "small", work_s: float = 0.1) -> Batch:
-    return Batch(model, family(), at, [], 1, work_s)
+    return Batch(ModelVersion(model, 1), family(), at, [], 1, work_s)
 
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_one_batch_more_than_the_slots_is_kept_in_flight(slots: int) -> None:
     at = endpoint(slots=slots, small=None)
     sent = 0
-    while at.has_room("small"):
+    while at.has_room(SMALL):
         at.depart(batch(at))
         sent += 1
     assert sent == slots + 1
     at.arrive(batch(at))
-    assert at.has_room("small")
+    assert at.has_room(SMALL)
 
 
 def test_a_held_model_has_room_up_to_its_limit_and_others_up_to_the_slots() -> None:
     at = endpoint(slots=3, small=1, large=None)
     at.depart(batch(at, "small"))
-    assert not at.has_room("small")
-    assert at.has_room("large")
+    assert not at.has_room(SMALL)
+    assert at.has_room(LARGE)
     at.arrive(batch(at, "small"))
-    assert at.has_room("small")
+    assert at.has_room(SMALL)
 
 
 def test_nothing_is_sent_to_an_endpoint_that_is_down_or_lacks_the_model() -> None:
-    assert not endpoint(up=False, small=None).has_room("small")
-    assert not endpoint(small=None).has_room("large")
-    assert not endpoint(small=None).hosts("large")
+    assert not endpoint(up=False, small=None).has_room(SMALL)
+    assert not endpoint(small=None).has_room(LARGE)
+    assert not endpoint(small=None).hosts(LARGE)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["small", "large"]), st.floats(0.0, 1.0)), max_size=10), st.randoms())
@@ -73,7 +77,7 @@ def test_when_every_batch_is_answered_nothing_is_in_flight(batches: list[tuple[s
 
 def test_a_family_starts_in_the_gear_for_rate_0_and_shifts_gear_and_cascade_together() -> None:
     plan = tiny.plan().families["family"]
-    state = FamilyState.in_first_gear("family", plan, "broad")
+    state = FamilyState.in_gear_for(0.0, "family", plan, "broad", plan_name="tiny")
     assert (state.gear.name, state.entry.name, state.entry_model) == ("wide", "cascade", "small")
     alone = tiny.plan_document()
     alone["families"]["family"]["gears"][0]["ladder_entry"] = "reference"
@@ -102,14 +106,14 @@ def test_a_row_is_expected_to_cost_what_the_stages_it_may_still_reach_cost() -> 
 def test_rows_left_from_another_cascade_cost_their_own_model() -> None:
     document = tiny.plan_document()
     document["families"]["family"]["gears"][0]["ladder_entry"] = "reference"
-    state = FamilyState.in_first_gear("family", tiny.plan(document).families["family"], "narrow")
+    state = FamilyState.in_gear_for(0.0, "family", tiny.plan(document).families["family"], "narrow", plan_name="tiny")
     assert state.work_from_s("small") == pytest.approx(SMALL_ROW_S)
 
 
 def test_a_stage_that_no_row_is_expected_to_reach_does_not_divide_by_zero() -> None:
     document = tiny.plan_document()
     document["families"]["family"]["ladder"][1]["reach"] = [1.0, 0.0]
-    state = FamilyState.in_first_gear("family", tiny.plan(document).families["family"], "narrow")
+    state = FamilyState.in_gear_for(0.0, "family", tiny.plan(document).families["family"], "narrow", plan_name="tiny")
     assert state.work_per_row_s() == pytest.approx(SMALL_ROW_S)
     assert state.work_from_s("large") == pytest.approx(LARGE_ROW_S)
 

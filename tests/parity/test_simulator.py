@@ -14,7 +14,7 @@ from cascadeserve.gear_plan import GearPlan
 from cascadeserve.policy.gear_switch import TICK_S
 from cascadeserve.replay.arrivals import steps
 from orchestrator.app import Orchestrator
-from orchestrator.backend import BatchAnswer
+from orchestrator.backend import BatchAnswer, ModelVersion
 from planner.simulator import Load, Simulation, Simulator, draw_load
 from tests.fakes.plans import make_profile, make_records
 from tests.orchestrator.conftest import cluster
@@ -45,14 +45,20 @@ class SharedDevice:
         self._timer: asyncio.TimerHandle | None = None
 
     async def infer(
-        self, model: str, specs: Sequence[Any], inputs: Sequence[NDArray[Any]], *, want_scores: bool, timeout_s: float
+        self,
+        model: ModelVersion,
+        specs: Sequence[Any],
+        inputs: Sequence[NDArray[Any]],
+        *,
+        want_scores: bool,
+        timeout_s: float,
     ) -> BatchAnswer:
         del specs, want_scores, timeout_s
         rows = inputs[0]
         await asyncio.sleep(WAY_S / 2)
         finished = self._loop.create_future()
         self._count_work()
-        self._queue.append((model, self._models[model].batch_busy_s(len(rows)), finished))
+        self._queue.append((model.name, self._models[model.name].batch_busy_s(len(rows)), finished))
         self._start()
         await finished
         await asyncio.sleep(WAY_S / 2)
@@ -62,9 +68,9 @@ class SharedDevice:
         del timeout_s
         return True
 
-    async def instance_counts(self, *, timeout_s: float) -> dict[str, int]:
+    async def instance_counts(self, *, timeout_s: float) -> dict[ModelVersion, int]:
         del timeout_s
-        return dict.fromkeys(self._models, 1)
+        return {ModelVersion(model, 1): 1 for model in self._models}
 
     async def load(self, model: str, *, timeout_s: float) -> None:
         raise NotImplementedError
@@ -153,7 +159,7 @@ async def orchestrate(
     """(latency [n], NaN where refused; gears of each request; gear in force after each tick)."""
     loop = asyncio.get_running_loop()
     orchestrator = Orchestrator(
-        plan, cluster(("a", "b")), repository=None, backends={name: SharedDevice(plan) for name in ("a", "b")}
+        lambda: plan, cluster(("a", "b")), repository=None, backends={name: SharedDevice(plan) for name in ("a", "b")}
     )
     for monitor in orchestrator.monitors.values():
         await monitor.probe()

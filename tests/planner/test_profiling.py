@@ -28,6 +28,7 @@ EFFORT = Effort(repeats=3, window_s=0.2, min_batches=4)
 
 def served(name: str = "small", **changes: object) -> ServedModel:
     plain = {"backend": "onnxruntime", "max_batch": 8, "instances": 1, "dynamic_batching": False, "ensemble": False}
+    plain |= {"version": 1, "versions": (1,)}
     return ServedModel(name=name, signature=ModelSignature((), ()), **(plain | changes))  # type: ignore[arg-type]
 
 

@@ -10,10 +10,12 @@ import pytest
 
 from cascadeserve.errors import CascadeServeError, InvalidArtefact, UsageError
 from cascadeserve.replay.payload import ModelSignature, TensorSignature
+from cascadeserve.triton_config import model_digest
 from planner.recording import (
     BLOCK_BATCHES,
+    Chosen,
     Recorder,
-    digest_models,
+    choose_models,
     partial_folder,
     read_rows_file,
     record_family,
@@ -22,7 +24,7 @@ from planner.recording import (
 from planner.records import CalibrationRecords, ModelAnswers, SearchRecords
 from planner.records_files import read_search
 from planner.triton_calls import ServedModel
-from tests.fakes.tiny import LABEL_OFFSET, rows
+from tests.fakes.tiny import LABEL_OFFSET, rows, write_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +36,7 @@ pytestmark = pytest.mark.looptime
 BATCH = 4
 BLOCK = BATCH * BLOCK_BATCHES
 NUM_ROWS = 3 * BLOCK + 7
-DIGESTS = {"small": "sha256:s", "large": "sha256:l"}
+CHOSEN = {"small": Chosen(1, "sha256:s"), "large": Chosen(2, "sha256:l")}
 
 
 class FakeServer:
@@ -51,14 +53,16 @@ class FakeServer:
     async def server_version(self) -> str:
         return "2.51.0"
 
-    async def describe(self, model: str) -> ServedModel:
+    async def describe(self, model: str, version: int) -> ServedModel:
         return ServedModel(
-            model, "onnxruntime", 64, instances=1, dynamic_batching=False, ensemble=False, signature=self.signature
-        )
+            model, "onnxruntime", 64, instances=1, dynamic_batching=False, ensemble=False, signature=self.signature,
+            version=version, versions=(version,),
+        )  # fmt: skip
 
     async def answer(
-        self, model: str, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool
+        self, model: str, version: int, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool
     ) -> ModelAnswers:
+        assert version == CHOSEN[model].version
         self.asked.append((model, rows))
         if len(self.asked) == self.fail_at:
             raise CascadeServeError("the server went away")
@@ -84,8 +88,8 @@ def recorder(server: FakeServer, rows_path: Path, checkpoints: Path, **changes: 
     return Recorder(server=server, rows_file=read_rows_file(rows_path), checkpoints=checkpoints, **(plain | changes))
 
 
-async def record(recorder: Recorder, digests: dict[str, str] | None = None) -> SearchRecords:
-    records = await record_family(recorder, digests or DIGESTS, family="family", split="search", device_kind="cpu")
+async def record(recorder: Recorder, models: dict[str, Chosen] | None = None) -> SearchRecords:
+    records = await record_family(recorder, models or CHOSEN, family="family", split="search", device_kind="cpu")
     assert isinstance(records, SearchRecords)
     return records
 
@@ -156,11 +160,11 @@ async def test_a_cancelled_run_leaves_no_call_behind(tmp_path: Path) -> None:
 async def test_answers_of_something_else_are_not_taken(tmp_path: Path, change: str) -> None:
     path = write_rows(tmp_path)
     await record(recorder(FakeServer(), path, tmp_path / "p"))
-    digests, changes = dict(DIGESTS), {}
+    models, changes = dict(CHOSEN), {}
     if change == "rows":
         write_rows(tmp_path, group=np.arange(NUM_ROWS))
     elif change == "model":
-        digests["small"] = "sha256:retrained"
+        models["small"] = Chosen(1, "sha256:retrained")
     elif change == "batch":
         changes["batch"] = 2 * BATCH
     elif change == "scores":
@@ -169,7 +173,7 @@ async def test_answers_of_something_else_are_not_taken(tmp_path: Path, change: s
         block = next((tmp_path / "p").glob("small-*/000001.npz"))
         block.write_bytes(block.read_bytes()[:100])
     server = FakeServer()
-    await record(recorder(server, path, tmp_path / "p", **changes), digests)
+    await record(recorder(server, path, tmp_path / "p", **changes), models)
     asked = {model for model, _ in server.asked}
     assert asked == ({"small"} if change in ("model", "damaged") else {"small", "large"})
     if change == "damaged":
@@ -179,10 +183,11 @@ async def test_answers_of_something_else_are_not_taken(tmp_path: Path, change: s
 async def test_groups_and_splits_come_from_the_caller(tmp_path: Path) -> None:
     group = np.arange(NUM_ROWS) // 2
     one = recorder(FakeServer(), write_rows(tmp_path, group=group), tmp_path / "p")
-    records = await record_family(one, DIGESTS, family="family", split="calibration", device_kind="gpu")
+    records = await record_family(one, CHOSEN, family="family", split="calibration", device_kind="gpu")
     assert isinstance(records, CalibrationRecords)
     np.testing.assert_array_equal(records.group_id, group)
     assert records.models["large"].provenance.device_kind == "gpu"
+    assert [answers.provenance.version for answers in records.models.values()] == [1, 2]
 
 
 async def test_a_batch_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
@@ -228,9 +233,20 @@ def test_what_is_no_rows_file_is_refused(tmp_path: Path) -> None:
 
 def test_models_are_named_once_and_exist() -> None:
     repository = Path(__file__).parents[2] / "model_repository"
-    digests = digest_models(repository, ["digits_mlp", "digits_linear"])
-    assert list(digests) == ["digits_mlp", "digits_linear"]
+    assert list(choose_models(repository, ["digits_mlp", "digits_linear"])) == ["digits_mlp", "digits_linear"]
     with pytest.raises(UsageError, match="holds no model 'nope'"):
-        digest_models(repository, ["nope"])
+        choose_models(repository, ["nope"])
     with pytest.raises(UsageError, match="twice"):
-        digest_models(repository, ["digits_mlp", "digits_mlp"])
+        choose_models(repository, ["digits_mlp", "digits_mlp:1"])
+
+
+def test_the_newest_version_is_chosen_unless_another_is_named(tmp_path: Path) -> None:
+    for version in (1, 2, 10):
+        write_version(tmp_path, "small", version)
+    (tmp_path / "small" / "config.pbtxt").write_text('name: "small"')
+    newest, first = choose_models(tmp_path, ["small"])["small"], choose_models(tmp_path, ["small:1"])["small"]
+    assert (newest.version, first.version) == (10, 1)
+    assert first.digest == model_digest(tmp_path / "small", 1) != newest.digest == model_digest(tmp_path / "small")
+    for text in ("small:3", "small:", "small:01", "small:x"):
+        with pytest.raises(UsageError, match=f"{text}: the versions in .*small are 1, 2, 10"):
+            choose_models(tmp_path, [text])

@@ -12,7 +12,7 @@ from cascadeserve.cluster import Cluster, CpuDevice, Endpoint, GpuDevice
 from cascadeserve.endpoint_config import endpoint_config_path
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.local_triton.working_copy import model_names, prepare_working_copy
-from cascadeserve.triton_config import instance_count, model_digest, parse_config
+from cascadeserve.triton_config import instance_count, model_digest, model_versions, parse_config, served_versions
 from orchestrator.instance_config import InstanceConfig
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def test_the_copy_holds_the_models_and_no_more(repository: Path, state: Path) ->
 def test_the_repository_is_never_touched(repository: Path, state: Path) -> None:
     before = contents(repository), times(repository)
     copy = prepare_working_copy(repository, CLUSTER, state)
-    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3, {1})
     prepare_working_copy(repository, CLUSTER, state)
     assert (contents(repository), times(repository)) == before
 
@@ -115,14 +115,14 @@ def test_a_new_endpoint_gets_its_configs_and_the_others_keep_theirs(repository: 
 
 def test_counts_that_the_orchestrator_wrote_survive(repository: Path, state: Path) -> None:
     copy = prepare_working_copy(repository, CLUSTER, state)
-    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3, {1})
     prepare_working_copy(repository, CLUSTER, state)
     assert [count(copy, "small", "cpu"), count(copy, "small", "gpu"), count(copy, "large", "cpu")] == [3, 1, 1]
 
 
 def test_new_weights_are_taken_over_and_counts_survive(repository: Path, state: Path) -> None:
     copy = prepare_working_copy(repository, CLUSTER, state)
-    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3, {1})
     untouched = times(copy / "large")
     (repository / "small" / "1" / "model.onnx").write_bytes(b"better weights")
     (repository / "small" / "2").mkdir()
@@ -137,8 +137,8 @@ def test_new_weights_are_taken_over_and_counts_survive(repository: Path, state: 
 
 def test_a_changed_config_is_taken_over_and_starts_at_one_instance(repository: Path, state: Path) -> None:
     copy = prepare_working_copy(repository, CLUSTER, state)
-    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3)
-    InstanceConfig(copy, CLUSTER).write("cpu", "large", 2)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3, {1})
+    InstanceConfig(copy, CLUSTER).write("cpu", "large", 2, {1})
     config = repository / "small" / "config.pbtxt"
     config.write_text(config.read_text().replace("64", "32"))
     prepare_working_copy(repository, CLUSTER, state)
@@ -297,3 +297,72 @@ def test_other_configs_are_no_part_of_what_a_model_is(repository: Path) -> None:
     (repository / "small" / "configs").mkdir()
     (repository / "small" / "configs" / "baseline.pbtxt").write_text(CONFIG.format(name="small"))
     assert model_digest(repository / "small") == before
+
+
+def add_version(repository: Path, model: str, version: int) -> None:
+    (repository / model / str(version)).mkdir()
+    (repository / model / str(version) / "model.onnx").write_bytes(f"version {version}".encode())
+
+
+def served(copy: Path, model: str) -> set[int]:
+    return served_versions(
+        parse_config(endpoint_config_path(copy, model, "cpu").read_text()), model_versions(copy / model)
+    )
+
+
+def test_a_new_version_comes_beside_the_others_whose_files_are_not_touched(repository: Path, state: Path) -> None:
+    copy = prepare_working_copy(repository, CLUSTER, state)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3, {1})
+    before = times(copy / "small" / "1"), (copy / "small" / "config.pbtxt").stat().st_mtime_ns
+    add_version(repository, "small", 2)
+    prepare_working_copy(repository, CLUSTER, state)
+    assert (copy / "small" / "2" / "model.onnx").read_bytes() == b"version 2"
+    assert (times(copy / "small" / "1"), (copy / "small" / "config.pbtxt").stat().st_mtime_ns) == before
+    assert served(copy, "small") == {1, 2}, "what serves goes on serving, also after a restart of the server"
+    assert count(copy, "small") == 3
+
+
+def test_versions_that_the_orchestrator_wrote_survive(repository: Path, state: Path) -> None:
+    add_version(repository, "small", 2)
+    copy = prepare_working_copy(repository, CLUSTER, state)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 1, {1})
+    before = times(copy)
+    prepare_working_copy(repository, CLUSTER, state)
+    assert served(copy, "small") == {1}
+    assert times(copy) == before
+
+
+def test_a_version_that_is_gone_is_served_no_more(repository: Path, state: Path) -> None:
+    add_version(repository, "small", 2)
+    copy = prepare_working_copy(repository, CLUSTER, state)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 1, {1, 2})
+    kept = times(copy / "small" / "2")
+    shutil.rmtree(repository / "small" / "1")
+    prepare_working_copy(repository, CLUSTER, state)
+    assert model_versions(copy / "small") == [2]
+    assert served(copy, "small") == {2}
+    assert times(copy / "small" / "2") == kept
+
+
+def test_a_version_policy_of_the_repository_comes_with_its_new_version(repository: Path, state: Path) -> None:
+    copy = prepare_working_copy(repository, CLUSTER, state)
+    kept = times(copy / "small" / "1")
+    add_version(repository, "small", 2)
+    config = repository / "small" / "config.pbtxt"
+    config.write_text(config.read_text() + "version_policy { specific { versions: [1, 2] } }\n")
+    prepare_working_copy(repository, CLUSTER, state)
+    assert served(copy, "small") == {1, 2}
+    assert times(copy / "small" / "1") == kept
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 1, {2})
+    prepare_working_copy(repository, CLUSTER, state)
+    assert served(copy, "small") == {2}
+
+
+def test_the_empty_version_folder_of_an_ensemble_is_copied(repository: Path, state: Path) -> None:
+    (repository / "both" / "1").mkdir(parents=True)
+    (repository / "both" / "config.pbtxt").write_text(CONFIG.format(name="both"))
+    copy = prepare_working_copy(repository, CLUSTER, state)
+    assert (copy / "both" / "1").is_dir()
+    (repository / "both" / "2").mkdir()
+    prepare_working_copy(repository, CLUSTER, state)
+    assert model_versions(copy / "both") == [1, 2]

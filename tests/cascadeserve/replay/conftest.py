@@ -72,7 +72,7 @@ def _infer_body(head: dict[str, Any], outputs: dict[str, NDArray[Any]], request_
         "model_name": "digits",
         "model_version": "1",
         "id": request_id,
-        "parameters": {"gear": "g0", "certified": True},
+        "parameters": {"gear": "g0", "certified": True, "plan": "p0"},
         "outputs": described,
     }
     text = json.dumps(answer).encode()
@@ -155,6 +155,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             await context.abort(*errors[behaviour])
         answer = service_pb2.ModelInferResponse(id="other" if behaviour == "wrong_id" else request.id)
         answer.parameters["gear"].string_param = "g0"
+        answer.parameters["plan"].string_param = "p0"
         answer.parameters["certified"].bool_param = True
         datatypes = {"label": "INT64", "stage": "INT32", "certainty": "FP32"}
         for one in request.outputs:

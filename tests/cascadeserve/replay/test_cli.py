@@ -50,6 +50,7 @@ def test_a_run_writes_report_and_records(http_thread: tuple[Any, str], rows_path
         assert len(records["scheduled_s"]) == report.ledger.sent
         assert records["outcome_names"][records["outcome"][0]] == "answered"
         assert records["gear_names"].tolist() == ["g0"]
+        assert records["plan_names"].tolist() == ["p0"]
 
 
 def test_the_seed_fixes_the_load(http_thread: tuple[Any, str], rows_path: Path, tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""Where the batches of a queue may go: its gear's load weights, what the endpoints host and have room for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.backend import ModelVersion
+    from orchestrator.state import EndpointState, FamilyQueue
+
+
+def is_hosted(model: ModelVersion, endpoints: Sequence[EndpointState]) -> bool:
+    """Whether any endpoint can be sent batches of the model at all."""
+    return any(endpoint.hosts(model) for endpoint in endpoints)
+
+
+def load_weights(queue: FamilyQueue, endpoints: Sequence[EndpointState]) -> list[float]:
+    """The gear's load weights; alike for all where it names none or only endpoints that are down."""
+    planned = queue.family.gear.load.get(queue.model.name)
+    if planned is None:
+        return [1.0] * len(endpoints)
+    weights = [planned.get(endpoint.name, 0.0) for endpoint in endpoints]
+    live = (endpoint.hosts(queue.model) for endpoint in endpoints)
+    return weights if any(w > 0.0 for w, up in zip(weights, live, strict=True) if up) else [1.0] * len(weights)
+
+
+def with_room(queue: FamilyQueue, endpoints: Sequence[EndpointState]) -> list[bool]:
+    """Which endpoints a batch of the queue may leave for now."""
+    weights = load_weights(queue, endpoints)
+    return [w > 0.0 and endpoint.has_room(queue.model) for endpoint, w in zip(endpoints, weights, strict=True)]
