@@ -76,7 +76,9 @@ def test_a_model_comes_from_one_place_and_has_one_temperature(fields: dict[str, 
 
 def test_a_family_with_a_fitted_temperature_needs_labelled_rows() -> None:
     models = (model_of(fit_temperature=True),)
-    with pytest.raises(UsageError, match="^model 'tiny': a temperature is fitted to rows with labels, give the family"):
+    with pytest.raises(
+        UsageError, match=r"^model 'tiny': a temperature is fitted to rows with labels, give the family"
+    ):
         family(models=models)
     rows, label = family(
         models=models, labelled_rows=lambda n: ({"x": ROWS[: n // 2]}, np.zeros(n // 2, np.int64))
