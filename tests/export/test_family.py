@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from cascadeserve.errors import ExportRefused, UsageError
-from export.family import Family, FamilyModel, TensorSpec
+from export.family import Family, FamilyModel, Head, TensorSpec
 from export.parity import check_parity
 from tests.export.tiny_torch import CLASSES, INPUT, ROWS, exported, family_of, linear, model_of
 
@@ -53,6 +54,44 @@ def test_a_family_with_an_int8_model_needs_quantisation_rows() -> None:
         family(models=models)
     assert family(models=models, quantisation_rows=lambda n: {"x": ROWS[:n]}).checked_quantisation_rows(3)
     assert family(models=(model_of(variant="fp16"),))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({}, "^model 'm': give one of build and file"),
+        ({"build": linear, "file": Path("m.onnx")}, "^model 'm': give one of build and file"),
+        ({"file": Path("m.h5")}, r"^model 'm': m\.h5 does not end in \.onnx, \.pt or \.ts"),
+        ({"build": linear, "output_name": "y"}, r"^model 'm': output_name chooses an output of an \.onnx file"),
+        (
+            {"build": linear, "fit_temperature": True, "head": Head(temperature=2.0)},
+            "^model 'm': its temperature is either given or fitted",
+        ),
+    ],
+)
+def test_a_model_comes_from_one_place_and_has_one_temperature(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        FamilyModel(name="m", max_batch_size=1, **fields)
+
+
+def test_a_family_with_a_fitted_temperature_needs_labelled_rows() -> None:
+    models = (model_of(fit_temperature=True),)
+    with pytest.raises(
+        UsageError, match=r"^model 'tiny': a temperature is fitted to rows with labels, give the family"
+    ):
+        family(models=models)
+    rows, label = family(
+        models=models, labelled_rows=lambda n: ({"x": ROWS[: n // 2]}, np.zeros(n // 2, np.int64))
+    ).checked_labelled_rows(8)
+    assert len(rows["x"]) == len(label) == 4
+
+
+def test_quantisation_rows_may_be_fewer_but_not_few() -> None:
+    fewer = family(quantisation_rows=lambda _: {"x": ROWS[:130]})
+    assert len(fewer.checked_quantisation_rows(512)["x"]) == 130
+    few = family(quantisation_rows=lambda _: {"x": ROWS[:127]})
+    with pytest.raises(UsageError, match=r"^input 'x': quantisation_rows\(512\) gives float32 \[127, 4\]"):
+        few.checked_quantisation_rows(512)
 
 
 @pytest.mark.parametrize("name", ["../evil", "", "a/b", ".hidden", "-x", "a b"])
