@@ -178,12 +178,8 @@ def _exchange_versions(source: Path, target: Path, versions: Collection[str]) ->
         for version in sorted(set(versions) - coming):
             (target / version).rename(staging / "old" / version)
         text = (source / "config.pbtxt").read_text(encoding="utf-8")
-        config = target / "config.pbtxt"
-        if text != config.read_text(encoding="utf-8"):
-            former = config.stat()
-            write_config_text(target.parent, config, text)
-            # Servers read the endpoints' configs, but one that saw a newer file here would load all versions anew (2.51)
-            os.utime(config, ns=(former.st_atime_ns, former.st_mtime_ns))
+        if text != (target / "config.pbtxt").read_text(encoding="utf-8"):
+            write_config_text(target.parent, target / "config.pbtxt", text)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

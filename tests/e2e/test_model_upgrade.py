@@ -145,6 +145,3 @@ def test_a_new_version_and_its_plan_go_live_under_load_and_no_request_fails(stac
     while loaded_versions(stack) != ["2"]:
         assert time.monotonic() < give_up_s, loaded_versions(stack)
         time.sleep(0.1)
-    triton_log = (stack.state / "logs" / "triton0.log").read_text()
-    # an instance that goes is said to be deleted: version 1 was not loaded anew to have version 2 beside it
-    assert triton_log.count(f"successfully unloaded '{MODEL}' version 1") == 1, triton_log
