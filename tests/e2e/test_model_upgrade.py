@@ -134,8 +134,8 @@ def test_a_new_version_and_its_plan_go_live_under_load_and_no_request_fails(stac
         assert set(plan.tolist()) == {0, 1}, "every answer names its plan"
         change = int(np.argmax(plan))
         assert 200 < change < len(plan) - 100
-        # requests that come within a moment of each other may be parsed in another order than they were sent
-        far = np.abs(when_s - when_s[change]) > 0.1
+        # on a machine that is short of time, requests are parsed in another order than they were to be sent in
+        far = np.abs(when_s - when_s[change]) > 1.0
         assert (plan[far] == (when_s[far] > when_s[change])).all(), "the first plan, then the second, and no way back"
         # one row each: the plan it names is the one whose version answered
         assert (certainty[plan == 1] == CERTAINTY).all()
