@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cascadeserve.gear_plan import TensorSpec
-from orchestrator.backend import CallRejected, EndpointDown
+from orchestrator.backend import CallRejected, EndpointDown, ModelVersion
 from orchestrator.triton_http import BatchSender
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ async def infer(sender: BatchSender, rows: Any = ROWS, *, want_scores: bool = Fa
     specs = options.pop("specs", SPECS)
     options.setdefault("timeout_s", 5.0)
     inputs = rows if isinstance(rows, list) else [rows]
-    return await sender.infer(options.pop("model", "m"), specs, inputs, want_scores=want_scores, **options)
+    return await sender.infer(ModelVersion(options.pop("model", "m"), 1), specs, inputs, want_scores=want_scores, **options)
 
 
 async def test_a_batch_is_one_request_with_binary_tensors() -> None:
@@ -118,7 +118,7 @@ async def test_a_batch_is_one_request_with_binary_tensors() -> None:
     assert got.scores is None
     assert got.label.flags.aligned
     (request,) = server.requests
-    assert request.path == "/v2/models/m/infer"
+    assert request.path == "/v2/models/m/versions/1/infer"
     assert request.document == {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [3, 2], "parameters": {"binary_data_size": 24}}],
         "outputs": [
@@ -156,7 +156,7 @@ async def test_tensors_travel_as_raw_bytes(datatype: str, array: np.ndarray[Any,
         for _ in range(2):
             await infer(sender, [array, ROWS], specs=specs, model="a %s/b")
     for request in server.requests:
-        assert request.path == "/v2/models/a%20%25s%2Fb/infer"
+        assert request.path == "/v2/models/a%20%25s%2Fb/versions/1/infer"
         assert request.document["inputs"][0] == {
             "name": '100%d "x"',
             "datatype": datatype,
@@ -187,7 +187,7 @@ async def test_a_connection_closed_while_idle_fails_no_batch() -> None:
 @pytest.mark.parametrize("said", [None, GOOD[:10], GOOD[:-1]])
 async def test_an_answer_that_breaks_off_is_an_endpoint_down_and_the_batch_is_sent_once(said: bytes | None) -> None:
     async with serving(said, closes=True) as (sender, server):
-        with pytest.raises(EndpointDown, match="inference of 'm' at 127"):
+        with pytest.raises(EndpointDown, match="inference of 'm:1' at 127"):
             await infer(sender)
     assert len(server.requests) == 1
 

@@ -169,7 +169,7 @@ def test_versions_and_warm_up_reach_every_endpoint_and_counts_survive_a_new_vers
     config = repository / "small" / "config.pbtxt"
     config.write_text(config.read_text() + 'model_warmup { name: "batch-1" batch_size: 1 }\n')
     copy = prepare_working_copy(repository, CLUSTER, state)
-    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3)
+    InstanceConfig(copy, CLUSTER).write("cpu", "small", 3, [1])
     (repository / "small" / "2").mkdir()
     (repository / "small" / "2" / "model.onnx").write_bytes(b"version 2")
     config.write_text(config.read_text() + "version_policy { specific { versions: [1, 2] } }\n")
