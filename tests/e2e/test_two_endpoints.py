@@ -79,8 +79,8 @@ def test_instance_groups_change_both_ways_under_load_and_no_request_fails(stack:
     assert stack.orchestrator is not None
     log = stack.orchestrator.text()
     for endpoint in ("a", "b"):
-        assert f"endpoint {endpoint}: large 1 -> 2 instances" in log
-        assert f"endpoint {endpoint}: large 2 -> 1 instances" in log
+        assert f"endpoint {endpoint}: large:1 1 -> 2 instances" in log
+        assert f"endpoint {endpoint}: large:1 2 -> 1 instances" in log
     assert {"wide", "busy", "calm"} & {span["gear"] for span in report["gears"]} == {"wide", "busy", "calm"}
     text = (stack.state / "model_repository" / "large" / "configs" / "a.pbtxt").read_text()
     assert "count: 1" in text
