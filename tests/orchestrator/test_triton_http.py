@@ -107,7 +107,9 @@ async def infer(sender: BatchSender, rows: Any = ROWS, *, want_scores: bool = Fa
     specs = options.pop("specs", SPECS)
     options.setdefault("timeout_s", 5.0)
     inputs = rows if isinstance(rows, list) else [rows]
-    return await sender.infer(ModelVersion(options.pop("model", "m"), 1), specs, inputs, want_scores=want_scores, **options)
+    return await sender.infer(
+        ModelVersion(options.pop("model", "m"), 1), specs, inputs, want_scores=want_scores, **options
+    )
 
 
 async def test_a_batch_is_one_request_with_binary_tensors() -> None:
