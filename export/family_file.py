@@ -14,7 +14,7 @@
     name = "small"
     file = "small.onnx"                # or TorchScript (.pt, .ts), torch.export (.pt2); several may share a file
     max_batch_size = 64
-    variant = "int8"                   # or fp16, optimised
+    variant = "int8"                   # or fp16, optimised, tensorrt
     output = "logits"                  # or probabilities
     output_name = "logits"             # of an ONNX file with several outputs
     certainty = "margin"               # or max_probability, negative_entropy

@@ -116,19 +116,14 @@ def _compare(
         raise ExportRefused(f"{model.name}: does not use the input {min(unused)!r}, so it is not in its graph")
     run = partial(_run_onnx, session)
     exported = run(rows, model.max_batch_size)
-    max_abs_error = _largest(_max_difference(wanted[name], exported[name]) for name in _numbers(exported))
+    max_abs_error = _largest(_max_difference(wanted[name], exported[name]) for name in compared_numbers(exported))
     if not max_abs_error <= tolerance:
         raise ExportRefused(
             f"{model.name}: scores differ from {framework}'s by up to {max_abs_error:.2e}, allowed are {tolerance:.0e}"
             "; look for operators that export differently, or raise --tolerance if this is wanted"
         )
-    # Where two classes are tied within the tolerance, either label is right.
-    best = np.sort(wanted["scores"], axis=1)[:, -2:]
-    agree = (wanted["label"] == exported["label"]).reshape(-1) | (best[:, 1] - best[:, 0] <= 2 * tolerance)
-    if not agree.all():
-        raise ExportRefused(
-            f"{model.name}: {np.count_nonzero(~agree)} of {NUM_PARITY_ROWS} labels differ from {framework}'s"
-        )
+    if wrong := count_wrong_labels(wanted, exported, tolerance):
+        raise ExportRefused(f"{model.name}: {wrong} of {NUM_PARITY_ROWS} labels differ from {framework}'s")
     difference = _check_batches(model, run, rows, exported)
     return Parity(max_abs_error, float(np.mean(wanted["label"] == exported["label"])), difference)
 
@@ -147,7 +142,7 @@ def check_variant(family: Family, model: FamilyModel, float_model: bytes, onnx_m
         wanted = _run_onnx(open_session(float_model), rows, model.max_batch_size)
         run = partial(_run_onnx, open_session(onnx_model))
         found = run(rows, model.max_batch_size)
-        name = _numbers(found)[0]
+        name = compared_numbers(found)[0]
         errors = np.abs(wanted[name].astype(np.float64) - found[name]).max(axis=1)
         agreement = float(np.mean(wanted["label"] == found["label"]))
         _refuse_beyond_limits(model.name, model.variant, float(errors.mean()), agreement)
@@ -192,6 +187,13 @@ def source_answers(family: Family, model: FamilyModel, rows: Outputs) -> Outputs
     return answers_of(in_batches(source.run, rows, model.max_batch_size), head)
 
 
+def count_wrong_labels(wanted: Outputs, found: Outputs, tolerance: float) -> int:
+    """Rows with another label than wanted; where two classes are tied within the tolerance, either label is right."""
+    best = np.sort(wanted["scores"], axis=1)[:, -2:]
+    tied = best[:, 1] - best[:, 0] <= 2 * tolerance
+    return int(np.count_nonzero((wanted["label"] != found["label"]).reshape(-1) & ~tied))
+
+
 def _refuse_batch_dependence(model: FamilyModel, difference: float, allowed: float) -> None:
     if not difference <= allowed:
         raise ExportRefused(
@@ -226,7 +228,7 @@ def _largest(values: Iterable[float]) -> float:
     return float(np.max(list(values)))
 
 
-def _numbers(outputs: Outputs) -> list[str]:
+def compared_numbers(outputs: Outputs) -> list[str]:
     """Outputs that are compared as numbers: all that there are, but the labels."""
     return [name for name in ("scores", "certainty") if name in outputs]
 
@@ -238,7 +240,7 @@ def _run_onnx(session: ort.InferenceSession, rows: Outputs, size: int) -> Output
 
 
 def _difference(one: Outputs, other: Outputs) -> float:
-    return _max_difference(*(answers[_numbers(answers)[0]] for answers in (one, other)))
+    return _max_difference(*(answers[compared_numbers(answers)[0]] for answers in (one, other)))
 
 
 def _max_difference(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:

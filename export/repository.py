@@ -7,13 +7,12 @@ complete: Triton takes every folder of a repository for a model, hidden ones too
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import ExportRefused
-from cascadeserve.triton_config import cascade_model_config, format_config, parse_config, read_config
+from cascadeserve.triton_config import cascade_model_config, format_config, model_versions, parse_config, read_config
 from export.config_lint import different_fields
 from export.tensorrt import ask_for_tensorrt
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 _CONFIG = Path("config.pbtxt")
 _FILE = "model.onnx"
-# Triton takes a folder named by a number without leading zeros for a version
-_VERSION = re.compile(r"[1-9][0-9]*")
 
 
 def model_config(family: Family, model: FamilyModel, onnx_model: bytes, versions: Sequence[int] = (1,)) -> str:
@@ -89,16 +86,17 @@ def _present_versions(target: Path) -> set[int]:
     """
     if target.exists() and not target.is_dir():
         raise ExportRefused(f"{target} is no folder; remove it or choose another --repository")
+    folders = {str(version) for version in model_versions(target)}
     versions = set()
     foreign = []
     for path in target.rglob("*"):
         name = path.relative_to(target)
         if name.parts[0] == "configs" or name == _CONFIG:
             continue
-        in_version = _VERSION.fullmatch(name.parts[0])
+        in_version = name.parts[0] in folders
         if in_version and name.parts[1:] == (_FILE,):
             versions.add(int(name.parts[0]))
-        elif not (in_version and name.parts[1:] == () and path.is_dir()):
+        elif not (in_version and name.parts[1:] == ()):
             foreign.append(name)
     if foreign:
         # a file says more than the folder it is in

@@ -9,7 +9,14 @@ import numpy as np
 
 from cascadeserve.errors import CascadeServeError, ExportRefused
 from export.family import NUM_PARITY_ROWS
-from export.parity import VARIANT_LIMITS, batch_difference, source_answers
+from export.parity import (
+    VARIANT_LIMITS,
+    batch_difference,
+    compared_numbers,
+    count_wrong_labels,
+    source_answers,
+)
+from export.reasons import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,47 +65,39 @@ def _of_family(what: str, ask: Callable[[], Outputs]) -> Outputs:
         raise
     except Exception as error:
         # whatever the family's code raises: one sentence says where
-        text = (str(error).strip().splitlines() or [""])[0]
-        raise ExportRefused(f"{what}: {type(error).__name__}: {text}") from error
+        raise ExportRefused(f"{what}: {type(error).__name__}: {reason_of(error)}") from error
 
 
 def measure(model: FamilyModel, expected: Outputs, run: Run, rows: Outputs, tolerance: float) -> Measured:
     """Put the rows to a served model in batches of several sizes and beside several others.
 
-    `run(rows, size)` returns label and certainty [n, 1], and scores [n, classes] where the model gives them.
+    `run(rows, size)` returns label and certainty [n, 1], and scores [n, classes] where the model gives them; one that
+    keeps them to itself is held to its certainties.
 
     Raises:
         ExportRefused: outputs have another shape than the source's.
 
     """
 
-    def scored(rows: Outputs, size: int) -> Outputs:
-        answers = run(rows, min(size, model.max_batch_size))
-        # a model that keeps its scores to itself is held to its certainties
-        return {"scores": answers["certainty"], **answers}
+    def run_within(rows: Outputs, size: int) -> Outputs:
+        return run(rows, min(size, model.max_batch_size))
 
-    answers = scored(rows, model.max_batch_size)
-    best = np.sort(expected["scores"], axis=1)[:, -2:]
-    distance = best[:, 1] - best[:, 0]
-    if answers["scores"] is answers["certainty"]:
-        expected = expected | {"scores": expected["certainty"]}
+    answers = run_within(rows, model.max_batch_size)
     for name, array in expected.items():
-        if answers[name].shape != array.shape:
+        if name in answers and answers[name].shape != array.shape:
             raise ExportRefused(
                 f"{model.name}: its {name} are {list(answers[name].shape)}, the source's are {list(array.shape)}; "
                 "export it again"
             )
     errors = np.concatenate(
-        [np.abs(answers[name].astype(np.float64) - expected[name]) for name in ("scores", "certainty")], axis=1
+        [np.abs(answers[name].astype(np.float64) - expected[name]) for name in compared_numbers(answers)], axis=1
     ).max(axis=1)
-    agree = (answers["label"] == expected["label"]).reshape(-1)
-    tied = distance <= 2 * tolerance
     return Measured(
         max_abs_error=float(errors.max()),
         mean_error=float(errors.mean()),
-        label_agreement=float(agree.mean()),
-        wrong_labels=int(np.count_nonzero(~agree & ~tied)),
-        batch_difference=batch_difference(model, scored, rows, answers),
+        label_agreement=float(np.mean(answers["label"] == expected["label"])),
+        wrong_labels=count_wrong_labels(expected, answers, tolerance),
+        batch_difference=batch_difference(model, run_within, rows, answers),
     )
 
 

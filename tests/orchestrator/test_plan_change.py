@@ -172,37 +172,35 @@ async def test_a_plan_that_cannot_follow_is_refused_in_one_line(
     assert re.search(words, errors[0].message)
 
 
+async def ask_for_version_2(rig: Rig) -> tuple[int, str]:
+    """Have the plan changed to one with version 2 of the small model; returns what a request is then answered."""
+    next_plan(rig, small=2)
+    rig.orchestrator.plan_change.ask()
+    await asyncio.sleep(5.0)
+    return await ask(rig)
+
+
 async def test_a_version_that_cannot_be_loaded_leaves_the_plan_in_force(repository: Path) -> None:
     rig = await make_rig(repository=repository)
     fake = rig.fakes["a"]
     fake.repository = repository
     fake.fail_loads = "bad model"
     async with running(rig):
-        next_plan(rig, small=2)
-        rig.orchestrator.plan_change.ask()
-        await asyncio.sleep(5.0)
-        assert await ask(rig) == (1, "tiny")
+        assert await ask_for_version_2(rig) == (1, "tiny")
         assert refused(rig) == 1.0
         assert fake.unloads == [], "version 1 goes on serving"
         fake.fail_loads = ""
-        rig.orchestrator.plan_change.ask()
-        await asyncio.sleep(5.0)
-        assert await ask(rig) == (1 + VERSION_OFFSET, "next")
+        assert await ask_for_version_2(rig) == (1 + VERSION_OFFSET, "next")
 
 
 async def test_without_a_repository_a_plan_needs_what_stands() -> None:
     rig = await make_rig()
     async with running(rig):
-        next_plan(rig, small=2)
-        rig.orchestrator.plan_change.ask()
-        await asyncio.sleep(5.0)
-        assert await ask(rig) == (1, "tiny")
+        assert await ask_for_version_2(rig) == (1, "tiny")
         assert refused(rig) == 1.0
         rig.fakes["a"].versions["small"] = {1, 2}
         await rig.probe()
-        rig.orchestrator.plan_change.ask()
-        await asyncio.sleep(5.0)
-        assert await ask(rig) == (1 + VERSION_OFFSET, "next")
+        assert await ask_for_version_2(rig) == (1 + VERSION_OFFSET, "next")
 
 
 async def test_the_layout_is_the_smallest_for_the_demand_and_the_gear_the_one_for_it(repository: Path) -> None:
