@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,11 @@ def main(result: Path) -> None:
     page = (ROOT / "docs" / "tutorial.md").read_text()
     with tempfile.TemporaryDirectory(prefix="tutorial-") as name:
         folder = Path(name)
-        subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, ROOT], check=True)
+        # of a copy: setuptools would take in what an earlier build left in build/, and leave that here again
+        source = folder / "source"
+        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "results"))
+        subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, source], check=True)
+        shutil.rmtree(source)
         (wheel,) = folder.glob("cascadeserve-*.whl")
         script = script_of(page, wheel, folder)
         # where this runs from must not be what is imported
