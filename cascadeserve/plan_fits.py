@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
-from cascadeserve.triton_config import input_specs, read_config
+from cascadeserve.triton_config import composing_models, input_specs, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ def check_plan_fits_repository(plan: GearPlan, repository: Path, *, path: Path) 
     """Compare a plan, read from `path`, with the configs of a repository.
 
     Raises:
-        InvalidArtefact: a model is missing there, takes other inputs or smaller batches.
+        InvalidArtefact: a model is missing there, takes other inputs or smaller batches, or is made of other models.
 
     """
     for family_name, family in plan.families.items():
@@ -35,6 +35,12 @@ def _problems(family: PlannedFamily, repository: Path, at: str) -> Iterator[tupl
         config = read_config(file)
         if planned.max_batch > max(config.max_batch_size, 1):
             yield f"{at}.models.{name}.max_batch", f"is {planned.max_batch}, but {file} allows {config.max_batch_size}"
+        if (parts := composing_models(config)) != planned.composed_of:
+            made = f"is an ensemble of {', '.join(parts)}" if parts else "is no ensemble"
+            yield f"{at}.models.{name}.composed_of", f"does not fit {file}, which {made}; plan with this repository"
+        for part in parts:
+            if not (repository / part / "config.pbtxt").is_file():
+                yield f"{at}.models.{name}.composed_of", f"names {part!r}, which is not in {repository}"
         if (inputs := input_specs(config)) != family.inputs:
             expected = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in inputs)
             yield f"{at}.inputs", f"differ from those of model {name!r} in {file}: {expected}"

@@ -10,6 +10,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from cascadeserve.errors import CascadeServeError, ExportRefused
+from export.ensemble import classifier_of, write_ensemble
 from export.loading import load_family
 from export.onnx_export import export_onnx
 from export.parity import check_parity, check_variant
@@ -28,6 +29,7 @@ def export(reference: str, repository: Path, tolerance: float) -> None:
     """Export the models of a family to ONNX, check them against PyTorch, write them as Triton models.
 
     A variant (FP16, INT8, optimised) is made from a model that passed and checked against it, within wider limits.
+    A model with preprocessing becomes an ensemble of the preprocessing and <model>_classifier.
     A model that does not do what its source does is not written; models already written stay.
     """
     family = load_family(reference)
@@ -37,20 +39,23 @@ def export(reference: str, repository: Path, tolerance: float) -> None:
     console = Console()
     for model in track(family.models, description="exporting", console=Console(stderr=True), transient=True):
         try:
-            module = model.build().eval()
-            onnx_model = export_onnx(family, model, module)
-            refuse_dynamic_quantisation(onnx_model, model.name)
-            parity = check_parity(family, model, module, onnx_model, tolerance)
-            if model.variant is not None:
-                float_model, onnx_model = onnx_model, make_variant(family, model, onnx_model)
-                parity = check_variant(family, model, float_model, onnx_model)
+            source, part = (family, model) if model.preprocessing is None else classifier_of(family, model)
+            module = part.build().eval()
+            onnx_model = export_onnx(source, part, module)
+            refuse_dynamic_quantisation(onnx_model, part.name)
+            parity = check_parity(source, part, module, onnx_model, tolerance)
+            if part.variant is not None:
+                float_model, onnx_model = onnx_model, make_variant(source, part, onnx_model)
+                parity = check_variant(source, part, float_model, onnx_model)
         except CascadeServeError:
             raise
         except Exception as error:
             # the family's own code, or an exporter that cannot do what it needs: one sentence says which model
             what = (str(error).strip().splitlines() or [""])[0]
             raise ExportRefused(f"{model.name}: {type(error).__name__}: {what}") from error
-        changed = write_model(repository, family, model, onnx_model)
+        changed = write_model(repository, source, part, onnx_model)
+        if model.preprocessing is not None:
+            changed |= write_ensemble(repository, family, model)
         table.add_row(
             model.name,
             model.variant or "",

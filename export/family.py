@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from export.ensemble import Preprocessing
+
 __all__ = ["Family", "FamilyModel", "TensorSpec", "Variant"]
 
 # What an exported model is turned into before it is written; see export/variants.py.
@@ -28,12 +30,14 @@ class FamilyModel:
     """One model. `build` returns it with its weights; its forward takes the inputs and returns logits [n, classes].
 
     With a `variant` it is served in another form: a model of its own, beside that of the same `build` without one.
+    With a `preprocessing` it is served as a Triton ensemble, and `build` takes the preprocessing's outputs instead.
     """
 
     name: str
     build: Callable[[], nn.Module]
     max_batch_size: int
     variant: Variant | None = None
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         """Check name and batch size."""
@@ -50,7 +54,7 @@ class FamilyModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Models of one task.
+    """Models of one task; inputs of datatype BYTES are byte strings (dtype S).
 
     `sample(n)` returns n rows, by input name, each [n, *shape], for the parity checks. `quantisation_rows(n)` returns
     the rows that INT8 variants take their scales from: draw them from what the search split is drawn from, never from
@@ -113,7 +117,8 @@ class Family:
             fits = len(shape) == len(spec.shape) + 1 and all(
                 wanted in (-1, size) for wanted, size in zip((n, *spec.shape), shape, strict=True)
             )
-            if not fits or dtype != FIXED_SIZE.get(spec.datatype):
+            is_bytes = getattr(dtype, "kind", None) == "S"
+            if not fits or (not is_bytes if spec.datatype == "BYTES" else dtype != FIXED_SIZE.get(spec.datatype)):
                 raise UsageError(
                     f"input {spec.name!r}: {what}({n}) gives {dtype} {list(shape)}, "
                     f"but it is stated as {spec.datatype} {[n, *spec.shape]}"

@@ -24,7 +24,16 @@ def model_config(family: Family, model: FamilyModel) -> str:
 
 
 def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model: bytes) -> bool:
-    """Bring `<repository>/<model>` up to date; returns whether anything changed.
+    """Bring `<repository>/<model>` up to date; returns whether anything changed. See `write_folder`."""
+    wanted = {
+        Path("config.pbtxt"): model_config(family, model).encode(),
+        Path(_VERSION, "model.onnx"): onnx_model,
+    }
+    return write_folder(repository / model.name, wanted)
+
+
+def write_folder(target: Path, wanted: dict[Path, bytes]) -> bool:
+    """Bring a model's folder up to date with the files of a model of version 1; returns whether anything changed.
 
     The folder is made beside the repository's models and renamed into place. A folder of that name that holds anything
     not written here is left alone.
@@ -33,11 +42,7 @@ def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model
         ExportRefused: the folder holds other files.
 
     """
-    target = repository / model.name
-    wanted = {
-        Path("config.pbtxt"): model_config(family, model).encode(),
-        Path(_VERSION, "model.onnx"): onnx_model,
-    }
+    repository = target.parent
     if target.exists() and not target.is_dir():
         raise ExportRefused(f"{target} is no folder; remove it or choose another --repository")
     if target.exists():
@@ -50,11 +55,14 @@ def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model
                 f"{target} holds {foreign[0]}, which this command did not write; remove it or choose another "
                 "--repository"
             )
-        if present == wanted.keys() and all((target / name).read_bytes() == data for name, data in wanted.items()):
+        same = present == wanted.keys() and all((target / name).read_bytes() == data for name, data in wanted.items())
+        if same and (target / _VERSION).is_dir():
             return False
     repository.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=repository))
     try:
+        # an ensemble has a version, and no file in it
+        (staging / "new" / _VERSION).mkdir(parents=True)
         for name, data in wanted.items():
             path = staging / "new" / name
             path.parent.mkdir(parents=True, exist_ok=True)

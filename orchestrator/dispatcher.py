@@ -1,7 +1,6 @@
 """The dispatcher: queues, slots and batches. Decisions are `cascadeserve.policy`; here they are carried out.
 
-Everything runs on one event loop and no method but `_send` awaits, so that state never changes in the middle of a
-decision.
+Everything runs on one event loop and only `_send` awaits, so that state never changes in the middle of a decision.
 """
 
 from __future__ import annotations
@@ -54,6 +53,7 @@ class Dispatcher:
         self.on_endpoint_error: Callable[[EndpointState], None] = lambda _: None
         self._metrics = metrics
         self._owner = {model: family for family in self.families.values() for model in family.plan.models}
+        self._used = {name for family in self.families.values() for name in family.plan.models_in_triton}
         self._queues = {model: ModelQueue() for model in self._owner}
         self._in_flight: set[Batch] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,7 +121,7 @@ class Dispatcher:
                 each.sent_s = 0.0  # what came up again need not catch up with what the others did meanwhile
             endpoint.generation += 1
         endpoint.up = True
-        endpoint.instances = {model: count for model, count in instances.items() if model in self._owner}
+        endpoint.instances = {model: count for model, count in instances.items() if model in self._used}
         hosted = endpoint.instances.keys() - endpoint.leaving
         endpoint.hosted = {model: endpoint.hosted.get(model) for model in hosted}
         self._metrics.endpoint(endpoint.name, up=True, instances=endpoint.instances)
@@ -374,8 +374,8 @@ class Dispatcher:
 
     def _room(self, model: str) -> list[bool]:
         """Which endpoints a batch of the model may leave for now."""
-        weights = self._weights(model)
-        return [w > 0.0 and endpoint.has_room(model) for endpoint, w in zip(self.endpoints, weights, strict=True)]
+        parts, weights = self._owner[model].plan.models[model].composed_of, self._weights(model)
+        return [w > 0.0 and at.has_room(model, parts) for at, w in zip(self.endpoints, weights, strict=True)]
 
     def _is_hosted(self, model: str) -> bool:
         return any(endpoint.hosts(model) for endpoint in self.endpoints)

@@ -80,7 +80,7 @@ class Reconciler:
         observed = {name: endpoint.instances for name, endpoint in endpoints.items()}
         if not self._adopted and len(endpoints) == len(self._dispatcher.endpoints):
             self._adopt(observed)
-        growing, shrinking = steps(observed, self.aim.instances)
+        growing, shrinking = steps(observed, self._plan.standing(self.aim))
         if self._config is not None:
             for step in growing:
                 self._start(step, endpoints[step.endpoint])
@@ -97,7 +97,7 @@ class Reconciler:
         """Take over a layout that already stands, as after a restart of the orchestrator alone."""
         self._adopted = True
         standing = next(
-            (layout for layout in self._plan.layouts if steps(observed, layout.instances) == ([], [])), None
+            (layout for layout in self._plan.layouts if steps(observed, self._plan.standing(layout)) == ([], [])), None
         )
         if standing is not None and self.aim == self.in_force != standing:
             _log.info("layout %s already stands", standing.name)
@@ -108,6 +108,8 @@ class Reconciler:
         key = (step.endpoint, step.model)
         _, not_before_s = self._failures.get(key, (0, 0.0))
         if key in self._pending or asyncio.get_running_loop().time() < not_before_s:
+            return
+        if not self._is_next(step, endpoint):
             return
         name = "grow" if step.grows else "shrink"
         task = asyncio.create_task(self._carry_out(step, endpoint), name=name)
@@ -145,6 +147,12 @@ class Reconciler:
             endpoint.changes += 1
             endpoint.leaving.discard(step.model)
             self._dispatcher.limit_in_flight(endpoint, step.model, None)
+
+    def _is_next(self, step: Step, endpoint: EndpointState) -> bool:
+        """Whether nothing has to go before it: the models of an ensemble are loaded before it and unloaded after it."""
+        if step.wanted == 0:
+            return not any(step.model in self._plan.ensembles.get(name, ()) for name in endpoint.instances)
+        return all(part in endpoint.instances for part in self._plan.ensembles.get(step.model, ()))
 
     async def _hold_to(self, step: Step, endpoint: EndpointState) -> None:
         """Let no more batches be in flight than instances will remain, so that Triton's own queue is empty."""

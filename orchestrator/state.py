@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from cascadeserve.policy.work import planned_work_s, work_from_s
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cascadeserve.gear_plan import Gear, LadderEntry, PlannedFamily
     from orchestrator.backend import Backend
     from orchestrator.rows import Segment
@@ -29,9 +31,10 @@ class EndpointState:
     changes: int = 0
     # models about to be unloaded: nothing new is sent to them
     leaving: set[str] = field(default_factory=set)
-    # models that may be sent there, with the largest number of batches in flight (None: the slots decide)
+    # models that may be used there, with the largest number of batches in flight (None: the slots decide)
     hosted: dict[str, int | None] = field(default_factory=dict)
     in_flight: int = 0
+    # of ensembles and also of each model that they are made of
     in_flight_by_model: dict[str, int] = field(default_factory=dict)
     # device-seconds sent and not yet answered
     work_s: float = 0.0
@@ -42,24 +45,29 @@ class EndpointState:
         """Whether the model can be sent there at all."""
         return self.up and model in self.hosted
 
-    def has_room(self, model: str) -> bool:
+    def has_room(self, model: str, composed_of: Sequence[str] = ()) -> bool:
         """Whether a batch of the model may leave for it now: slots + 1 batches are kept in flight."""
         if not self.hosts(model) or self.in_flight > self.slots:
             return False
-        limit = self.hosted[model]
-        return limit is None or self.in_flight_by_model.get(model, 0) < limit
+        for name in (model, *composed_of):
+            limit = self.hosted.get(name)
+            if limit is not None and self.in_flight_by_model.get(name, 0) >= limit:
+                return False
+        return True
 
     def depart(self, batch: Batch) -> None:
         """Count a batch that leaves for this endpoint."""
         self.in_flight += 1
-        self.in_flight_by_model[batch.model] = self.in_flight_by_model.get(batch.model, 0) + 1
+        for name in batch.occupied:
+            self.in_flight_by_model[name] = self.in_flight_by_model.get(name, 0) + 1
         self.work_s += batch.work_s
         self.sent_s += batch.work_s
 
     def arrive(self, batch: Batch) -> None:
         """Count its answer, whatever it was."""
         self.in_flight -= 1
-        self.in_flight_by_model[batch.model] -= 1
+        for name in batch.occupied:
+            self.in_flight_by_model[name] -= 1
         # exactly 0 when idle: rounding left over would break ties between endpoints
         self.work_s = self.work_s - batch.work_s if self.in_flight else 0.0
 
@@ -148,3 +156,8 @@ class Batch:
     work_s: float
     # the endpoint's when it left
     generation: int = 0
+
+    @property
+    def occupied(self) -> tuple[str, ...]:
+        """The model, and those that it is composed of."""
+        return self.model, *self.family.plan.models[self.model].composed_of

@@ -13,13 +13,14 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from cascadeserve.errors import CascadeServeError
 from cascadeserve.replay.payload import ModelSignature, TensorSignature
-from cascadeserve.triton_config import instance_count
+from cascadeserve.triton_config import composing_models, instance_count
 from planner.records import ModelAnswers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cascadeserve.replay.payload import InputRows
+    from cascadeserve.triton_config import ModelConfig
 
 _CALL_TIMEOUT_S = 60.0
 # a dear model on a CPU takes tens of seconds for a large batch; building a TensorRT engine takes minutes
@@ -37,7 +38,10 @@ _NS = 1e-9
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as Triton has it loaded; `max_batch` 0 means that it has no batch axis."""
+    """A model as Triton has it loaded; `max_batch` 0 means that it has no batch axis.
+
+    Of an ensemble, `instances` are the fewest of any model that it is composed of.
+    """
 
     name: str
     backend: str
@@ -45,8 +49,8 @@ class ServedModel:
     instances: int
     # Triton joins or splits calls of such a model itself, so that a call is not a batch
     dynamic_batching: bool
-    ensemble: bool
     signature: ModelSignature
+    composed_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,10 @@ class TritonCalls:
 
     async def describe(self, model: str) -> ServedModel:
         """What Triton says about a loaded model."""
+        config = await self._config(model)
+        parts = composing_models(config)
+        working = [await self._config(part) for part in parts] or [config]
         with self._mapped_errors(f"a description of {model!r}"):
-            config = (
-                await self._stub.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=_CALL_TIMEOUT_S)
-            ).config
             metadata = await self._stub.ModelMetadata(
                 service_pb2.ModelMetadataRequest(name=model), timeout=_CALL_TIMEOUT_S
             )
@@ -93,14 +97,19 @@ class TritonCalls:
             name=model,
             backend=config.backend or config.platform,
             max_batch=config.max_batch_size,
-            instances=instance_count(config),
-            dynamic_batching=config.HasField("dynamic_batching"),
-            ensemble=config.HasField("ensemble_scheduling"),
+            instances=min(map(instance_count, working)),
+            dynamic_batching=any(each.HasField("dynamic_batching") for each in working),
             signature=ModelSignature(
                 inputs=tuple(TensorSignature(one.name, one.datatype, tuple(one.shape)) for one in metadata.inputs),
                 outputs=tuple(one.name for one in metadata.outputs),
             ),
+            composed_of=parts,
         )
+
+    async def _config(self, model: str) -> ModelConfig:
+        with self._mapped_errors(f"the config of {model!r}"):
+            answer = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=_CALL_TIMEOUT_S)
+        return answer.config
 
     def encode(self, model: str, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool = False) -> bytes:
         """Encode a call that puts these rows to a model as one batch."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import filecmp
 import os
+import py_compile
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.endpoint_config import endpoint_config_path, with_instances_of, write_config, write_config_text
 from cascadeserve.errors import InvalidArtefact, UsageError
-from cascadeserve.triton_config import instance_count, parse_config, read_config
+from cascadeserve.triton_config import composing_models, instance_count, parse_config, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +73,7 @@ def prepare_working_copy(repository: Path, cluster: Cluster, state: Path) -> Pat
             for name in names:
                 if not _same_files(repository / name, copy / name):
                     _replace_folder(repository / name, copy / name)
+                _ensure_version(copy / name)
                 for endpoint in cluster.endpoints:
                     _write_endpoint_config(copy, name, endpoint)
                 _copy_other_configs(repository / name, copy, {endpoint.name for endpoint in cluster.endpoints})
@@ -81,6 +83,14 @@ def prepare_working_copy(repository: Path, cluster: Cluster, state: Path) -> Pat
             f"the working copy of {repository} cannot be written ({what}); choose another --state"
         ) from error
     return copy
+
+
+def _ensure_version(model: Path) -> None:
+    """Give an ensemble the version folder that Triton wants: it is empty, so git and archives may have lost it."""
+    if composing_models(read_config(model / "config.pbtxt")) and not any(
+        path.is_dir() and path.name.isdigit() for path in model.iterdir()
+    ):
+        (model / "1").mkdir()
 
 
 def _write_endpoint_config(copy: Path, model: str, endpoint: Endpoint) -> None:
@@ -131,6 +141,10 @@ def _replace_folder(source: Path, target: Path) -> None:
             path = staging / "new" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, path)
+            if path.suffix == ".py":
+                # What Python leaves beside a model's code counts as a change of the model, and would make its first
+                # change of instances a full reload: better now than when the server imports it.
+                py_compile.compile(str(path), dfile=str(target / name), doraise=False, quiet=2)
         if (target / "configs").is_dir():
             shutil.copytree(target / "configs", staging / "new" / "configs")
         if target.exists():
