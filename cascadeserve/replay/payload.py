@@ -102,7 +102,7 @@ def encode_rows(name: str, array: NDArray[np.generic], datatype: str | None = No
 
 def _encode_text(name: str, array: NDArray[np.generic]) -> InputRows:
     """Elements one after the other, each its length and its bytes; text in UTF-8, as Triton has it in JSON too."""
-    encoded = np.char.encode(array, "utf-8") if array.dtype.kind == "U" else array
+    encoded = np.char.encode(array.astype(np.str_), "utf-8") if array.dtype.kind == "U" else array
     rows = [
         b"".join([_LENGTH.pack(len(element)) + element for element in row])
         for row in encoded.reshape(len(encoded), -1).tolist()

@@ -17,6 +17,5 @@ def build_words() -> nn.Module:
 
 def build_grams() -> nn.Module:
     """One hidden layer over counts of runs of characters; half of what it sees is dropped in training."""
-    return nn.Sequential(
-        nn.Dropout(0.5), nn.Linear(grams.BUCKETS, _HIDDEN), nn.ReLU(), nn.Dropout(0.5), nn.Linear(_HIDDEN, len(PACKAGES))
-    )
+    hidden = nn.Linear(grams.BUCKETS, _HIDDEN)
+    return nn.Sequential(nn.Dropout(0.5), hidden, nn.ReLU(), nn.Dropout(0.5), nn.Linear(_HIDDEN, len(PACKAGES)))

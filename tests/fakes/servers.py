@@ -110,7 +110,7 @@ class Stack:
                 f'http = "127.0.0.1:{http}"',
                 f'grpc = "127.0.0.1:{grpc}"',
                 f'metrics = "127.0.0.1:{metrics}"',
-                'device = { kind = "cpu", cores = [0] }',
+                f'device = {{ kind = "cpu", cores = [{min(os.sched_getaffinity(0))}] }}',
             ]
         self.cluster = self.folder / "cluster.toml"
         self.cluster.write_text("\n".join(lines) + "\n")
