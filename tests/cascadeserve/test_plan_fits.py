@@ -40,3 +40,10 @@ def test_other_inputs_are_refused(repository: Path) -> None:
     document["families"]["family"]["inputs"][0]["datatype"] = "FP64"
     with pytest.raises(InvalidArtefact, match=r"\.inputs: differ from those of model 'small' .*: x FP32 \[3\]"):
         check_plan_fits_repository(plan(document), repository, path=repository)
+
+
+def test_an_ensemble_is_made_of_what_the_plan_says(repository: Path) -> None:
+    document = plan_document()
+    document["families"]["family"]["models"]["large"]["composed_of"] = ["tokens", "classifier"]
+    with pytest.raises(InvalidArtefact, match=r"models\.large\.composed_of: does not fit .* is no ensemble"):
+        check_plan_fits_repository(plan(document), repository, path=repository)

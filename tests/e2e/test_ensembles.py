@@ -141,7 +141,7 @@ def executions(stack: Stack, model: str) -> int:
 
 def batches_sent(stack: Stack, model: str) -> int:
     with urllib.request.urlopen(f"{stack.url}/metrics", timeout=10) as response:
-        found = re.search(rf'cascadeserve_batch_rows_count{{{{.*model="{model}"}}}} (\d+)', response.read().decode())
+        found = re.search(rf'cascadeserve_batch_rows_count{{.*model="{model}"}} (\d+)', response.read().decode())
     assert found is not None
     return int(found[1])
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-LABEL_OFFSET = {"small": 0, "large": 100, "third": 0}
+LABEL_OFFSET = {"small": 0, "large": 100, "third": 0, "tokens": 0, "classifier": 0}
 THRESHOLD = 0.5
 
 

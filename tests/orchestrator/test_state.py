@@ -132,3 +132,22 @@ def test_more_work_than_half_an_slo_and_a_turn_of_all_models_is_backlog() -> Non
     assert state.planned_work_s(1000.0, 3) == pytest.approx(0.75)
     # where a turn is longer than that, a turn's rows are no backlog either
     assert state.planned_work_s(1e6, 1) > 0.25
+
+
+def test_an_ensemble_is_held_to_the_limits_of_what_it_is_composed_of() -> None:
+    document = tiny.plan_document()
+    document["families"]["family"]["models"]["large"]["composed_of"] = ["tokens", "classifier"]
+    for layout in document["layouts"]:
+        layout["instances"]["a"] = {"small": 1, "tokens": 1, "classifier": 1}
+    state = FamilyState.in_first_gear("family", tiny.plan(document).families["family"], "narrow")
+    parts = state.plan.models["large"].composed_of
+    at = endpoint(slots=3, small=None, large=None, tokens=1, classifier=None)
+    assert at.has_room("large", parts)
+    sent = Batch("large", state, at, [], 1, 0.1)
+    at.depart(sent)
+    assert at.in_flight_by_model == {"large": 1, "tokens": 1, "classifier": 1}
+    assert not at.has_room("large", parts)
+    assert at.has_room("small")
+    at.arrive(sent)
+    assert at.has_room("large", parts)
+    assert not any(at.in_flight_by_model.values())

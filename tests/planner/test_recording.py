@@ -50,9 +50,7 @@ class FakeServer:
         return "2.51.0"
 
     async def describe(self, model: str) -> ServedModel:
-        return ServedModel(
-            model, "onnxruntime", 64, instances=1, dynamic_batching=False, ensemble=False, signature=SIGNATURE
-        )
+        return ServedModel(model, "onnxruntime", 64, instances=1, dynamic_batching=False, signature=SIGNATURE)
 
     async def answer(
         self, model: str, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool

@@ -278,3 +278,60 @@ def test_other_configs_are_no_part_of_what_a_model_is(repository: Path) -> None:
     (repository / "small" / "configs").mkdir()
     (repository / "small" / "configs" / "baseline.pbtxt").write_text(CONFIG.format(name="small"))
     assert model_digest(repository / "small") == before
+
+
+ENSEMBLE = """name: "joined"
+platform: "ensemble"
+max_batch_size: 64
+ensemble_scheduling {
+  step { model_name: "tokens" model_version: -1 input_map { key: "a" value: "a" } output_map { key: "b" value: "b" } }
+  step { model_name: "small" model_version: -1 input_map { key: "b" value: "b" } output_map { key: "c" value: "c" } }
+}
+"""
+TOKENS = """name: "tokens"
+backend: "python"
+max_batch_size: 64
+instance_group [{ count: 1 kind: KIND_CPU }]
+"""
+
+
+@pytest.fixture
+def joined(repository: Path) -> Path:
+    """An ensemble as git leaves it behind: its empty version folder is gone."""
+    (repository / "joined").mkdir()
+    (repository / "joined" / "config.pbtxt").write_text(ENSEMBLE)
+    (repository / "tokens" / "1").mkdir(parents=True)
+    (repository / "tokens" / "1" / "model.py").write_text("TOKENS = 1\n")
+    (repository / "tokens" / "config.pbtxt").write_text(TOKENS)
+    return repository
+
+
+def test_an_ensemble_gets_its_version_folder_and_no_instances(joined: Path, state: Path) -> None:
+    copy = prepare_working_copy(joined, CLUSTER, state)
+    assert (copy / "joined" / "1").is_dir()
+    before = times(copy)
+    assert prepare_working_copy(joined, CLUSTER, state) == copy
+    assert times(copy) == before
+    for name in ("cpu", "gpu"):
+        config = parse_config(endpoint_config_path(copy, "joined", name).read_text())
+        assert not config.instance_group
+        assert instance_count(config) == 1
+        # what is for the CPU by its config stays there, also beside a GPU
+        assert "KIND_CPU" in endpoint_config_path(copy, "tokens", name).read_text()
+
+
+def test_code_of_a_model_is_compiled_before_a_server_sees_it(joined: Path, state: Path) -> None:
+    copy = prepare_working_copy(joined, CLUSTER, state)
+    compiled = list((copy / "tokens" / "1" / "__pycache__").iterdir())
+    assert [path.name.partition(".")[0] for path in compiled] == ["model"]
+
+
+def test_the_digest_of_an_ensemble_covers_what_it_is_composed_of(joined: Path) -> None:
+    before = model_digest(joined / "joined")
+    (joined / "tokens" / "1" / "model.py").write_text("TOKENS = 2\n")
+    between = model_digest(joined / "joined")
+    (joined / "small" / "1" / "model.onnx").write_bytes(b"other weights")
+    assert len({before, between, model_digest(joined / "joined")}) == 3
+    (joined / "tokens" / "config.pbtxt").write_text(ENSEMBLE.replace("joined", "tokens"))
+    with pytest.raises(InvalidArtefact, match="ensemble within the ensemble 'joined'"):
+        model_digest(joined / "joined")
