@@ -23,7 +23,7 @@ def endpoint_config_path(repository: Path, model: str, endpoint: str) -> Path:
 
 
 def with_instances_of(endpoint: Endpoint, config: ModelConfig, count: int) -> ModelConfig:
-    """Copy of a config with `count` (>= 1) instances on the endpoint's device.
+    """Copy of a config with `count` (>= 1) instances on the endpoint's device; see `with_instance_count`.
 
     A server sees only the device it owns, so a GPU is number 0 to it.
     """

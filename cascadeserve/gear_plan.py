@@ -9,7 +9,7 @@ it takes Triton seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -46,13 +46,18 @@ class TensorSpec(Artefact, frozen=True, kw_only=True):
 
 
 class PlannedModel(Artefact, frozen=True, kw_only=True):
-    """One model of a family: the version planned for, the largest batch that may be sent, device time per batch."""
+    """One model of a family: the version planned for, the largest batch that may be sent, device time per batch.
+
+    With `composed_of` it is a Triton ensemble of these models, by version. They are never called alone; layouts count
+    their instances, not the ensemble's, and `busy_s` is the work of all of them.
+    """
 
     max_batch: Count
     # (rows, seconds) points with rising rows, interpolated linearly: busy time of the device for one batch
     busy_s: Annotated[tuple[tuple[Count, BusySeconds], ...], Meta(min_length=1)]
     # Triton's: its folder in the repository
     version: Count = 1
+    composed_of: dict[Name, Count] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that the points rise."""
@@ -139,10 +144,18 @@ class Gear(Artefact, frozen=True, kw_only=True):
 
 
 class Layout(Artefact, frozen=True, kw_only=True):
-    """Instances per endpoint and model; a model that is not named there is not loaded there."""
+    """Instances per endpoint and model; a model that is not named there is not loaded there.
+
+    Of an ensemble the composing models are named.
+    """
 
     name: Name
     instances: dict[Name, dict[Name, Count]]
+
+    def count(self, endpoint: str, model: str, composed_of: Collection[str]) -> int:
+        """Batches of a model that can run at once on an endpoint: its instances, or the fewest it is composed of."""
+        instances = self.instances.get(endpoint, {})
+        return min(instances.get(name, 0) for name in composed_of or (model,))
 
 
 class PlannedFamily(Artefact, frozen=True, kw_only=True):
@@ -201,6 +214,29 @@ class GearPlan(Artefact, frozen=True, kw_only=True):
         """Layout by name."""
         return next(layout for layout in self.layouts if layout.name == name)
 
+    @property
+    def ensembles(self) -> dict[str, tuple[str, ...]]:
+        """The models that are ensembles, with the models that each is made of."""
+        models = (item for family in self.families.values() for item in family.models.items())
+        return {name: tuple(model.composed_of) for name, model in models if model.composed_of}
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """The version planned for of every model that the plan has loaded, those that ensembles are made of too."""
+        versions: dict[str, int] = {}
+        for family in self.families.values():
+            for name, model in family.models.items():
+                versions |= model.composed_of | {name: model.version}
+        return versions
+
+    def standing(self, layout: Layout) -> dict[str, dict[str, int]]:
+        """What is loaded under a layout: instances per endpoint and model, an ensemble as one where its models are."""
+        return {
+            endpoint: dict(counts)
+            | {name: 1 for name, parts in self.ensembles.items() if layout.count(endpoint, name, parts)}
+            for endpoint, counts in layout.instances.items()
+        }
+
 
 def read_gear_plan(path: Path, cluster: Cluster | None = None) -> GearPlan:
     """Read and check a gear plan, with `cluster` also against the endpoints it names.
@@ -221,12 +257,19 @@ Problems = Iterator[tuple[str, str]]
 def _problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
     yield from _duplicates(plan.layouts, "$.layouts")
     owners: dict[str, str] = {}
+    placed = {part for parts in plan.ensembles.values() for part in parts}
     for family_name, family in plan.families.items():
         at = f"$.families.{family_name}"
         for model in family.models:
             if model in owners:
                 yield f"{at}.models.{model}", f"belongs to family {owners[model]!r} already; a model has one family"
             owners[model] = family_name
+            if model in placed:
+                yield f"{at}.models.{model}", "is part of an ensemble too; such a model is never called alone"
+            for part, version in family.models[model].composed_of.items():
+                if version != plan.versions[part]:
+                    field = f"{at}.models.{model}.composed_of.{part}"
+                    yield field, "is of one version here and of another elsewhere, but Triton joins the newest"
         if any(family_name in other.models for other in plan.families.values()):
             yield at, "has the name of a model; requests for the cascade and for the model would be one"
         yield from _duplicates(family.inputs, f"{at}.inputs")
@@ -234,7 +277,7 @@ def _problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
         yield from _certificate_problems(family, at)
         yield from _gear_problems(plan, family, at)
     for index, layout in enumerate(plan.layouts):
-        yield from _layout_problems(plan, layout, f"$.layouts[{index}]", owners, cluster)
+        yield from _layout_problems(plan, layout, f"$.layouts[{index}]", owners.keys() | placed, cluster)
 
 
 def _ladder_problems(family: PlannedFamily, at: str) -> Problems:
@@ -303,9 +346,12 @@ def _model_use_problems(family: PlannedFamily, gear: Gear, layout: Layout, entry
         elif trigger.max_batch > family.models[model].max_batch:
             yield f"{field}.triggers.{model}.max_batch", f"exceeds the model's {family.models[model].max_batch}"
     for stage in entry.stages:
-        hosts = {name for name, instances in layout.instances.items() if stage.model in instances}
+        parts = family.models[stage.model].composed_of if stage.model in family.models else ()
+        hosts = {name for name in layout.instances if layout.count(name, stage.model, parts)}
         if not hosts:
-            yield f"{field}.ladder_entry", f"uses {stage.model!r}, which layout {layout.name!r} places nowhere"
+            problem = f"uses {stage.model!r}, which layout {layout.name!r} places nowhere"
+            whole = f"; one endpoint must have all that it is composed of: {', '.join(parts)}" if parts else ""
+            yield f"{field}.ladder_entry", problem + whole
         weights = gear.load.get(stage.model)
         if weights is not None and not any(weights.get(name, 0.0) > 0.0 for name in hosts):
             yield f"{field}.load.{stage.model}", "gives no endpoint that hosts the model a weight above 0"
@@ -316,21 +362,25 @@ def _load_problems(family: PlannedFamily, gear: Gear, layout: Layout, field: str
     for model, weights in gear.load.items():
         if model not in family.models:
             yield f"{field}.load.{model}", "is no model of this family"
+            continue
         for endpoint in weights:
-            if model not in layout.instances.get(endpoint, {}):
+            if not layout.count(endpoint, model, family.models[model].composed_of):
                 yield f"{field}.load.{model}.{endpoint}", f"layout {layout.name!r} does not place the model there"
 
 
 def _layout_problems(
-    plan: GearPlan, layout: Layout, at: str, owners: dict[str, str], cluster: Cluster | None
+    plan: GearPlan, layout: Layout, at: str, known_models: set[str], cluster: Cluster | None
 ) -> Problems:
     known = None if cluster is None else {endpoint.name for endpoint in cluster.endpoints}
     for endpoint, instances in layout.instances.items():
         if known is not None and endpoint not in known:
             yield f"{at}.instances.{endpoint}", f"is no endpoint of the cluster; endpoints are {_listed(known)}"
         for model in instances:
-            if model not in owners:
+            if model not in known_models:
                 yield f"{at}.instances.{endpoint}.{model}", f"is no model of any family of plan {plan.name!r}"
+            elif model in plan.ensembles:
+                parts = ", ".join(plan.ensembles[model])
+                yield f"{at}.instances.{endpoint}.{model}", f"is an ensemble; count the models it is made of: {parts}"
 
 
 def _duplicates(items: Sequence[LadderEntry | Gear | Layout | TensorSpec], at: str) -> Problems:

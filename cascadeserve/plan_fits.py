@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
-from cascadeserve.triton_config import input_specs, model_versions, read_config
+from cascadeserve.triton_config import composing_models, input_specs, model_versions, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,8 @@ def check_plan_fits_repository(plan: GearPlan, repository: Path, *, path: Path) 
     """Compare a plan, read from `path`, with the configs of a repository.
 
     Raises:
-        InvalidArtefact: a model or its version is missing there, takes other inputs or smaller batches.
+        InvalidArtefact: a model or its version is missing there, takes other inputs or smaller batches, or is made of
+            other models.
 
     """
     for family_name, family in plan.families.items():
@@ -41,6 +42,17 @@ def _problems(family: PlannedFamily, repository: Path, at: str) -> Iterator[tupl
         config = read_config(file)
         if planned.max_batch > max(config.max_batch_size, 1):
             yield f"{at}.models.{name}.max_batch", f"is {planned.max_batch}, but {file} allows {config.max_batch_size}"
+        if (parts := composing_models(config)) != tuple(planned.composed_of):
+            made = f"is an ensemble of {', '.join(parts)}" if parts else "is no ensemble"
+            yield f"{at}.models.{name}.composed_of", f"does not fit {file}, which {made}; plan with this repository"
+        for part, version in planned.composed_of.items():
+            if not (repository / part / "config.pbtxt").is_file():
+                yield f"{at}.models.{name}.composed_of", f"names {part!r}, which is not in {repository}"
+            elif (newest := max(model_versions(repository / part), default=0)) != version:
+                yield (
+                    f"{at}.models.{name}.composed_of.{part}",
+                    f"is {version}, but {newest} is the newest in {repository / part}, which is what Triton joins",
+                )
         if (inputs := input_specs(config)) != family.inputs:
             expected = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in inputs)
             yield f"{at}.inputs", f"differ from those of model {name!r} in {file}: {expected}"

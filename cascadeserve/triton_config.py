@@ -35,11 +35,7 @@ def cascade_model_config(
     config = model_config_pb2.ModelConfig(
         name=name, backend="onnxruntime", max_batch_size=max_batch_size, default_model_filename="model.onnx"
     )
-    for spec in inputs:
-        config.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.shape)
-    outputs = [("label", "INT64", 1), ("certainty", "FP32", 1), *([("scores", "FP32", num_classes)] if scores else [])]
-    for output, datatype, size in outputs:
-        config.output.add(name=output, data_type=_data_type(datatype), dims=[size])
+    _add_stage_tensors(config, inputs, num_classes, scores=scores)
     config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_AUTO)
     # One thread per instance: instances, not threads, are what a plan counts.
     config.parameters["intra_op_thread_count"].string_value = "1"
@@ -51,6 +47,64 @@ def cascade_model_config(
             tensor.dims.extend(max(size, 1) for size in spec.shape)
             tensor.zero_data = True
     return config
+
+
+def _add_stage_tensors(
+    config: ModelConfig, inputs: Sequence[TensorSpec], num_classes: int, *, scores: bool
+) -> None:
+    for spec in inputs:
+        config.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.shape)
+    outputs = [("label", "INT64", 1), ("certainty", "FP32", 1), *([("scores", "FP32", num_classes)] if scores else [])]
+    for output, datatype, size in outputs:
+        config.output.add(name=output, data_type=_data_type(datatype), dims=[size])
+
+
+def preprocessing_config(
+    name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, max_batch_size: int
+) -> ModelConfig:
+    """Complete config of a Python-backend model that turns a family's inputs into those of one model, on the CPU."""
+    config = model_config_pb2.ModelConfig(name=name, backend="python", max_batch_size=max_batch_size)
+    for spec in inputs:
+        config.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.shape)
+    for spec in outputs:
+        config.output.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.shape)
+    config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    return config
+
+
+def ensemble_config(
+    name: str,
+    inputs: Sequence[TensorSpec],
+    *,
+    preprocessing: str,
+    between: Sequence[TensorSpec],
+    classifier: str,
+    num_classes: int,
+    max_batch_size: int,
+    scores: bool = True,
+) -> ModelConfig:
+    """Config of a cascade stage that Triton joins from a preprocessing model and a classifier.
+
+    `between` is what goes from the one to the other. An ensemble has no instances: those of its models do the work.
+    """
+    config = model_config_pb2.ModelConfig(name=name, platform="ensemble", max_batch_size=max_batch_size)
+    _add_stage_tensors(config, inputs, num_classes, scores=scores)
+    steps = config.ensemble_scheduling
+    first = steps.step.add(model_name=preprocessing, model_version=-1)
+    second = steps.step.add(model_name=classifier, model_version=-1)
+    for spec in config.input:
+        first.input_map[spec.name] = spec.name
+    for tensor in between:
+        # tensors of an ensemble share one space of names, with its inputs and outputs
+        first.output_map[tensor.name] = second.input_map[tensor.name] = f"{preprocessing}:{tensor.name}"
+    for spec in config.output:
+        second.output_map[spec.name] = spec.name
+    return config
+
+
+def composing_models(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the models that an ensemble is made of, in the order of its steps; of any other model: none."""
+    return tuple(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step))
 
 
 def input_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
@@ -107,7 +161,9 @@ def format_config(config: ModelConfig) -> str:
 
 
 def instance_count(config: ModelConfig) -> int:
-    """Instances over all groups."""
+    """Instances over all groups; an ensemble, which has none of its own, counts as one."""
+    if config.HasField("ensemble_scheduling"):
+        return 1
     return sum(group.count for group in config.instance_group)
 
 
@@ -116,14 +172,17 @@ def with_instance_count(
 ) -> ModelConfig:
     """Copy of a config with exactly one instance group of `count` instances on the endpoint's device.
 
-    Triton would take a count of 0 or less for 1 without a word, so it is refused here.
+    Triton would take a count of 0 or less for 1 without a word, so it is refused here. An ensemble stays as it is:
+    Triton refuses one with an instance group. What runs on the CPU by its config stays there.
     """
     if count < 1:
         raise ValueError(f"an instance count must be at least 1, got {count}")
     changed = model_config_pb2.ModelConfig()
     changed.CopyFrom(config)
+    if config.HasField("ensemble_scheduling"):
+        return changed
     del changed.instance_group[:]
-    if kind == "gpu":
+    if kind == "gpu" and not _is_for_cpu(config):
         changed.instance_group.add(count=count, kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, gpus=[gpu or 0])
     else:
         changed.instance_group.add(count=count, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
@@ -164,6 +223,11 @@ def with_versions(config: ModelConfig, versions: Iterable[int]) -> ModelConfig:
     return changed
 
 
+def _is_for_cpu(config: ModelConfig) -> bool:
+    cpu = model_config_pb2.ModelInstanceGroup.KIND_CPU
+    return bool(config.instance_group) and all(group.kind == cpu for group in config.instance_group)
+
+
 def config_digest(config: ModelConfig) -> str:
     """Digest of what a model is: everything but how many instances run and which versions are served."""
     bare = model_config_pb2.ModelConfig()
@@ -177,19 +241,29 @@ def model_digest(model_directory: Path, version: int | None = None) -> str:
     """Digest of one version of a model (default: the newest).
 
     It is over the config as in `config_digest`, and the name and content of every file that is the version's or belongs
-    to no version.
+    to no version. That of an ensemble covers the models that it is made of, which lie beside it, as Triton joins them.
+
+    Raises:
+        InvalidArtefact: a config cannot be read.
+
     """
     versions = model_versions(model_directory)
     others = {str(each) for each in versions} - {str(version or max(versions, default=0))}
     total = hashlib.sha256()
-    path = model_directory / "config.pbtxt"
-    total.update(config_digest(read_config(path)).encode())
+    config = read_config(model_directory / "config.pbtxt")
+    total.update(config_digest(config).encode())
+    for name in composing_models(config):
+        part = model_directory.parent / name
+        if composing_models(read_config(part / "config.pbtxt")):
+            problem = f"is an ensemble within the ensemble {model_directory.name!r}; name the models that it is made of"
+            raise InvalidArtefact(problem, path=part / "config.pbtxt", field="ensemble_scheduling")
+        total.update(model_digest(part).encode())
     for file in sorted(model_directory.rglob("*")):
-        name = file.relative_to(model_directory)
-        left_out = name.parts[0] in {"config.pbtxt", "configs"} | others or "__pycache__" in name.parts
+        relative = file.relative_to(model_directory)
+        left_out = relative.parts[0] in {"config.pbtxt", "configs"} | others or "__pycache__" in relative.parts
         if left_out or not file.is_file():
             continue
-        total.update(f"\0{name.as_posix()}\0{file.stat().st_size}\0".encode())
+        total.update(f"\0{relative.as_posix()}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as content:
             while block := content.read(_READ_BYTES):
                 total.update(block)

@@ -92,7 +92,7 @@ async def _run(
         LocalTriton(
             endpoint,
             repository=working_copy,
-            models=sorted(plan.layouts[0].instances.get(endpoint.name, {})),
+            models=sorted(plan.standing(plan.layouts[0]).get(endpoint.name, {})),
             state=state,
             log=logs[endpoint.name],
         )

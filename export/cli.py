@@ -11,6 +11,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from cascadeserve.errors import CascadeServeError, ExportRefused, UsageError
+from export.ensemble import classifier_of, refuse_versions, write_ensemble
 from export.heads import add_head
 from export.loading import load_family
 from export.parity import check_parity, check_variant
@@ -44,9 +45,9 @@ def export(reference: str, repository: Path, version: int, tolerance: float) -> 
     FAMILY is a file (family.toml) or MODULE:ATTRIBUTE; `cascadeserve init` writes a start of either.
 
     A variant (FP16, INT8, optimised) is made from a model that passed and checked against it, within wider limits; for
-    TensorRT the model stays what it is. A model that does not do what its source does is not written; models already
-    written stay. The only version of a model is written anew in its place; where there are several, none of them
-    changes any more.
+    TensorRT the model stays what it is. A model with preprocessing becomes an ensemble of the preprocessing and
+    <model>_classifier. A model that does not do what its source does is not written; models already written stay. The
+    only version of a model is written anew in its place; where there are several, none of them changes any more.
     """
     family = load_family(reference)
     table = Table(
@@ -56,13 +57,17 @@ def export(reference: str, repository: Path, version: int, tolerance: float) -> 
     console = Console()
     for model in track(family.models, description="exporting", console=Console(stderr=True), transient=True):
         try:
-            settled, onnx_model, parity = _make(family, model, tolerance)
+            refuse_versions(model, version)
+            source, part = (family, model) if model.preprocessing is None else classifier_of(family, model)
+            settled, onnx_model, parity = _make(source, part, tolerance)
         except CascadeServeError:
             raise
         except Exception as error:
             # the family's own code, or an exporter that cannot do what it needs: one sentence says which model
             raise ExportRefused(f"{model.name}: {type(error).__name__}: {reason_of(error)}") from error
-        changed = write_model(repository, family, settled, onnx_model, version)
+        changed = write_model(repository, source, settled, onnx_model, version)
+        if model.preprocessing is not None:
+            changed |= write_ensemble(repository, family, model)
         table.add_row(
             model.name,
             model.variant or "",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from export.ensemble import Preprocessing
+
     Rows = dict[str, NDArray[np.generic]]
 
 __all__ = ["Certainty", "Family", "FamilyModel", "Head", "Output", "TensorSpec", "Variant"]
@@ -95,6 +97,8 @@ class FamilyModel:
         output_name: the output of an ONNX file that holds a number for every class, if it has several.
         fit_temperature: fit the head's temperature to the family's labelled rows.
 
+        preprocessing: with one it is served as a Triton ensemble, and `build` or `file` takes what that gives.
+
     """
 
     name: str
@@ -105,6 +109,7 @@ class FamilyModel:
     head: Head = Head()
     output_name: str | None = None
     fit_temperature: bool = False
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading or building the model."""
@@ -142,7 +147,7 @@ class FamilyModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Models of one task.
+    """Models of one task; inputs of datatype BYTES are byte strings (dtype S).
 
     Its functions return rows by input name, each [rows, *shape], the same ones at every call: search rows, never ones
     that a certificate is to be based on.
@@ -248,9 +253,12 @@ class Family:
 
 def fits(spec: TensorSpec, shape: tuple[int, ...], dtype: object) -> bool:
     """Whether rows of an array's shape and dtype are what an input is stated to be; any number of rows."""
+    if spec.datatype == "BYTES":
+        same_type = getattr(dtype, "kind", None) == "S"
+    else:
+        same_type = spec.datatype in FIXED_SIZE and dtype == FIXED_SIZE[spec.datatype]
     return (
-        len(shape) == len(spec.shape) + 1
+        same_type
+        and len(shape) == len(spec.shape) + 1
         and all(wanted in (-1, size) for wanted, size in zip(spec.shape, shape[1:], strict=True))
-        and spec.datatype in FIXED_SIZE
-        and dtype == FIXED_SIZE[spec.datatype]
     )

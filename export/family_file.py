@@ -20,6 +20,10 @@
     certainty = "margin"               # or max_probability, negative_entropy
     temperature = 1.0                  # or "fit"
     keep_scores = true
+    [models.preprocessing]             # where the file takes something else than the family's inputs; see Preprocessing
+    name = "counts"
+    file = "counts.py"
+    outputs = [{ name = "counts", datatype = "FP32", shape = [512] }]
 
 Paths are relative to the file. `rows` are search rows: everything is chosen by those, and a certificate may judge only
 what its own rows did not choose. So never give calibration rows. They are taken in one shuffled order that is always
@@ -40,6 +44,7 @@ from cascadeserve.artefacts import Artefact, read_toml
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.gear_plan import Count, Name, TensorSpec
 from cascadeserve.replay.rows import Rows, read_rows
+from export.ensemble import Preprocessing
 from export.family import (
     LEAST_QUANTISATION_ROWS,
     NUM_PARITY_ROWS,
@@ -60,6 +65,14 @@ if TYPE_CHECKING:
 Text = Annotated[str, Meta(min_length=1)]
 
 
+class PreprocessingEntry(Artefact, frozen=True, kw_only=True):
+    """What turns the family's inputs into those of a model; see `Preprocessing` for what the fields mean."""
+
+    name: Name
+    file: Text
+    outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
+
+
 class ModelEntry(Artefact, frozen=True, kw_only=True):
     """One model of a family file; see `FamilyModel` and `Head` for what the fields mean."""
 
@@ -72,6 +85,7 @@ class ModelEntry(Artefact, frozen=True, kw_only=True):
     certainty: Certainty = "margin"
     temperature: float | Literal["fit"] = 1.0
     keep_scores: bool = True
+    preprocessing: PreprocessingEntry | None = None
 
 
 class FamilyFile(Artefact, frozen=True, kw_only=True):
@@ -110,7 +124,7 @@ def read_family(path: Path) -> Family:
         except UsageError as error:
             raise InvalidArtefact(str(error), path=path, field=f"$.models[{index}]") from error
     rows_path = path.parent / stated.rows
-    rows = read_rows(rows_path)
+    rows = _with_bytes(read_rows(rows_path))
     _check_rows(rows, stated, rows_path)
     order = np.random.default_rng(0).permutation(len(rows))
 
@@ -132,8 +146,18 @@ def read_family(path: Path) -> Family:
         raise InvalidArtefact(str(error), path=path) from error
 
 
+def _with_bytes(rows: Rows) -> Rows:
+    """Text as it is sent, in UTF-8."""
+    inputs = {
+        name: np.char.encode(array, "utf-8") if array.dtype.kind == "U" else array  # type: ignore[call-overload]
+        for name, array in rows.inputs.items()
+    }
+    return Rows(inputs, rows.labels)
+
+
 def _model(entry: ModelEntry, folder: Path) -> FamilyModel:
     fitted = entry.temperature == "fit"
+    preprocessing = entry.preprocessing
     return FamilyModel(
         name=entry.name,
         file=folder / entry.file,
@@ -147,6 +171,10 @@ def _model(entry: ModelEntry, folder: Path) -> FamilyModel:
             keep_scores=entry.keep_scores,
         ),
         fit_temperature=fitted,
+        preprocessing=preprocessing
+        and Preprocessing(
+            name=preprocessing.name, source=folder / preprocessing.file, outputs=preprocessing.outputs
+        ),
     )
 
 

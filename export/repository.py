@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from export.config_lint import different_fields
 from export.tensorrt import ask_for_tensorrt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from export.family import Family, FamilyModel
 
@@ -57,28 +58,52 @@ def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model
 
     """
     target = repository / model.name
-    try:
-        versions = _present_versions(target)
+    with _disk_refusals(target):
+        versions = _present_versions(target, {_FILE})
         config = model_config(family, model, onnx_model, sorted(versions | {version}))
         path = target / str(version) / _FILE
         if versions - {version}:
             _refuse_another_version(path, model, onnx_model, versions)
             _refuse_another_config(target / _CONFIG, config)
-        # the config last: a model folder without one is not loaded
-        wanted = {path: onnx_model, target / _CONFIG: config.encode()}
-        changed = {path: data for path, data in wanted.items() if not _holds(path, data)}
-        if changed:
-            _replace_files(repository, changed)
-    except OSError as error:
-        where = f"{error.filename or repository}: {error.strerror or error}"
-        raise ExportRefused(
-            f"{model.name}: cannot be written ({where}); make room or give write access, or choose another --repository"
-        ) from error
+        return _bring_up_to_date(target, {path: onnx_model}, config)
+
+
+def write_folder(target: Path, files: dict[str, bytes], config: str) -> bool:
+    """Bring a model folder up to date whose only version, 1, consists of `files`; returns whether anything changed.
+
+    Raises:
+        ExportRefused: the folder holds other files, or the disk refuses.
+
+    """
+    with _disk_refusals(target):
+        if others := _present_versions(target, files) - {1}:
+            raise ExportRefused(f"{target} holds version {max(others)}, which this command did not write; remove it")
+        return _bring_up_to_date(target, {target / "1" / name: data for name, data in files.items()}, config)
+
+
+def _bring_up_to_date(target: Path, files: dict[Path, bytes], config: str) -> bool:
+    # the config last: a model folder without one is not loaded
+    wanted = files | {target / _CONFIG: config.encode()}
+    changed = {path: data for path, data in wanted.items() if not _holds(path, data)}
+    if changed:
+        _replace_files(target.parent, changed)
     return bool(changed)
 
 
-def _present_versions(target: Path) -> set[int]:
-    """Versions that the folder holds.
+@contextmanager
+def _disk_refusals(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename or target.parent}: {error.strerror or error}"
+        raise ExportRefused(
+            f"{target.name}: cannot be written ({where}); make room or give write access, or choose another "
+            "--repository"
+        ) from error
+
+
+def _present_versions(target: Path, files: Collection[str]) -> set[int]:
+    """Versions that the folder holds, each made of some of `files` and what Python leaves beside them.
 
     Raises:
         ExportRefused: it is no folder, or holds what was not written here.
@@ -94,9 +119,9 @@ def _present_versions(target: Path) -> set[int]:
         if name.parts[0] == "configs" or name == _CONFIG:
             continue
         in_version = name.parts[0] in folders
-        if in_version and name.parts[1:] == (_FILE,):
+        if in_version and len(name.parts) == 2 and name.name in files:  # noqa: PLR2004 - the version and a file
             versions.add(int(name.parts[0]))
-        elif not (in_version and name.parts[1:] == ()):
+        elif not (in_version and (name.parts[1:] == () or "__pycache__" in name.parts)):
             foreign.append(name)
     if foreign:
         # a file says more than the folder it is in

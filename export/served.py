@@ -55,7 +55,7 @@ class ServedModels:
             raise ServerStartFailed(f"the Triton at {self._address} is not live; wait until it has started")
 
     def load(self, model: str) -> None:
-        """Load a model; raises ExportRefused with Triton's reason."""
+        """Load a model and what it is made of; raises ExportRefused with Triton's reason."""
         with self._refusals(model, "is not loaded", "export it again, or mend what the reason names"):
             self._client.load_model(model, client_timeout=_LOAD_TIMEOUT_S)
 

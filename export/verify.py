@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cascadeserve.errors import CascadeServeError, ExportRefused
+from export.ensemble import classifier_of, preprocessed
 from export.family import NUM_PARITY_ROWS
 from export.parity import (
     VARIANT_LIMITS,
@@ -50,7 +51,13 @@ def expected_answers(family: Family, model: FamilyModel, rows: Outputs) -> Outpu
         ExportRefused: the family's own code fails.
 
     """
-    return _of_family(model.name, lambda: source_answers(family, model, rows))
+    return _of_family(model.name, lambda: _expected_answers(family, model, rows))
+
+
+def _expected_answers(family: Family, model: FamilyModel, rows: Outputs) -> Outputs:
+    if model.preprocessing is None:
+        return source_answers(family, model, rows)
+    return source_answers(*classifier_of(family, model), preprocessed(model, rows))
 
 
 def sample_rows(family: Family) -> Outputs:

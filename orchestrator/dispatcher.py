@@ -1,7 +1,6 @@
 """The dispatcher: queues, slots and batches. Decisions are `cascadeserve.policy`; here they are carried out.
 
-Everything runs on one event loop and no method but `_send` awaits, so that state never changes in the middle of a
-decision.
+Everything runs on one event loop and only `_send` awaits, so that state never changes in the middle of a decision.
 """
 
 from __future__ import annotations

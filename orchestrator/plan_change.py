@@ -110,6 +110,13 @@ def _check_can_follow(former: GearPlan, plan: GearPlan) -> None:
     for name, signature in signatures.items():
         if signature != before[name]:
             raise UsageError(f"family {name!r} has other inputs or classes than the one in force; restart with it")
+    parts = {name for ensemble in (*plan.ensembles.values(), *former.ensembles.values()) for name in ensemble}
+    for name in sorted(parts & plan.versions.keys() & former.versions.keys()):
+        if plan.versions[name] != former.versions[name]:
+            raise UsageError(
+                f"model {name!r} is part of an ensemble and has another version than in the plan in force; Triton would "
+                "join the newest to both: give the new one a model name of its own"
+            )
 
 
 def _layout_for(plan: GearPlan, demands_per_s: Mapping[str, float]) -> Layout:

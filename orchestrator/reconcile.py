@@ -53,10 +53,10 @@ def steps(
 
 def instances_of(plan: GearPlan, layout: Layout) -> Instances:
     """What a layout of a plan wants."""
-    versions = {name: model.version for family in plan.families.values() for name, model in family.models.items()}
+    versions = plan.versions
     return {
         endpoint: {ModelVersion(model, versions[model]): count for model, count in instances.items()}
-        for endpoint, instances in layout.instances.items()
+        for endpoint, instances in plan.standing(layout).items()
     }
 
 

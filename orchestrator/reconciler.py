@@ -75,8 +75,9 @@ class Reconciler:
         self._failures: dict[tuple[str, ModelVersion], tuple[int, float]] = {}
         self._adopted = False
         self._incoming: _Incoming | None = None
-        # models of this plan and of former ones: others on an endpoint are somebody else's
-        self._ours = _names(plan)
+        # models of this plan and of former ones, with what they are composed of: others on an endpoint are somebody
+        # else's
+        self._ours = _parts_of_models(plan)
         self.plan = plan
         self.aim: Layout = plan.layouts[0]
         self.in_force: Layout = plan.layouts[0]
@@ -96,7 +97,7 @@ class Reconciler:
             CannotBringIn: it does not; what stands of it by then goes again.
 
         """
-        self._ours |= _names(plan)
+        self._ours |= _parts_of_models(plan)
         self._failures.clear()  # somebody asks for it now
         incoming = _Incoming(instances_of(plan, layout), asyncio.get_running_loop().create_future())
         self._incoming = incoming
@@ -176,7 +177,7 @@ class Reconciler:
     def _adopt(self, observed: Instances) -> None:
         """Take over a layout that already stands, as after a restart of the orchestrator alone."""
         self._adopted = True
-        served = {model.served(name) for model in self._dispatcher.families.values() for name in model.plan.models}
+        served = {ModelVersion(*each) for each in self.plan.versions.items()}
         current = {
             name: {model: count for model, count in instances.items() if model in served}
             for name, instances in observed.items()
@@ -192,6 +193,8 @@ class Reconciler:
         key = (step.endpoint, step.model.name)
         _, not_before_s = self._failures.get((step.endpoint, step.model), (0, 0.0))
         if key in self._pending or asyncio.get_running_loop().time() < not_before_s:
+            return
+        if not self._is_next(step, endpoint):
             return
         name = "grow" if step.grows else "shrink"
         task = asyncio.create_task(self._carry_out(step, endpoint), name=name)
@@ -238,6 +241,12 @@ class Reconciler:
             for model in list(endpoint.hosted):
                 if model.name == step.model.name:
                     self._dispatcher.limit_in_flight(endpoint, model, None)
+
+    def _is_next(self, step: Step, endpoint: EndpointState) -> bool:
+        """Whether nothing has to go before it: the models of an ensemble are loaded before it and unloaded after it."""
+        if step.wanted == 0:
+            return not any(step.model.name in self._ours.get(other.name, ()) for other in endpoint.instances)
+        return {other.name for other in endpoint.instances}.issuperset(self._ours[step.model.name])
 
     async def _hold_to(self, step: Step, endpoint: EndpointState) -> None:
         """Let no more batches be in flight than instances will remain, so that Triton's own queue is empty."""
@@ -294,8 +303,8 @@ class Reconciler:
         self._metrics.layout([layout.name for layout in self.plan.layouts], self.in_force.name)
 
 
-def _names(plan: GearPlan) -> set[str]:
-    return {model for family in plan.families.values() for model in family.models}
+def _parts_of_models(plan: GearPlan) -> dict[str, tuple[str, ...]]:
+    return {model: plan.ensembles.get(model, ()) for model in plan.versions}
 
 
 def _versions_at(endpoint: EndpointState, name: str) -> set[int]:

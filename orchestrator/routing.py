@@ -29,4 +29,4 @@ def load_weights(queue: FamilyQueue, endpoints: Sequence[EndpointState]) -> list
 def with_room(queue: FamilyQueue, endpoints: Sequence[EndpointState]) -> list[bool]:
     """Which endpoints a batch of the queue may leave for now."""
     weights = load_weights(queue, endpoints)
-    return [w > 0.0 and endpoint.has_room(queue.model) for endpoint, w in zip(endpoints, weights, strict=True)]
+    return [w > 0.0 and endpoint.has_room(queue.occupied) for endpoint, w in zip(endpoints, weights, strict=True)]

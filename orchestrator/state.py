@@ -33,9 +33,10 @@ class EndpointState:
     changes: int = 0
     # what is about to be unloaded: nothing new is sent to it
     leaving: set[ModelVersion] = field(default_factory=set)
-    # what may be sent to, with the largest number of batches in flight (None: the slots decide)
+    # what may be used there, with the largest number of batches in flight (None: the slots decide)
     hosted: dict[ModelVersion, int | None] = field(default_factory=dict)
     in_flight: int = 0
+    # of ensembles and also of each model that they are made of
     in_flight_by_model: dict[ModelVersion, int] = field(default_factory=dict)
     # device-seconds sent and not yet answered
     work_s: float = 0.0
@@ -46,24 +47,32 @@ class EndpointState:
         """Whether the model can be sent there at all."""
         return self.up and model in self.hosted
 
-    def has_room(self, model: ModelVersion) -> bool:
-        """Whether a batch of the model may leave for it now: slots + 1 batches are kept in flight."""
-        if not self.hosts(model) or self.in_flight > self.slots:
+    def has_room(self, occupied: Sequence[ModelVersion]) -> bool:
+        """Whether a batch may leave for it now that occupies a model and the parts it is made of.
+
+        Slots + 1 batches are kept in flight.
+        """
+        if not self.hosts(occupied[0]) or self.in_flight > self.slots:
             return False
-        limit = self.hosted[model]
-        return limit is None or self.in_flight_by_model.get(model, 0) < limit
+        for model in occupied:
+            limit = self.hosted.get(model)
+            if limit is not None and self.in_flight_by_model.get(model, 0) >= limit:
+                return False
+        return True
 
     def depart(self, batch: Batch) -> None:
         """Count a batch that leaves for this endpoint."""
         self.in_flight += 1
-        self.in_flight_by_model[batch.model] = self.in_flight_by_model.get(batch.model, 0) + 1
+        for model in batch.occupied:
+            self.in_flight_by_model[model] = self.in_flight_by_model.get(model, 0) + 1
         self.work_s += batch.work_s
         self.sent_s += batch.work_s
 
     def arrive(self, batch: Batch) -> None:
         """Count its answer, whatever it was."""
         self.in_flight -= 1
-        self.in_flight_by_model[batch.model] -= 1
+        for model in batch.occupied:
+            self.in_flight_by_model[model] -= 1
         # exactly 0 when idle: rounding left over would break ties between endpoints
         self.work_s = self.work_s - batch.work_s if self.in_flight else 0.0
 
@@ -90,7 +99,7 @@ class FamilyState:
 
     def __post_init__(self) -> None:
         """Nothing waits."""
-        self.queues = {model: FamilyQueue(family=self, model=self.served(model)) for model in self.plan.models}
+        self.queues = {model: FamilyQueue(family=self, occupied=self._occupied(model)) for model in self.plan.models}
 
     @classmethod
     def in_gear_for(
@@ -109,6 +118,10 @@ class FamilyState:
     def served(self, model: str) -> ModelVersion:
         """The version of a model that this plan is for."""
         return ModelVersion(model, self.plan.models[model].version)
+
+    def _occupied(self, model: str) -> tuple[ModelVersion, ...]:
+        parts = self.plan.models[model].composed_of
+        return self.served(model), *(ModelVersion(part, version) for part, version in parts.items())
 
     def in_gear(self) -> set[ModelVersion]:
         """What the gear in force sends rows to."""
@@ -176,7 +189,13 @@ class FamilyQueue(ModelQueue):
     """Rows of a family that wait for one of its models."""
 
     family: FamilyState = field(kw_only=True)
-    model: ModelVersion = field(kw_only=True)
+    # the model, and those that it is composed of
+    occupied: tuple[ModelVersion, ...] = field(kw_only=True)
+
+    @property
+    def model(self) -> ModelVersion:
+        """What its batches are sent to."""
+        return self.occupied[0]
 
 
 @dataclass(slots=True, eq=False)
@@ -192,3 +211,8 @@ class Batch:
     work_s: float
     # the endpoint's when it left
     generation: int = 0
+
+    @property
+    def occupied(self) -> tuple[ModelVersion, ...]:
+        """The model, and those that it is composed of."""
+        return self.family.queues[self.model.name].occupied

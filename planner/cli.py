@@ -26,6 +26,7 @@ from planner.host import describe_host, find_server, is_local, resident_bytes
 from planner.profile import (
     FrontCost,
     ModelProfile,
+    PartProfile,
     Profile,
     batch_busy_s,
     check_profile,
@@ -43,7 +44,7 @@ from planner.recording import (
 from planner.triton_calls import TritonCalls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from planner.recording import AnyRecords, Chosen, RowsFile
     from planner.records_files import Split
@@ -276,10 +277,20 @@ class _ProfileSession:
             found: dict[str, ModelProfile] = {}
             for model in served:
                 one = profiling.model_profile(model, cells, visits, slots=slots)
-                one = msgspec.structs.replace(one, digest=self._models[model.name].digest, version=model.version)
-                if allow_reload:
-                    one = await self._with_reload(profiler, model, one, server_pid)
+                one = msgspec.structs.replace(one, digest=self._digests[model.name])
+                if allow_reload and not model.composed_of:
+                    measured = await self._reload(profiler, model, model.name, one.max_batch, server_pid)
+                    one = msgspec.structs.replace(one, **measured)
                 found[model.name] = one
+            parts: dict[str, PartProfile] = {}
+            for name, part_version in {part: v for model in served for part, v in model.composed_of.items()}.items():
+                part = await server.describe(name, part_version)
+                parts[name] = PartProfile(instances=part.instances, backend=part.backend)
+                if allow_reload:
+                    users = [model.name for model in served if name in model.composed_of]
+                    largest = found[users[0]].max_batch
+                    measured = await self._reload(profiler, part, users[0], largest, server_pid, ensembles=users)
+                    parts[name] = msgspec.structs.replace(parts[name], **measured)
         finally:
             await server.close()
         return Profile(
@@ -290,6 +301,7 @@ class _ProfileSession:
             repeats=len(visits),
             host=describe_host() if is_local(self._endpoint.grpc) else None,
             models=found,
+            parts=parts,
             pairs=profiling.pair_entries(cells, visits),
         )
 
@@ -314,16 +326,22 @@ class _ProfileSession:
         with _progress(orchestrator=NUM_PHASES) as advance:
             return await front.measure(lambda: advance("orchestrator", 1))
 
-    async def _with_reload(
-        self, profiler: profiling.Profiler, model: ServedModel, one: ModelProfile, server_pid: int | None
-    ) -> ModelProfile:
+    async def _reload(
+        self, profiler: profiling.Profiler, model: ServedModel, through: str, largest_batch: int,
+        server_pid: int | None, *, ensembles: Sequence[str] = (),
+    ) -> dict[str, float | None]:  # fmt: skip
+        """Return `load_s` and `memory_bytes` of a model, asked `through` itself or one of the `ensembles` with it."""
         # what a process holds says nothing of the memory of a GPU
         readable = server_pid if isinstance(self._endpoint.device, CpuDevice) else None
         load_s, memory_bytes = await profiler.measure_reload(
-            model.name, one.max_batch, lambda: None if readable is None else resident_bytes(readable)
+            through,
+            largest_batch,
+            lambda: None if readable is None else resident_bytes(readable),
+            part=model.name,
+            ensembles=ensembles,
         )
         each_bytes = None if memory_bytes is None else memory_bytes // model.instances
-        return msgspec.structs.replace(one, load_s=load_s, memory_bytes=each_bytes)
+        return {"load_s": load_s, "memory_bytes": each_bytes}
 
     def _requester(self, server: TritonCalls) -> Callable[[str, int], list[bytes]]:
         """Encoded calls by model and batch size, made once; their rows go round through the file."""
@@ -342,6 +360,11 @@ class _ProfileSession:
         return requests
 
 
+def _memory_and_load(one: ModelProfile | PartProfile) -> tuple[str, str]:
+    memory = "-" if one.memory_bytes is None else f"{one.memory_bytes / 1e6:.0f}"
+    return memory, "-" if one.load_s is None else f"{one.load_s:.2f}"
+
+
 def _show(measured: Profile, output: Path) -> None:
     console = Console()
     sizes = sorted({entry.batch for model in measured.models.values() for entry in model.busy})
@@ -355,10 +378,10 @@ def _show(measured: Profile, output: Path) -> None:
             )
             rest = ("", "", "")
             if concurrency == 1:
-                memory = "-" if model.memory_bytes is None else f"{model.memory_bytes / 1e6:.0f}"
-                load = "-" if model.load_s is None else f"{model.load_s:.2f}"
-                rest = (f"{model.overhead_s * 1e3:.2f}", memory, load)
+                rest = (f"{model.overhead_s * 1e3:.2f}", *_memory_and_load(model))
             table.add_row(name if concurrency == 1 else "", str(concurrency), *busy, *rest)
+        for part in model.composed_of:
+            table.add_row(f"  {part}", "", *[""] * len(sizes), "", *_memory_and_load(measured.parts[part]))
     console.print(table)
     if (spread := typical_spread_frac(measured)) > _DISTURBED_FRAC:
         console.print(f"windows of one cell differ by {spread:.0%}: something else uses the device; add --repeats")

@@ -247,7 +247,9 @@ class _Draft:
         points = planned_busy_points(self._inputs.profile, name)
         measured = self._inputs.profile.models[name]
         most = min(measured.max_batch, self._inputs.largest_batch[name])
-        return PlannedModel(max_batch=most, busy_s=points, version=measured.version)
+        return PlannedModel(
+            max_batch=most, busy_s=points, version=measured.version, composed_of=measured.composed_of
+        )
 
     def _row_work_s(self, model: PlannedModel) -> float:
         """Slot-seconds per row in batches as they are under load."""
@@ -263,7 +265,8 @@ class _Draft:
     ) -> GearPlan:
         inputs = self._inputs
         # as many batches of one model run at once as the slots allow
-        instances = {e.name: dict.fromkeys(models, e.slots) for e in inputs.cluster.endpoints}
+        standing = [part for name, model in models.items() for part in model.composed_of or (name,)]
+        instances = {e.name: dict.fromkeys(standing, e.slots) for e in inputs.cluster.endpoints}
         expected = None if inputs.prior is None else expect(gears, entries, inputs.prior)
         family = PlannedFamily(
             inputs=inputs.tensors,

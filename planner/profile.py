@@ -16,6 +16,9 @@ b rows be kept in flight without a pause:
 So capacity is computed from concurrency S + 1, which is what the orchestrator keeps in flight under load; the latency
 of a lone batch is overhead_s + busy_s(b, 1). What two models do to each other is in `pairs`.
 
+A Triton ensemble is measured as a whole: its busy time is that of all the models it is composed of. What one instance
+of those holds and how long it takes to load is in `parts`, since it is their instances that a layout counts.
+
 A profile may be written by hand: only `schema_version`, `device_kind` and `models.<name>.busy` are needed, and of
 `busy` only concurrency 1; what is missing is taken from the highest concurrency that is there.
 """
@@ -25,7 +28,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from cascadeserve.artefacts import Artefact, read_json
 from cascadeserve.errors import InvalidArtefact
@@ -75,7 +78,8 @@ class ModelProfile(Artefact, frozen=True, kw_only=True):
 
     overhead_s is what a call costs beside the device: wall_s - busy_s at concurrency 1, median over the batch sizes.
     memory_bytes is what one instance holds on the device after it has run its largest batch; load_s is how long a load
-    takes until the model is ready, warm-up included. null: not measured.
+    takes until the model is ready, warm-up included. null: not measured. Of an ensemble, `instances` are the fewest of
+    any model that it is composed of; memory and load are those of its parts.
     """
 
     busy: Annotated[tuple[BusyEntry, ...], Meta(min_length=1)]
@@ -88,6 +92,8 @@ class ModelProfile(Artefact, frozen=True, kw_only=True):
     backend: str | None = None
     # Triton's
     version: Count = 1
+    # of an ensemble: its models, by version
+    composed_of: dict[Name, Count] = field(default_factory=dict)
 
     @property
     def max_batch(self) -> int:
@@ -98,6 +104,15 @@ class ModelProfile(Artefact, frozen=True, kw_only=True):
         """Entries of a concurrency, by rising batch; beyond the highest that was measured, those of the highest."""
         highest = max(entry.concurrency for entry in self.busy)
         return [entry for entry in self.busy if entry.concurrency == min(concurrency, highest)]
+
+
+class PartProfile(Artefact, frozen=True, kw_only=True):
+    """A model that ensembles are composed of: memory of one instance and time of a load, as in `ModelProfile`."""
+
+    memory_bytes: Annotated[int, Meta(ge=0)] | None = None
+    load_s: Seconds | None = None
+    instances: Count = 1
+    backend: str | None = None
 
 
 class PairEntry(Artefact, frozen=True, kw_only=True):
@@ -142,6 +157,7 @@ class Profile(Artefact, frozen=True, kw_only=True):
     repeats: Count = 1
     host: Host | None = None
     models: Annotated[dict[Name, ModelProfile], Meta(min_length=1)]
+    parts: dict[Name, PartProfile] = field(default_factory=dict)
     pairs: tuple[PairEntry, ...] = ()
     front: FrontCost | None = None
 
@@ -172,6 +188,8 @@ def check_profile(profile: Profile, path: Path | None = None) -> None:
 def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
     for name, model in profile.models.items():
         yield from _busy_problems(model.busy, profile.slots, f"$.models.{name}.busy")
+        if both := [part for part in model.composed_of if part in profile.models]:
+            yield f"$.models.{name}.composed_of", f"names {both[0]!r}, which is measured as a model of its own"
     seen: set[frozenset[tuple[str, int]]] = set()
     for index, pair in enumerate(profile.pairs):
         at = f"$.pairs[{index}]"

@@ -123,11 +123,10 @@ def plan_cells(served: Sequence[ServedModel], batches: Sequence[int], *, slots: 
 
 
 def _sizes(model: ServedModel, batches: Sequence[int]) -> list[int]:
-    if model.ensemble:
-        raise UsageError(f"--model: {model.name!r} is an ensemble; profile the models it is made of")
     if model.dynamic_batching:
+        where = f"a model that {model.name!r} is composed of" if model.composed_of else repr(model.name)
         raise UsageError(
-            f"--model: {model.name!r} has a dynamic_batching block, so that Triton joins the batches that are to be "
+            f"--model: {where} has a dynamic_batching block, so that Triton joins the batches that are to be "
             "measured; take it out of its config.pbtxt (the orchestrator batches)"
         )
     taken = sorted({batch for batch in batches if batch <= model.max_batch})
@@ -247,10 +246,21 @@ class Profiler:
         return began_s, stopped_s[0]
 
     async def measure_reload(
-        self, model: str, largest_batch: int, resident_bytes: Callable[[], int | None]
+        self,
+        model: str,
+        largest_batch: int,
+        resident_bytes: Callable[[], int | None],
+        *,
+        part: str | None = None,
+        ensembles: Sequence[str] = (),
     ) -> tuple[float, int | None]:
-        """Unload a model and load it again: (load_s, bytes that were free in between, None where unreadable)."""
+        """Unload a model and load it again: (load_s, bytes that were free in between, None where unreadable).
+
+        With `part` it is this part of the ensemble `model` instead. Triton takes every ensemble out of service when a
+        part of it is unloaded; `ensembles` are all of these, to be loaded again.
+        """
         await self.server.send(self.requests(model, largest_batch)[0])
+        model = part or model
         loaded_bytes = resident_bytes()
         clock = asyncio.get_running_loop().time
         await self.server.unload(model)
@@ -263,6 +273,8 @@ class Profiler:
             started_s = clock()
             await self.server.load(model)
             load_s = clock() - started_s
+            for ensemble in ensembles:
+                await self.server.load(ensemble)
         if loaded_bytes is None or free_bytes is None:
             return load_s, None
         return load_s, max(loaded_bytes - free_bytes, 0)
@@ -338,6 +350,7 @@ def model_profile(
         overhead_s=max(statistics.median(overheads_s), 0.0),
         instances=served.instances,
         backend=served.backend,
+        composed_of=served.composed_of,
     )
 
 

@@ -89,15 +89,16 @@ def read_rows_file(path: Path) -> RowsFile:
     except OSError as error:
         raise InvalidArtefact(f"cannot be read ({error.strerror or error}); check the path", path=path) from error
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InvalidArtefact(f"is no .npz file of plain numbers ({error})", path=path) from error
+        raise InvalidArtefact(f"is no .npz file of plain numbers or text ({error})", path=path) from error
     inputs = {key.removeprefix(_INPUT): array for key, array in arrays.items() if key.startswith(_INPUT)}
     if unknown := sorted(set(arrays) - {f"{_INPUT}{name}" for name in inputs} - {"label", "group"}):
         raise InvalidArtefact(f"is neither `{_INPUT}<TENSOR>` nor `label` nor `group`", path=path, field=unknown[0])
     if not inputs:
         raise InvalidArtefact(f"holds no array `{_INPUT}<TENSOR>`", path=path)
     for name, array in inputs.items():
-        if array.ndim == 0 or array.size == 0 or array.dtype.kind not in "biuf":
-            what = f"has dtype {array.dtype} and shape {array.shape}; it must be numbers or booleans of shape [n, ...]"
+        if array.ndim == 0 or array.size == 0 or array.dtype.kind not in "biufSU":
+            what = f"has dtype {array.dtype} and shape {array.shape}"
+            what = f"{what}; it must be numbers, booleans or text of shape [n, ...]"
             raise InvalidArtefact(what, path=path, field=f"{_INPUT}{name}")
     count = len(next(iter(inputs.values())))
     for key, array in arrays.items():

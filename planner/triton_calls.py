@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,13 +14,14 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from cascadeserve.errors import CascadeServeError
 from cascadeserve.replay.payload import ModelSignature, TensorSignature
-from cascadeserve.triton_config import instance_count
+from cascadeserve.triton_config import composing_models, instance_count
 from planner.records import ModelAnswers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from cascadeserve.replay.payload import InputRows
+    from cascadeserve.triton_config import ModelConfig
 
 _CALL_TIMEOUT_S = 60.0
 # a dear model on a CPU takes tens of seconds for a large batch; building a TensorRT engine takes minutes
@@ -37,7 +39,10 @@ _NS = 1e-9
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A version of a model as Triton has it loaded; `max_batch` 0 means that it has no batch axis."""
+    """A version of a model as Triton has it loaded; `max_batch` 0 means that it has no batch axis.
+
+    Of an ensemble, `instances` are the fewest of any model that it is composed of.
+    """
 
     name: str
     backend: str
@@ -45,11 +50,12 @@ class ServedModel:
     instances: int
     # Triton joins or splits calls of such a model itself, so that a call is not a batch
     dynamic_batching: bool
-    ensemble: bool
     signature: ModelSignature
     version: int
     # all that are loaded
     versions: tuple[int, ...]
+    # of an ensemble: its models, each with the version that Triton joins, which is the newest
+    composed_of: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -85,26 +91,35 @@ class TritonCalls:
 
     async def describe(self, model: str, version: int) -> ServedModel:
         """What Triton says about a loaded version of a model."""
-        with self._mapped_errors(f"a description of version {version} of {model!r}"):
-            request = service_pb2.ModelConfigRequest(name=model, version=str(version))
-            config = (await self._stub.ModelConfig(request, timeout=_CALL_TIMEOUT_S)).config
-            metadata = await self._stub.ModelMetadata(
-                service_pb2.ModelMetadataRequest(name=model), timeout=_CALL_TIMEOUT_S
-            )
+        config, metadata = await self._config(model, str(version)), await self._metadata(model)
+        parts = {part: max(_versions(await self._metadata(part))) for part in composing_models(config)}
+        working = [await self._config(part, "") for part in parts] or [config]
         return ServedModel(
             name=model,
             backend=config.backend or config.platform,
             max_batch=config.max_batch_size,
-            instances=instance_count(config),
-            dynamic_batching=config.HasField("dynamic_batching"),
-            ensemble=config.HasField("ensemble_scheduling"),
+            instances=min(map(instance_count, working)),
+            dynamic_batching=any(each.HasField("dynamic_batching") for each in working),
             signature=ModelSignature(
                 inputs=tuple(TensorSignature(one.name, one.datatype, tuple(one.shape)) for one in metadata.inputs),
                 outputs=tuple(one.name for one in metadata.outputs),
             ),
             version=version,
-            versions=tuple(int(one) for one in metadata.versions),
+            versions=_versions(metadata),
+            composed_of=parts,
         )
+
+    async def _config(self, model: str, version: str) -> ModelConfig:
+        with self._mapped_errors(f"the config of {model!r}" + f" in version {version}" * bool(version)):
+            request = service_pb2.ModelConfigRequest(name=model, version=version)
+            answer = await self._stub.ModelConfig(request, timeout=_CALL_TIMEOUT_S)
+        return answer.config
+
+    async def _metadata(self, model: str) -> Any:  # noqa: ANN401 - tritonclient carries no types
+        with self._mapped_errors(f"the metadata of {model!r}"):
+            return await self._stub.ModelMetadata(
+                service_pb2.ModelMetadataRequest(name=model), timeout=_CALL_TIMEOUT_S
+            )
 
     def encode(
         self, model: str, version: int, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool = False
@@ -192,3 +207,7 @@ class TritonCalls:
                 f"Triton at {self._address} was asked for {what} and did not give it "
                 f"({error.code().name}: {error.details()})"
             ) from error
+
+
+def _versions(metadata: Any) -> tuple[int, ...]:  # noqa: ANN401 - tritonclient carries no types
+    return tuple(int(version) for version in metadata.versions)

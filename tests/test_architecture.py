@@ -22,7 +22,11 @@ PACKAGES = [
 ]
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # they run only inside Triton's stub, or run the program when they are imported
-NOT_IMPORTABLE = {"cascadeserve/local_triton/onnxruntime_backend/model.py", "cascadeserve/__main__.py"}
+NOT_IMPORTABLE = {
+    "cascadeserve/local_triton/onnxruntime_backend/model.py",
+    "cascadeserve/__main__.py",
+    "export/python_model/model.py",
+}
 TALKS_TO_TRITON = re.compile(
     r"cascadeserve/triton_config\.py|cascadeserve/replay/grpc\w*\.py|orchestrator/triton\.py"
     r"|orchestrator/wire/(rpc|codec_grpc)\.py|planner/triton_calls\.py|export/served\.py"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import filecmp
 import os
+import py_compile
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -172,7 +173,7 @@ def _exchange_versions(source: Path, target: Path, versions: Collection[str]) ->
     try:
         (staging / "old").mkdir()
         coming = {version for version in versions if (source / version).is_dir()}
-        _copy_files(source, staging / "new", coming)
+        _copy_files(source, staging / "new", coming, goes_to=target)
         for version in sorted(coming):
             (staging / "new" / version).rename(target / version)
         for version in sorted(set(versions) - coming):
@@ -187,7 +188,7 @@ def _exchange_versions(source: Path, target: Path, versions: Collection[str]) ->
 def _replace_folder(source: Path, target: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target.parent.parent))
     try:
-        _copy_files(source, staging / "new", {path.name for path in source.iterdir()})
+        _copy_files(source, staging / "new", {path.name for path in source.iterdir()}, goes_to=target)
         if (target / "configs").is_dir():
             shutil.copytree(target / "configs", staging / "new" / "configs")
         if target.exists():
@@ -197,8 +198,12 @@ def _replace_folder(source: Path, target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _copy_files(source: Path, target: Path, entries: Collection[str]) -> None:
-    """Copy some entries of a model folder; folders of versions also where they are empty, as an ensemble's is."""
+def _copy_files(source: Path, target: Path, entries: Collection[str], *, goes_to: Path) -> None:
+    """Copy some entries of a model folder; folders of versions also where they are empty, as an ensemble's may be.
+
+    What Python leaves beside a model's code counts for Triton as a change of the model, and would make its first change
+    of instances a full reload. So code is compiled here, before a server sees it, under the name `goes_to` gives it.
+    """
     for version in model_versions(source):
         if str(version) in entries:
             (target / str(version)).mkdir(parents=True)
@@ -207,6 +212,8 @@ def _copy_files(source: Path, target: Path, entries: Collection[str]) -> None:
             path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, path)
+            if path.suffix == ".py":
+                py_compile.compile(str(path), dfile=str(goes_to / name), doraise=False, quiet=2)
 
 
 @contextmanager

@@ -66,9 +66,14 @@ class _ErrorAnswer(msgspec.Struct):
 
 
 class _Head:
-    """The bytes before the tensors of a request of a given number of rows, the same for all but its id."""
+    """The bytes before the tensors of a request of a given number of rows, the same for all but its id.
 
-    def __init__(self, question: Question, rows: int, id_length: int, target: tuple[str, str]) -> None:
+    `sizes` are the bytes of each tensor.
+    """
+
+    def __init__(
+        self, question: Question, rows: int, id_length: int, sizes: tuple[int, ...], target: tuple[str, str]
+    ) -> None:
         text = msgspec.json.encode(
             {
                 "id": _ID_PLACE,
@@ -78,16 +83,16 @@ class _Head:
                         "name": tensor.name,
                         "shape": [rows, *tensor.row_shape],
                         "datatype": tensor.datatype,
-                        "parameters": {"binary_data_size": rows * tensor.row_bytes},
+                        "parameters": {"binary_data_size": size},
                     }
-                    for tensor in question.inputs
+                    for tensor, size in zip(question.inputs, sizes, strict=True)
                 ],
                 "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in question.outputs],
             }
         )
         before, _, self.after = text.partition(_ID_PLACE.encode())
         json_length = len(before) + id_length + len(self.after)
-        body_length = json_length + sum(rows * tensor.row_bytes for tensor in question.inputs)
+        body_length = json_length + sum(sizes)
         host, path = target
         head = (
             f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\n"
@@ -169,7 +174,7 @@ class HttpSender:
         self._question = question
         self._pool = ConnectionPool(address)
         self._target = (self._pool.host_header, urlsplit(f"{_model_url(address, question.model)}/infer").path)
-        self._heads: dict[tuple[int, int], _Head] = {}
+        self._heads: dict[tuple[int, int, tuple[int, ...]], _Head] = {}
 
     @property
     def unasked(self) -> int:
@@ -177,11 +182,11 @@ class HttpSender:
         return self._pool.unasked
 
     def _encode(self, request_id: str, rows: list[int]) -> bytes:
-        key = (len(rows), len(request_id))
+        chunks = [tensor.chunk(rows) for tensor in self._question.inputs]
+        key = (len(rows), len(request_id), tuple(map(len, chunks)))
         head = self._heads.get(key)
         if head is None:
             head = self._heads[key] = _Head(self._question, *key, self._target)
-        chunks = [tensor.chunk(rows) for tensor in self._question.inputs]
         return b"".join((head.before, request_id.encode(), head.after, *chunks))
 
     async def prepare(self, at_once: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +13,15 @@ from cascadeserve.datatypes import FIXED_SIZE
 from cascadeserve.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from cascadeserve.replay.rows import Rows
 
 _REQUIRED_OUTPUT = "label"
 _OPTIONAL_OUTPUTS = ("stage", "certainty")
+_LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -38,21 +43,20 @@ class ModelSignature:
 
 @dataclass(frozen=True)
 class InputRows:
-    """The raw bytes of one input of all rows, little-endian and row-major, `row_bytes` for each row."""
+    """The raw bytes of one input of all rows, little-endian and row-major: row i is `data[bounds[i]:bounds[i + 1]]`."""
 
     name: str
     datatype: str
     row_shape: tuple[int, ...]
-    row_bytes: int
+    bounds: Sequence[int]
     data: memoryview
 
     def chunk(self, rows: list[int]) -> bytes | memoryview:
         """Raw tensor of these rows, in their order."""
-        size = self.row_bytes
+        bounds = self.bounds
         if len(rows) == 1:
-            start = rows[0] * size
-            return self.data[start : start + size]
-        return b"".join([self.data[row * size : (row + 1) * size] for row in rows])
+            return self.data[bounds[rows[0]] : bounds[rows[0] + 1]]
+        return b"".join([self.data[bounds[row] : bounds[row + 1]] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,13 @@ class Question:
         return round(self.timeout_s * 1e6)
 
 
+def _is_text(array: NDArray[np.generic]) -> bool:
+    return array.dtype.kind in "SU"
+
+
 def _datatype_of(array: NDArray[np.generic]) -> str:
+    if _is_text(array):
+        return "BYTES"
     little = array.dtype.newbyteorder("<")
     return next((name for name, dtype in FIXED_SIZE.items() if dtype == little), str(array.dtype))
 
@@ -81,10 +91,24 @@ def _datatype_of(array: NDArray[np.generic]) -> str:
 def encode_rows(name: str, array: NDArray[np.generic], datatype: str | None = None) -> InputRows:
     """Lay the rows of an input, [rows, ...], out as bytes once, so that sending only copies them."""
     datatype = datatype or _datatype_of(array)
+    if datatype == "BYTES":
+        return _encode_text(name, array)
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    row_bytes = little.nbytes // len(little)
+    size = little.nbytes // len(little)
+    bounds = range(0, little.nbytes + 1, size)
     data = memoryview(little.reshape(-1).view(np.uint8).data)
-    return InputRows(name, datatype, tuple(array.shape[1:]), row_bytes, data)
+    return InputRows(name, datatype, tuple(array.shape[1:]), bounds, data)
+
+
+def _encode_text(name: str, array: NDArray[np.generic]) -> InputRows:
+    """Elements one after the other, each its length and its bytes; text in UTF-8, as Triton has it in JSON too."""
+    encoded = np.char.encode(array.astype(np.str_), "utf-8") if array.dtype.kind == "U" else array
+    rows = [
+        b"".join([_LENGTH.pack(len(element)) + element for element in row])
+        for row in encoded.reshape(len(encoded), -1).tolist()
+    ]
+    bounds = list(accumulate(map(len, rows), initial=0))
+    return InputRows(name, "BYTES", tuple(array.shape[1:]), bounds, memoryview(b"".join(rows)))
 
 
 def match_inputs(rows: Rows, signature: ModelSignature) -> tuple[InputRows, ...]:
@@ -101,7 +125,8 @@ def match_inputs(rows: Rows, signature: ModelSignature) -> tuple[InputRows, ...]
     encoded = []
     for tensor in signature.inputs:
         array = rows.inputs[tensor.name]
-        if FIXED_SIZE.get(tensor.datatype) != array.dtype.newbyteorder("<"):
+        little = array.dtype.newbyteorder("<")
+        if not (_is_text(array) if tensor.datatype == "BYTES" else FIXED_SIZE.get(tensor.datatype) == little):
             raise UsageError(
                 f"input {tensor.name}: the rows are {array.dtype}, the model wants {tensor.datatype}; convert the rows"
             )

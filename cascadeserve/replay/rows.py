@@ -47,7 +47,8 @@ class RequestRows:
 def read_rows(path: Path) -> Rows:
     """Read a rows file: .npz with arrays `input:<TENSOR>` [n, ...] and optionally `label` int64 [n].
 
-    A `group`, which records need, is left unread.
+    A `group`, which records need, is left unread. Inputs of datatype BYTES are arrays of byte strings or of text, which
+    is sent as UTF-8; numpy drops zero bytes at the end of either.
 
     Raises:
         InvalidArtefact: naming the array.
@@ -90,7 +91,7 @@ def _read_archive(archive: object, path: Path) -> dict[str, NDArray[np.generic]]
             try:
                 arrays[key] = archive[key]
             except ValueError as error:
-                raise InvalidArtefact("is an object array; store plain numbers", path=path, field=key) from error
+                raise InvalidArtefact("is an object array; store numbers or text", path=path, field=key) from error
     return arrays
 
 
@@ -99,9 +100,9 @@ def _input_name(key: str, array: NDArray[np.generic], path: Path) -> str:
     name = key.removeprefix(_INPUT)
     if name == key or not name:
         raise InvalidArtefact(f"is neither `{_INPUT}<TENSOR>` nor `{_LABEL}`", path=path, field=key)
-    if array.ndim == 0 or array.size == 0 or array.dtype.kind not in "biuf":
+    if array.ndim == 0 or array.size == 0 or array.dtype.kind not in "biufSU":
         what = f"has dtype {array.dtype} and shape {array.shape}"
-        raise InvalidArtefact(f"{what}; it must be numbers or booleans of shape [n, ...]", path=path, field=key)
+        raise InvalidArtefact(f"{what}; it must be numbers, booleans or text of shape [n, ...]", path=path, field=key)
     return name
 
 

@@ -166,11 +166,11 @@ def _of_layouts(
         gears_in[index] = len(of_layout)
         layout_gear[index, : len(of_layout)] = [names.index(gear.name) for gear in of_layout]
         upper_rate_per_s[index, : len(of_layout)] = [gear.upper_rate_per_s for gear in of_layout]
-        for endpoint, counts in layout.instances.items():
-            for name, count in counts.items():
-                if name in models:
-                    instances[index, endpoints.index(endpoint), models.index(name)] = count
-    load_s = np.array([_load_s(profile, name) for name in models])
+        for endpoint in layout.instances:
+            for place, name in enumerate(models):
+                count = layout.count(endpoint, name, family.models[name].composed_of)
+                instances[index, endpoints.index(endpoint), place] = count
+    load_s = np.array([_load_s(profile, family, name) for name in models])
     grows = instances[None, :] > instances[:, None]  # [from, to, P, M]
     return {
         "gears_in": gears_in,
@@ -183,6 +183,10 @@ def _of_layouts(
     }
 
 
-def _load_s(profile: Profile, name: str) -> float:
-    load_s = profile.models[name].load_s if name in profile.models else None
-    return _LOAD_S if load_s is None else load_s
+def _load_s(profile: Profile, family: PlannedFamily, name: str) -> float:
+    if parts := family.models[name].composed_of:
+        # loaded side by side
+        found = [profile.parts[part].load_s for part in parts if part in profile.parts]
+    else:
+        found = [profile.models[name].load_s] if name in profile.models else []
+    return max((_LOAD_S if load_s is None else load_s for load_s in found), default=_LOAD_S)

@@ -352,3 +352,39 @@ def test_busy_time_between_points_lies_between_them_and_beyond_grows_by_row(
         assert low_s - 1e-9 <= model.batch_busy_s((low + high) // 2) <= high_s + 1e-9
     last_rows, last_s = busy_s[-1]
     assert model.batch_busy_s(last_rows * factor) == pytest.approx(last_s * factor)
+
+
+def with_an_ensemble() -> Document:
+    document = plan_document()
+    family_of(document)["models"]["large"]["composed_of"] = {"tokens": 1, "classifier": 1}
+    document["layouts"][0]["instances"]["a"] = {"small": 1, "tokens": 1, "classifier": 1}
+    document["layouts"][1]["instances"]["a"] = {"small": 1, "tokens": 2, "classifier": 3}
+    return document
+
+
+def test_layouts_count_what_an_ensemble_is_composed_of(tmp_path: Path) -> None:
+    plan = read_gear_plan(written(tmp_path, with_an_ensemble()))
+    assert plan.ensembles == {"large": ("tokens", "classifier")}
+    broad = plan.layout("broad")
+    assert plan.standing(broad) == {"a": {"small": 1, "tokens": 2, "classifier": 3, "large": 1}}
+    assert broad.count("a", "large", plan.ensembles["large"]) == 2
+    assert broad.count("a", "small", ()) == 1
+    assert broad.count("b", "small", ()) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "what"),
+    [
+        (lambda d: d["layouts"][0]["instances"]["a"].pop("tokens"), "ladder_entry", "all that it is composed of"),
+        (lambda d: d["layouts"][0]["instances"]["a"].update(large=1), "instances.a.large", "is an ensemble"),
+        (lambda d: family_of(d)["models"]["large"].update(composed_of={"small": 1}), "models.small", "never called alone"),
+    ],
+)
+def test_an_ensemble_that_cannot_stand_is_refused(
+    tmp_path: Path, change: Callable[[Document], object], field: str, what: str
+) -> None:
+    document = with_an_ensemble()
+    change(document)
+    error = refusal(written(tmp_path, document))
+    assert field in str(error)
+    assert what in str(error)

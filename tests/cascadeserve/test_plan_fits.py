@@ -49,3 +49,10 @@ def test_a_version_that_is_not_there_is_refused(repository: Path) -> None:
         check_plan_fits_repository(plan(document), repository, path=repository)
     write_version(repository, "small", 2)
     check_plan_fits_repository(plan(document), repository, path=repository)
+
+
+def test_an_ensemble_is_made_of_what_the_plan_says(repository: Path) -> None:
+    document = plan_document()
+    document["families"]["family"]["models"]["large"]["composed_of"] = {"tokens": 1, "classifier": 1}
+    with pytest.raises(InvalidArtefact, match=r"models\.large\.composed_of: does not fit .* is no ensemble"):
+        check_plan_fits_repository(plan(document), repository, path=repository)

@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
 from cascadeserve.errors import InvalidArtefact
+from cascadeserve.gear_plan import TensorSpec
 from cascadeserve.triton_config import (
+    composing_models,
     config_digest,
+    ensemble_config,
     format_config,
     instance_count,
     model_digest,
     model_versions,
     parse_config,
+    preprocessing_config,
     served_versions,
     with_instance_count,
     with_versions,
@@ -305,3 +309,23 @@ def test_named_versions_replace_whatever_policy_there_was() -> None:
     config = with_versions(parsed("version_policy { all { } }"), {2, 1})
     assert list(config.version_policy.specific.versions) == [1, 2]
     assert served_versions(config, [1, 2, 3]) == {1, 2}
+
+
+def test_an_ensemble_joins_preprocessing_and_classifier() -> None:
+    words = TensorSpec(name="text", datatype="BYTES", shape=(1,))
+    counts = TensorSpec(name="label", datatype="FP32", shape=(512,))
+    joined = ensemble_config(
+        "words", (words,), preprocessing="tokens", between=(counts,), classifier="words_classifier",
+        num_classes=3, max_batch_size=8,
+    )  # fmt: skip
+    assert composing_models(joined) == ("tokens", "words_classifier")
+    first, second = joined.ensemble_scheduling.step
+    assert dict(first.input_map) == {"text": "text"}
+    # an output of the ensemble has that name too: the tensor between them needs its own
+    assert dict(first.output_map) == dict(second.input_map) == {"label": "tokens:label"}
+    assert dict(second.output_map) == {name: name for name in ("label", "certainty", "scores")}
+    assert instance_count(joined) == 1
+    assert with_instance_count(joined, 3, kind="gpu") == joined
+    tokens = preprocessing_config("tokens", (words,), (counts,), max_batch_size=8)
+    assert composing_models(tokens) == ()
+    assert with_instance_count(tokens, 3, kind="gpu").instance_group[0] == Group(count=3, kind=Group.KIND_CPU)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-LABEL_OFFSET = {"small": 0, "large": 100, "third": 0}
+LABEL_OFFSET = {"small": 0, "large": 100, "third": 0, "tokens": 0, "classifier": 0}
 # added by every version after the first
 VERSION_OFFSET = 1000
 THRESHOLD = 0.5

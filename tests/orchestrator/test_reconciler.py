@@ -216,3 +216,43 @@ async def test_what_a_probe_read_before_an_unload_does_not_bring_the_model_back(
     endpoint.hosted.pop(LARGE)
     await probe
     assert not endpoint.hosts(LARGE)
+
+
+async def test_an_ensemble_is_loaded_after_what_it_is_composed_of_and_unloaded_before(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_repository(source, ("small", "tokens", "classifier"))
+    (source / "large" / "1").mkdir(parents=True)
+    steps = "".join(
+        f'step {{ model_name: "{name}" model_version: -1 input_map {{ key: "{a}" value: "{a}" }} '
+        f'output_map {{ key: "{b}" value: "{b}" }} }} '
+        for name, a, b in (("tokens", "x", "y"), ("classifier", "y", "z"))
+    )
+    (source / "large" / "config.pbtxt").write_text(
+        f'name: "large" platform: "ensemble" ensemble_scheduling {{ {steps} }}'
+    )
+    document = plan_document()
+    family = document["families"]["family"]
+    family["models"]["large"]["composed_of"] = {"tokens": 1, "classifier": 1}
+    family["ladder"].append({"name": "small", "stages": [{"model": "small"}], "reach": [1.0]})
+    for gear in family["gears"][:2]:
+        gear["ladder_entry"] = "small"
+    document["layouts"][0]["instances"] = {"a": {"small": 1}}
+    document["layouts"][1]["instances"] = {"a": {"small": 1, "tokens": 1, "classifier": 2}}
+    repository = prepare_working_copy(source, cluster(("a",)), tmp_path / "state")
+    rig = await make_rig(
+        document, repository=repository, instances={"small": 1}, load_s=1.0, counts_on_load={"classifier": 2}
+    )
+    fake = rig.fakes["a"]
+    async with reconciling(rig):
+        aim(rig, "broad")
+        await asyncio.sleep(5.0)
+        assert sorted(fake.loads[:2]) == ["classifier", "tokens"]
+        assert fake.loads[2:] == ["large"]
+        assert rig.orchestrator.reconciler.in_force.name == "broad"
+        assert count_on_disk(repository, "classifier") == 2
+        assert rig.orchestrator.dispatcher.endpoints[0].hosts(LARGE)
+        aim(rig, "narrow")
+        await asyncio.sleep(5.0)
+        assert fake.unloads[0] == "large"
+        assert sorted(fake.unloads) == ["classifier", "large", "tokens"]
+        assert rig.orchestrator.reconciler.in_force.name == "narrow"

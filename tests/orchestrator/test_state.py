@@ -37,26 +37,26 @@ def batch(at: EndpointState, model: str = "small", work_s: float = 0.1) -> Batch
 def test_one_batch_more_than_the_slots_is_kept_in_flight(slots: int) -> None:
     at = endpoint(slots=slots, small=None)
     sent = 0
-    while at.has_room(SMALL):
+    while at.has_room((SMALL,)):
         at.depart(batch(at))
         sent += 1
     assert sent == slots + 1
     at.arrive(batch(at))
-    assert at.has_room(SMALL)
+    assert at.has_room((SMALL,))
 
 
 def test_a_held_model_has_room_up_to_its_limit_and_others_up_to_the_slots() -> None:
     at = endpoint(slots=3, small=1, large=None)
     at.depart(batch(at, "small"))
-    assert not at.has_room(SMALL)
-    assert at.has_room(LARGE)
+    assert not at.has_room((SMALL,))
+    assert at.has_room((LARGE,))
     at.arrive(batch(at, "small"))
-    assert at.has_room(SMALL)
+    assert at.has_room((SMALL,))
 
 
 def test_nothing_is_sent_to_an_endpoint_that_is_down_or_lacks_the_model() -> None:
-    assert not endpoint(up=False, small=None).has_room(SMALL)
-    assert not endpoint(small=None).has_room(LARGE)
+    assert not endpoint(up=False, small=None).has_room((SMALL,))
+    assert not endpoint(small=None).has_room((LARGE,))
     assert not endpoint(small=None).hosts(LARGE)
 
 
@@ -136,3 +136,24 @@ def test_more_work_than_half_an_slo_and_a_turn_of_all_models_is_backlog() -> Non
     assert state.planned_work_s(1000.0, 3) == pytest.approx(0.75)
     # where a turn is longer than that, a turn's rows are no backlog either
     assert state.planned_work_s(1e6, 1) > 0.25
+
+
+def test_an_ensemble_is_held_to_the_limits_of_what_it_is_composed_of() -> None:
+    document = tiny.plan_document()
+    document["families"]["family"]["models"]["large"]["composed_of"] = {"tokens": 1, "classifier": 1}
+    for layout in document["layouts"]:
+        layout["instances"]["a"] = {"small": 1, "tokens": 1, "classifier": 1}
+    planned = tiny.plan(document).families["family"]
+    state = FamilyState.in_gear_for(0.0, "family", planned, "narrow", plan_name="tiny")
+    small, large = (state.queues[name].occupied for name in ("small", "large"))
+    assert large == (LARGE, ModelVersion("tokens", 1), ModelVersion("classifier", 1))
+    at = endpoint(slots=3, small=None, large=None, tokens=1, classifier=None)
+    assert at.has_room(large)
+    sent = Batch(LARGE, state, at, [], 1, 0.1)
+    at.depart(sent)
+    assert at.in_flight_by_model == dict.fromkeys(large, 1)
+    assert not at.has_room(large)
+    assert at.has_room(small)
+    at.arrive(sent)
+    assert at.has_room(large)
+    assert not any(at.in_flight_by_model.values())

@@ -27,7 +27,7 @@ EFFORT = Effort(repeats=3, window_s=0.2, min_batches=4)
 
 
 def served(name: str = "small", **changes: object) -> ServedModel:
-    plain = {"backend": "onnxruntime", "max_batch": 8, "instances": 1, "dynamic_batching": False, "ensemble": False}
+    plain = {"backend": "onnxruntime", "max_batch": 8, "instances": 1, "dynamic_batching": False}
     plain |= {"version": 1, "versions": (1,)}
     return ServedModel(name=name, signature=ModelSignature((), ()), **(plain | changes))  # type: ignore[arg-type]
 
@@ -188,6 +188,13 @@ async def test_reload_is_timed_and_what_it_frees_is_the_models_memory() -> None:
     assert (load_s, memory_bytes) == (pytest.approx(2.0), None)
 
 
+async def test_a_part_is_reloaded_through_its_ensemble_and_every_ensemble_with_it_comes_back() -> None:
+    device = FakeDevice()
+    found = await profiler(device).measure_reload("small", 8, lambda: None, part="part", ensembles=("small", "other"))
+    assert found == (pytest.approx(2.0), None)
+    assert device.log == ["unload part", "load part", "load small", "load other"]
+
+
 async def test_an_interruption_leaves_the_model_loaded() -> None:
     device = FakeDevice()
     task = asyncio.create_task(profiler(device).measure_reload("small", 8, lambda: None))
@@ -209,8 +216,8 @@ def test_cells_cover_sizes_concurrencies_and_pairs() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"ensemble": True}, "ensemble"),
         ({"dynamic_batching": True}, "dynamic_batching"),
+        ({"dynamic_batching": True, "composed_of": {"a": 1, "b": 1}}, "composed of"),
         ({"max_batch": 0}, "at most 0"),
     ],
 )

@@ -55,7 +55,7 @@ class FakeServer:
 
     async def describe(self, model: str, version: int) -> ServedModel:
         return ServedModel(
-            model, "onnxruntime", 64, instances=1, dynamic_batching=False, ensemble=False, signature=self.signature,
+            model, "onnxruntime", 64, instances=1, dynamic_batching=False, signature=self.signature,
             version=version, versions=(version,),
         )  # fmt: skip
 
@@ -209,8 +209,8 @@ async def test_rows_without_labels_are_refused(tmp_path: Path) -> None:
         ({"input:x": np.zeros((2, 3)), "label": np.zeros(3, np.int64)}, "label: has 3 rows"),
         ({"input:x": np.zeros((2, 3)), "group": np.zeros(2)}, "group: has dtype float64"),
         ({"input:x": np.zeros((2, 3)), "label": np.zeros((2, 1), np.int64)}, "label: has dtype int64 and shape"),
-        ({"input:x": np.zeros((0, 3))}, "numbers or booleans"),
-        ({"input:x": np.array(["a", "b"])}, "numbers or booleans"),
+        ({"input:x": np.zeros((0, 3))}, "numbers, booleans or text"),
+        ({"input:x": np.array([1j, 2j])}, "numbers, booleans or text"),
         ({"input:x": np.array([{}, {}])}, "no .npz file of plain numbers"),
     ],
 )

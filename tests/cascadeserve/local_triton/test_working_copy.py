@@ -366,3 +366,58 @@ def test_the_empty_version_folder_of_an_ensemble_is_copied(repository: Path, sta
     (repository / "both" / "2").mkdir()
     prepare_working_copy(repository, CLUSTER, state)
     assert model_versions(copy / "both") == [1, 2]
+
+
+ENSEMBLE = """name: "joined"
+platform: "ensemble"
+max_batch_size: 64
+ensemble_scheduling {
+  step { model_name: "tokens" model_version: -1 input_map { key: "a" value: "a" } output_map { key: "b" value: "b" } }
+  step { model_name: "small" model_version: -1 input_map { key: "b" value: "b" } output_map { key: "c" value: "c" } }
+}
+"""
+TOKENS = """name: "tokens"
+backend: "python"
+max_batch_size: 64
+instance_group [{ count: 1 kind: KIND_CPU }]
+"""
+
+
+@pytest.fixture
+def joined(repository: Path) -> Path:
+    (repository / "joined" / "1").mkdir(parents=True)
+    (repository / "joined" / "config.pbtxt").write_text(ENSEMBLE)
+    (repository / "tokens" / "1").mkdir(parents=True)
+    (repository / "tokens" / "1" / "model.py").write_text("TOKENS = 1\n")
+    (repository / "tokens" / "config.pbtxt").write_text(TOKENS)
+    return repository
+
+
+def test_an_ensemble_gets_no_instances(joined: Path, state: Path) -> None:
+    copy = prepare_working_copy(joined, CLUSTER, state)
+    before = times(copy)
+    assert prepare_working_copy(joined, CLUSTER, state) == copy
+    assert times(copy) == before
+    for name in ("cpu", "gpu"):
+        config = parse_config(endpoint_config_path(copy, "joined", name).read_text())
+        assert not config.instance_group
+        assert instance_count(config) == 1
+        # what is for the CPU by its config stays there, also beside a GPU
+        assert "KIND_CPU" in endpoint_config_path(copy, "tokens", name).read_text()
+
+
+def test_code_of_a_model_is_compiled_before_a_server_sees_it(joined: Path, state: Path) -> None:
+    copy = prepare_working_copy(joined, CLUSTER, state)
+    compiled = list((copy / "tokens" / "1" / "__pycache__").iterdir())
+    assert [path.name.partition(".")[0] for path in compiled] == ["model"]
+
+
+def test_the_digest_of_an_ensemble_covers_what_it_is_composed_of(joined: Path) -> None:
+    before = model_digest(joined / "joined")
+    (joined / "tokens" / "1" / "model.py").write_text("TOKENS = 2\n")
+    between = model_digest(joined / "joined")
+    (joined / "small" / "1" / "model.onnx").write_bytes(b"other weights")
+    assert len({before, between, model_digest(joined / "joined")}) == 3
+    (joined / "tokens" / "config.pbtxt").write_text(ENSEMBLE.replace("joined", "tokens"))
+    with pytest.raises(InvalidArtefact, match="ensemble within the ensemble 'joined'"):
+        model_digest(joined / "joined")
