@@ -1,4 +1,4 @@
-"""Run the tests, write what became of every file: `python -m benchmarks.suite --result FILE [PYTEST...]`."""
+"""Run the tests as `make test` does, write what became of every file: `python -m benchmarks.suite --result FILE`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import click
 import pytest
 
 from cascadeserve.artefacts import write_json
+
+# what starts a Triton has the machine to itself
+_SESSIONS = (("-m", "not triton", "--numprocesses", "2"), ("-m", "triton"))
+_NOTHING_TO_DO = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 class _PerFile:
@@ -32,7 +36,8 @@ class _PerFile:
 def main(result: Path, arguments: tuple[str, ...]) -> None:
     """Write {file: {passed, failed, skipped, all_passed}}; a file without a passed test has not all passed."""
     plugin = _PerFile()
-    status = pytest.main(list(arguments), plugins=[plugin])
+    found = [pytest.main([*session, *arguments], plugins=[plugin]) for session in _SESSIONS]
+    status = next((each for each in found if each not in _NOTHING_TO_DO), min(found))
     files = {
         name: counts | {"all_passed": counts["passed"] > 0 and not counts["failed"] and not counts["skipped"]}
         for name, counts in plugin.counts.items()
