@@ -15,6 +15,7 @@ _MODELS = "--model small --model large"
 _RECORD = f"cascadeserve record --cluster cluster.toml --family mine {_MODELS}"
 _NEXT = (
     "cascadeserve export {family} --repository model_repository",
+    "cascadeserve verify {family} --repository model_repository",
     "cascadeserve triton --cluster cluster.toml --repository model_repository",
     f"{_RECORD} --rows search.npz --split search --output records/search.npz",
     f"{_RECORD} --rows calibration.npz --split calibration --output records/calibration.npz",
@@ -26,9 +27,9 @@ _NEXT = (
     "cascadeserve up --plan gear_plan.json --cluster cluster.toml",
 )
 _NOTES = {
-    1: "  # leave it running in another terminal until the plan is made",
-    3: "  # rows that nothing was chosen by, labelled like the others",
-    6: "  # instead of `cascadeserve triton`",
+    2: "  # leave it running in another terminal until the plan is made",
+    4: "  # rows that nothing was chosen by, labelled like the others",
+    7: "  # instead of `cascadeserve triton`",
 }
 
 

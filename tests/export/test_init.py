@@ -58,7 +58,7 @@ def test_what_is_commented_out_can_be_used_as_it_stands(name: str, folder: Path)
     path = folder / name
     lines = [
         line.removeprefix("# ")
-        if line.startswith("# ") and ("= " in line or "[[" in line) and ";" not in line
+        if line.startswith("# ") and ("= " in line or line.startswith("# [")) and ";" not in line
         else line
         for line in path.read_text().splitlines()
     ]
@@ -82,9 +82,9 @@ def test_the_next_commands_are_ones_that_there_are(
     output = capsys.readouterr().out
     assert "  cd 'new place'\n" in output
     found = commands(output)
-    assert [command[0] for command in found] == ["export", "triton", "record", "record", "profile", "plan", "up"]
+    assert [command[0] for command in found] == ["export", "verify", "triton", "record", "record", "profile", "plan", "up"]
     for name, *arguments in found:
-        if name == "export":
+        if name in {"export", "verify"}:
             assert arguments == ["family:family" if python else "family.toml", "--repository", "model_repository"]
             continue
         command = cli.root.get_command(click.Context(cli.root), name)
