@@ -105,7 +105,9 @@ async def _run(state: Path) -> dict[str, object]:
             model: {str(rows): batch_busy_s(measured.models[model], rows, 1) for rows in (1, 32)}
             for model in sorted(both)
         },
-        "apart": both <= recorded and both <= measured.models.keys() and both <= plans["with"].families[FAMILY].models.keys(),
+        "apart": both <= recorded
+        and both <= measured.models.keys()
+        and both <= plans["with"].families[FAMILY].models.keys(),
         "gears": {name: len(plan.families[FAMILY].gears) for name, plan in plans.items()},
         "gears_with_int8": {name: len(gears_with(plan, INT8)) for name, plan in plans.items()},
         "top_per_s": top_per_s,

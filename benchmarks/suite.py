@@ -12,7 +12,7 @@ from cascadeserve.artefacts import write_json
 
 # what starts a Triton has the machine to itself
 _SESSIONS = (("-m", "not triton", "--numprocesses", "2"), ("-m", "triton"))
-_NOTHING_TO_DO = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+_FINE = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 class _PerFile:
@@ -37,7 +37,7 @@ def main(result: Path, arguments: tuple[str, ...]) -> None:
     """Write {file: {passed, failed, skipped, all_passed}}; a file without a passed test has not all passed."""
     plugin = _PerFile()
     found = [pytest.main([*session, *arguments], plugins=[plugin]) for session in _SESSIONS]
-    status = next((each for each in found if each not in _NOTHING_TO_DO), min(found))
+    status = next((each for each in found if each not in _FINE), min(found))
     files = {
         name: counts | {"all_passed": counts["passed"] > 0 and not counts["failed"] and not counts["skipped"]}
         for name, counts in plugin.counts.items()

@@ -49,9 +49,7 @@ def cascade_model_config(
     return config
 
 
-def _add_stage_tensors(
-    config: ModelConfig, inputs: Sequence[TensorSpec], num_classes: int, *, scores: bool
-) -> None:
+def _add_stage_tensors(config: ModelConfig, inputs: Sequence[TensorSpec], num_classes: int, *, scores: bool) -> None:
     for spec in inputs:
         config.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.shape)
     outputs = [("label", "INT64", 1), ("certainty", "FP32", 1), *([("scores", "FP32", num_classes)] if scores else [])]

@@ -148,16 +148,19 @@ def read_family(path: Path) -> Family:
 
 def _with_bytes(rows: Rows) -> Rows:
     """Text as it is sent, in UTF-8."""
-    inputs = {
-        name: np.char.encode(array, "utf-8") if array.dtype.kind == "U" else array  # type: ignore[call-overload]
+    inputs: dict[str, NDArray[np.generic]] = {
+        name: np.char.encode(array.astype(np.str_), "utf-8") if array.dtype.kind == "U" else array
         for name, array in rows.inputs.items()
     }
     return Rows(inputs, rows.labels)
 
 
+def _preprocessing(entry: PreprocessingEntry, folder: Path) -> Preprocessing:
+    return Preprocessing(name=entry.name, source=folder / entry.file, outputs=entry.outputs)
+
+
 def _model(entry: ModelEntry, folder: Path) -> FamilyModel:
     fitted = entry.temperature == "fit"
-    preprocessing = entry.preprocessing
     return FamilyModel(
         name=entry.name,
         file=folder / entry.file,
@@ -171,10 +174,7 @@ def _model(entry: ModelEntry, folder: Path) -> FamilyModel:
             keep_scores=entry.keep_scores,
         ),
         fit_temperature=fitted,
-        preprocessing=preprocessing
-        and Preprocessing(
-            name=preprocessing.name, source=folder / preprocessing.file, outputs=preprocessing.outputs
-        ),
+        preprocessing=None if entry.preprocessing is None else _preprocessing(entry.preprocessing, folder),
     )
 
 

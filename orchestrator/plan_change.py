@@ -114,8 +114,8 @@ def _check_can_follow(former: GearPlan, plan: GearPlan) -> None:
     for name in sorted(parts & plan.versions.keys() & former.versions.keys()):
         if plan.versions[name] != former.versions[name]:
             raise UsageError(
-                f"model {name!r} is part of an ensemble and has another version than in the plan in force; Triton would "
-                "join the newest to both: give the new one a model name of its own"
+                f"model {name!r} is part of an ensemble and has another version than in the plan in force, but Triton "
+                "would join the newest to both; give the new one a model name of its own"
             )
 
 

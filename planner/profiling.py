@@ -350,7 +350,7 @@ def model_profile(
         overhead_s=max(statistics.median(overheads_s), 0.0),
         instances=served.instances,
         backend=served.backend,
-        composed_of=served.composed_of,
+        composed_of=dict(served.composed_of),
     )
 
 

@@ -117,9 +117,7 @@ class TritonCalls:
 
     async def _metadata(self, model: str) -> Any:  # noqa: ANN401 - tritonclient carries no types
         with self._mapped_errors(f"the metadata of {model!r}"):
-            return await self._stub.ModelMetadata(
-                service_pb2.ModelMetadataRequest(name=model), timeout=_CALL_TIMEOUT_S
-            )
+            return await self._stub.ModelMetadata(service_pb2.ModelMetadataRequest(name=model), timeout=_CALL_TIMEOUT_S)
 
     def encode(
         self, model: str, version: int, inputs: Sequence[InputRows], rows: list[int], *, want_scores: bool = False

@@ -24,8 +24,8 @@ from click.testing import CliRunner
 from cascadeserve.gear_plan import read_gear_plan
 from cascadeserve.triton_config import instance_count, read_config
 from export.cli import export
-from export.verify_cli import verify
 from export.config_lint import lint_repository
+from export.verify_cli import verify
 from planner.profile import read_profile
 from planner.records_files import read_search
 from tests.e2e.load import start_replay

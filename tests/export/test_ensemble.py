@@ -96,7 +96,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     (repository / "count" / "1" / "__pycache__").mkdir()
     assert not write_ensemble(repository, family_of(model), model)
     (repository / "count" / "1" / "notes.txt").write_text("mine")
-    with pytest.raises(ExportRefused, match="holds 1/notes.txt, which this command did not write"):
+    with pytest.raises(ExportRefused, match=r"holds 1/notes\.txt, which this command did not write"):
         write_ensemble(repository, family_of(model), model)
     (repository / "count" / "1" / "notes.txt").unlink()
     (repository / "count" / "2").mkdir()
@@ -108,7 +108,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
 def test_an_ensemble_has_no_versions(tmp_path: Path) -> None:
     model = model_of("small", preprocessing(tmp_path))
     refuse_versions(model, 1)
-    with pytest.raises(ExportRefused, match="small: .* Triton joins the newest versions"):
+    with pytest.raises(ExportRefused, match=r"small: .* Triton joins the newest versions"):
         refuse_versions(model, 2)
     refuse_versions(replace(model, preprocessing=None), 2)
 

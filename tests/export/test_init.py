@@ -82,7 +82,16 @@ def test_the_next_commands_are_ones_that_there_are(
     output = capsys.readouterr().out
     assert "  cd 'new place'\n" in output
     found = commands(output)
-    assert [command[0] for command in found] == ["export", "verify", "triton", "record", "record", "profile", "plan", "up"]
+    assert [command[0] for command in found] == [
+        "export",
+        "verify",
+        "triton",
+        "record",
+        "record",
+        "profile",
+        "plan",
+        "up",
+    ]
     for name, *arguments in found:
         if name in {"export", "verify"}:
             assert arguments == ["family:family" if python else "family.toml", "--repository", "model_repository"]
