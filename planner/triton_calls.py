@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -55,7 +54,7 @@ class ServedModel:
     # all that are loaded
     versions: tuple[int, ...]
     # of an ensemble: its models, each with the version that Triton joins, which is the newest
-    composed_of: Mapping[str, int] = MappingProxyType({})
+    composed_of: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,7 @@ async def test_compressed_bodies(rest_address: str, encoding: str, pack: Any) ->
     [
         ("gzip", b"not gzip at all", 400),
         ("deflate", b"not deflate", 400),
-        ("gzip", gzip.compress(b" " * 1000)[:-20], 400),
+        ("gzip", gzip.compress(b" " * 1000, mtime=0)[:-20], 400),
         ("br", b"x", 501),
         ("nonsense", b"x", 501),
     ],
