@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from benchmarks.int8 import gears_with, made_dear
+from benchmarks.int8 import made_dear, most_reaching
 from planner.profile import BusyEntry, ModelProfile, PairEntry, Profile
 from tests.fakes import tiny
 
@@ -16,15 +16,10 @@ def test_only_the_one_model_becomes_dear() -> None:
     assert dear.pairs == ()
 
 
-def test_gears_are_found_by_the_models_they_send_rows_to() -> None:
+def test_the_gear_that_sends_most_rows_to_a_model_counts() -> None:
     document = tiny.plan_document()
     document["families"] = {"digits": document["families"]["family"]}
     plan = tiny.plan(document)
-    family = plan.families["digits"]
-    wanted = [
-        gear.name
-        for gear in family.gears
-        if "large" in [stage.model for stage in family.entry(gear.ladder_entry).stages]
-    ]
-    assert gears_with(plan, "large") == wanted != []
-    assert gears_with(plan, "absent") == []
+    assert most_reaching(plan, "small") == 1.0
+    assert 0.0 < most_reaching(plan, "large") < 1.0
+    assert most_reaching(plan, "absent") == 0.0
