@@ -8,8 +8,8 @@ commands, then planned three times for the same SLO and accuracy:
     dear      with INT8 measured, and its busy times made DEAR times as long: then it pays nowhere
 
 `top_per_s` is the rate up to which a plan has gears, `gain` what the plan with INT8 has over that without; `apart` says
-that both are models of their own in records and profile, and each in a plan. Drafts: no certificate is wanted here. What takes long is kept under --state; the same command goes
-on where it was interrupted.
+that both are models of their own in records and profile, and each in a plan. Drafts: no certificate is wanted here.
+What takes long is kept under --state; the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
