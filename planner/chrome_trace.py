@@ -62,9 +62,8 @@ def covered_s(simulation: Simulation, most: int = MOST) -> float | None:
     if sum(simulation.batches.values()) > len(simulation.log.left_s):
         ends_s.append(float(simulation.log.left_s[-1]))
     refused_s = simulation.refused_s[~np.isnan(simulation.refused_s)]
-    for times_s in (simulation.tick_s, np.sort(refused_s)):
-        if len(times_s) > most:
-            ends_s.append(float(times_s[most - 1]))
+    full = (times_s for times_s in (simulation.tick_s, np.sort(refused_s)) if len(times_s) > most)
+    ends_s.extend(float(times_s[most - 1]) for times_s in full)
     return min(ends_s, default=None)
 
 
@@ -93,9 +92,7 @@ def _name(what: str, process: int, track: int, name: str) -> Iterator[Event]:
     yield {"name": f"{what}_sort_index", **where, "args": {"sort_index": process if what == "process" else track}}
 
 
-def _streams(
-    simulation: Simulation, plan: GearPlan, family: str, until_s: float | None
-) -> Iterator[Iterable[Event]]:
+def _streams(simulation: Simulation, plan: GearPlan, family: str, until_s: float | None) -> Iterator[Iterable[Event]]:
     """Events by rising time, those that others lie in before these."""
     served = plan.families[family]
     until_s = np.inf if until_s is None else until_s

@@ -130,7 +130,11 @@ def plan(
 @click.argument("plan_path", metavar="PLAN", type=_FILE)
 @click.option("--html", "page_path", type=_FILE, default=None, help="Write it as a page with pictures, too.")
 @click.option(
-    "--cluster", "cluster_path", type=_FILE, default=None, help="Cluster file: checks the endpoints and tells about them."
+    "--cluster",
+    "cluster_path",
+    type=_FILE,
+    default=None,
+    help="Cluster file: checks the endpoints and tells about them.",
 )
 def explain(*, plan_path: Path, page_path: Path | None, cluster_path: Path | None) -> None:
     """Show ladder, gears, predictions and certificate of a gear plan.

@@ -131,8 +131,8 @@ def simulate(
         covered_s = write_trace(chrome_trace_path, simulation, plan, name)
         if covered_s is not None:
             click.echo(
-                f"{chrome_trace_path} holds only the first {covered_s:.1f} s: a trace has room for {MOST:,} batches, as "
-                "many ticks and as many refusals; give a shorter load"
+                f"{chrome_trace_path} holds only the first {covered_s:.1f} s: a trace has room for {MOST:,} batches, "
+                "as many ticks and as many refusals; give a shorter load"
             )
 
 

@@ -84,8 +84,8 @@ def limit_sentence(family: PlannedFamily, layout: str) -> str:
         what = f"waiting, since the device would be only {busy:.0%} busy: calls cost more than the models"
     asked = ", which is all that the goal asks for," if top.predicted.ended_by == "goal" else ","
     return (
-        f"Planned up to {top.max_rate_per_s:.0f} rows/s{asked} {top.max_rate_per_s / sustained:.0%} of the {sustained:.0f} "
-        f"that {top.name} sustains; at {sustained:.0f} the limit is {what}."
+        f"Planned up to {top.max_rate_per_s:.0f} rows/s{asked} {top.max_rate_per_s / sustained:.0%} of the "
+        f"{sustained:.0f} that {top.name} sustains; at {sustained:.0f} the limit is {what}."
     )
 
 

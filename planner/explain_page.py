@@ -93,7 +93,18 @@ class FamilyView:
     front: FrontPicture | None
     layouts: list[LayoutGears]
     max_rate_per_s: float
+    # of the entries that gears use, the degraded ones aside
     accuracies: list[float]
+
+    @property
+    def predicted(self) -> bool:
+        """Whether any gear has predictions."""
+        return any(part.predicted for part in self.layouts)
+
+    @property
+    def accurate(self) -> bool:
+        """Whether any entry states its accuracy."""
+        return any(view.entry.accuracy is not None for view in self.entries)
 
 
 @dataclass(frozen=True)
@@ -132,7 +143,7 @@ def render_page(plan: GearPlan, cluster: Cluster | None, cost_per_hour: Mapping[
         loader=jinja2.PackageLoader("planner", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": _percent, "points": _points, "ms": _ms, "rate": _rate, "at": _at, "px": _px}
+    environment.filters |= {"percent": _percent, "points": _points, "ms": _ms, "bound": bound_points, "rate": _rate, "at": _at, "px": _px}
     return environment.get_template("explain_page.html.jinja").render(
         plan=plan,
         families=[_family(plan, name) for name in plan.families],
@@ -175,9 +186,7 @@ def _family(plan: GearPlan, name: str) -> FamilyView:
             for layout in plan.layouts
         ],
         max_rate_per_s=upper_per_s,
-        accuracies=[
-            entry.accuracy for entry in family.ladder if entry.accuracy is not None and entry.name in planned
-        ],
+        accuracies=[entry.accuracy for entry in family.ladder if entry.accuracy is not None and entry.name in planned],
     )
 
 
@@ -189,15 +198,15 @@ def summarise(plan: GearPlan, name: str) -> str:
     rate = _rate(highest_rate_per_s(family, [layout.name for layout in plan.layouts]))
     if family.certificate is not None:
         loss = (
-            f"certified to lose at most {_points(family.certificate.epsilon)} of accuracy against "
+            f"and certified to lose at most {_points(family.certificate.epsilon)} of accuracy against "
             f"{family.reference_model}"
         )
     elif all({stage.model for stage in entry.stages} == {family.reference_model} for entry in family.ladder):
-        loss = f"every answer that of {family.reference_model}"
+        loss = f"and every answer that of {family.reference_model}"
     else:
-        loss = "with nothing certified about their accuracy"
+        loss = "and nothing certified about the accuracy"
     return (
-        f"Answers up to {rate} rows per second on {count}, {_percent(family.percentile)} of the requests "
+        f"Planned for up to {rate} rows per second on {count}, with {_percent(family.percentile)} of the requests "
         f"within {_ms(family.slo_s)}, {loss}."
     )
 
@@ -240,7 +249,7 @@ def _devices(cluster: Cluster | None) -> dict[str, str]:
 
 
 def _percent(share: float, digits: int | None = None) -> str:
-    return f"{100.0 * share:.{digits}f}{_SPACE}%" if digits is not None else f"{100.0 * share:.4g}{_SPACE}%"
+    return f"{share:.{digits}%}" if digits is not None else f"{100.0 * share:.4g}%"
 
 
 def _points(gap: float) -> str:
@@ -248,8 +257,10 @@ def _points(gap: float) -> str:
 
 
 def _ms(seconds: float) -> str:
-    # three digits of it must not read 1e+03
-    return f"{1e3 * seconds:.3g}{_SPACE}ms" if seconds < 0.9995 else f"{seconds:.3g}{_SPACE}s"  # noqa: PLR2004
+    if seconds >= 1.0:
+        return f"{seconds:.2f}{_SPACE}s"
+    digits = next(digits for digits, from_s in ((0, 0.1), (1, 0.01), (2, 0.001), (3, 0.0)) if seconds >= from_s)
+    return f"{1e3 * seconds:.{digits}f}{_SPACE}ms"
 
 
 def _rate(rows_per_s: float) -> str:

@@ -26,6 +26,7 @@ _ROOM_ABOVE = 0.14
 # a band narrower than this, in per cent, has no room for its number
 _LEAST_LABELLED = 4.0
 _BAND_PX, _GAP_PX, _PANEL_PX, _PRIOR_PX = 34.0, 26.0, 132.0, 34.0
+_LABEL_PX = 16.0
 _FRONT_PX = 250.0
 # of the front: where no work and the dearest entry stand, per cent; what is left free above and below, pixels
 _FRONT_LEFT, _FRONT_RIGHT, _FRONT_PAD_PX = 16.0, 94.0, 34.0
@@ -185,10 +186,9 @@ def draw_rates(family: PlannedFamily, layout: str, mark_of: Mapping[str, Mark], 
         axis = band_bottom + _GAP_PX + _PANEL_PX
         slo = _height(family.slo_s, top_s, axis)
         step_ms = step_within(1e3 * top_s, 3)
-        latency_ticks = [
-            Tick(_height(ms / 1e3, top_s, axis), f"{_plain(ms)} ms")
-            for ms in _multiples(step_ms, 1e3 * top_s, step_ms)
-        ]
+        heights = {ms: _height(ms / 1e3, top_s, axis) for ms in _multiples(step_ms, 1e3 * top_s, step_ms)}
+        # the SLO's own label stands at the same side
+        latency_ticks = [Tick(at, f"{_plain(ms)} ms") for ms, at in heights.items() if abs(at - slo) > _LABEL_PX]
     bands = []
     for gear in gears:
         left = 100.0 * gear.min_rate_per_s / whole_per_s
@@ -218,9 +218,7 @@ def _prior(family: PlannedFamily, whole_per_s: float) -> list[PriorBar]:
     ]
 
 
-def draw_front(
-    family: PlannedFamily, mark_of: Mapping[str, Mark], work_s: Mapping[str, float]
-) -> FrontPicture | None:
+def draw_front(family: PlannedFamily, mark_of: Mapping[str, Mark], work_s: Mapping[str, float]) -> FrontPicture | None:
     """Place ladder entries by device time per row and accuracy; None unless two of them state an accuracy."""
     known = [(entry, entry.accuracy) for entry in family.ladder if entry.accuracy is not None]
     if len(known) < 2:  # noqa: PLR2004 - one point is no front
@@ -254,9 +252,9 @@ def draw_front(
     step = step_within(span + 2 * room, 4)
     digits = max(0, -math.floor(math.log10(100.0 * step) + 1e-9))
     accuracy_ticks = [
-        Tick(y_of(each), f"{100.0 * each:.{digits}f} %") for each in _multiples(low - room, min(high + room, 1.0), step)
+        Tick(y_of(each), f"{100.0 * each:.{digits}f}%") for each in _multiples(low - room, min(high + room, 1.0), step)
     ]
-    step_ms = step_within(1e3 * dearest_s, 4)
+    step_ms = step_within(1e3 * dearest_s, 5)
     work_ticks = [Tick(at_of(ms / 1e3), _plain(ms)) for ms in _multiples(0.0, 1e3 * dearest_s, step_ms)]
     return FrontPicture(points, work_ticks, accuracy_ticks, _FRONT_PX)
 

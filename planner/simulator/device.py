@@ -141,9 +141,7 @@ def step(
 
 
 @inlined
-def _start_queued(
-    served: Served, flights: Flights, first: int, places: int, instances: Ints, now_s: float
-) -> None:
+def _start_queued(served: Served, flights: Flights, first: int, places: int, instances: Ints, now_s: float) -> None:
     """Start queued batches, in the order of their departure, as far as their models have idle instances."""
     while True:
         chosen = NONE

@@ -113,9 +113,7 @@ class Simulator:
         rows = state.empty_rows(sent, logged=logged_batches > 0)
         queues = state.empty_queues(len(self.family.models))
         endpoints = len(self._endpoints)
-        flights = state.idle_flights(
-            endpoints, int(self._served.slots.max()) + 1, logged_batches=logged_batches
-        )
+        flights = state.idle_flights(endpoints, int(self._served.slots.max()) + 1, logged_batches=logged_batches)
         devices = state.idle_devices(endpoints, len(self.family.models))
         knobs = self._knobs(timeout_s, hold_gear, layout, load.duration_s)
         last_s = max(load.duration_s, float(load.times_s[-1])) + knobs.timeout_s

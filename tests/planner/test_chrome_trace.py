@@ -83,7 +83,7 @@ def test_events_stand_by_time_and_slices_of_a_track_nest(tmp_path: Path) -> None
 
 
 def test_the_trace_agrees_with_the_run(tmp_path: Path) -> None:
-    simulation = simulate((3, 80), (2, 400), (2, 80))
+    simulation = simulate((2, 80), (2, 400), (6, 80))
     document = written(tmp_path, simulation)
     assert document["otherData"]["complete"] is True
     batches, runs = of_kind(document, "batch"), of_kind(document, "device")
@@ -158,9 +158,7 @@ def test_an_unanswered_batch_lasts_to_the_end(tmp_path: Path) -> None:
     slow = {"small": [[1, 5.0], [64, 5.0]], "large": BUSY_S["large"]}
     simulator = Simulator(tiny.plan(), "family", records, make_profile(slow), slots={"a": 1})
     rng = np.random.default_rng(1)
-    simulation = simulator.run(
-        draw_load(poisson(20.0, 0.5, rng), 0.5, 4, rng), timeout_s=1.0, logged_batches=MOST
-    )
+    simulation = simulator.run(draw_load(poisson(20.0, 0.5, rng), 0.5, 4, rng), timeout_s=1.0, logged_batches=MOST)
     write_trace(tmp_path / "trace.json", simulation, tiny.plan(), "family")
     document = json.loads((tmp_path / "trace.json").read_bytes())
     open_ones = [event for event in of_kind(document, "batch") if event["args"].get("answered") is False]

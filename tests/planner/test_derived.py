@@ -33,7 +33,14 @@ def family_of(plan: GearPlan) -> PlannedFamily:
 
 @pytest.mark.parametrize(
     ("gap", "shown"),
-    [(0.0, "0"), (0.0045154, "0.452"), (0.00123, "0.123"), (0.001231, "0.124"), (0.0127, "1.27"), (-0.0012349, "-0.123")],
+    [
+        (0.0, "0"),
+        (0.0045154, "0.452"),
+        (0.00123, "0.123"),
+        (0.001231, "0.124"),
+        (0.0127, "1.27"),
+        (-0.0012349, "-0.123"),
+    ],
 )
 def test_bounds_are_never_rounded_down(gap: float, shown: str) -> None:
     assert bound_points(gap) == shown
@@ -54,7 +61,10 @@ def test_work_is_that_of_full_batches_by_the_share_that_gets_there() -> None:
         ({"ended_by": "next_gear"}, "Makes room for the next gear"),
         ({"ended_by": "sustained"}, "Device time: sustains 5,000 rows/s, with the device 90% busy."),
         ({}, "Device time: sustains 5,000 rows/s"),
-        ({"utilisation": 0.4}, "Waiting: sustains 5,000 rows/s, where the SLO is used up with the device only 50% busy."),
+        (
+            {"utilisation": 0.4},
+            "Waiting: sustains 5,000 rows/s, where the SLO is used up with the device only 50% busy.",
+        ),
     ],
 )
 def test_what_ends_a_range(changes: dict[str, Any], words: str) -> None:
