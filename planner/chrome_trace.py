@@ -174,7 +174,8 @@ def _slice(
 
 
 def _ns(times_s: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.rint(1e9 * times_s).astype(np.int64)
+    ns: NDArray[np.int64] = np.rint(1e9 * times_s).astype(np.int64)
+    return ns
 
 
 def _us(times_s: NDArray[np.float64]) -> list[float]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # from this utilisation on it is the device that ends a range
 _DEVICE_FULL = 0.8
+_SLOW_PER_S = 10.0
 _PER_HOUR_S = 3600.0
 _MILLION = 1e6
 
@@ -61,6 +62,11 @@ def bound_points(gap: float) -> str:
     return f"{math.ceil(points / step - 1e-6) * step:.3g}"
 
 
+def rate_text(rows_per_s: float) -> str:
+    """Rate without a unit; slow families live below ten rows per second."""
+    return f"{rows_per_s:,.0f}" if rows_per_s >= _SLOW_PER_S or rows_per_s == 0.0 else f"{rows_per_s:.3g}"
+
+
 def busy_when_sustained(gear: Gear) -> float | None:
     """Busy share of the device at the rate that a gear sustains, extrapolated from the upper end of its range."""
     if gear.predicted is None or gear.max_rate_per_s is None:
@@ -80,7 +86,7 @@ def range_end(family: PlannedFamily, gear: Gear) -> str:
     found, busy = gear.predicted, busy_when_sustained(gear)
     if found is None or busy is None:
         return ""
-    sustained = f"{found.sustained_rate_per_s:,.0f} rows/s"
+    sustained = f"{rate_text(found.sustained_rate_per_s)} rows/s"
     if found.ended_by == "goal":
         return f"The goal asks for no more. It would sustain {sustained}."
     if found.ended_by == "next_gear":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cascadeserve.artefacts import write_atomically
 from cascadeserve.cluster import GpuDevice
 from cascadeserve.errors import UsageError
-from planner.derived import bound_points, layout_costs, range_end, row_work_s, scaling
+from planner.derived import bound_points, layout_costs, range_end, rate_text, row_work_s, scaling
 from planner.explain import certificate_claims
 from planner.explain_pictures import draw_front, draw_rates, highest_rate_per_s, marks
 
@@ -143,7 +143,15 @@ def render_page(plan: GearPlan, cluster: Cluster | None, cost_per_hour: Mapping[
         loader=jinja2.PackageLoader("planner", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": _percent, "points": _points, "ms": _ms, "bound": bound_points, "rate": _rate, "at": _at, "px": _px}
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "ms": _ms,
+        "bound": bound_points,
+        "rate": rate_text,
+        "at": _at,
+        "px": _px,
+    }
     return environment.get_template("explain_page.html.jinja").render(
         plan=plan,
         families=[_family(plan, name) for name in plan.families],
@@ -195,7 +203,7 @@ def summarise(plan: GearPlan, name: str) -> str:
     family = plan.families[name]
     endpoints = {endpoint for layout in plan.layouts for endpoint in layout.instances}
     count = f"{len(endpoints)} endpoint{'' if len(endpoints) == 1 else 's'}"
-    rate = _rate(highest_rate_per_s(family, [layout.name for layout in plan.layouts]))
+    rate = rate_text(highest_rate_per_s(family, [layout.name for layout in plan.layouts]))
     if family.certificate is not None:
         loss = (
             f"and certified to lose at most {_points(family.certificate.epsilon)} of accuracy against "
@@ -261,10 +269,6 @@ def _ms(seconds: float) -> str:
         return f"{seconds:.2f}{_SPACE}s"
     digits = next(digits for digits, from_s in ((0, 0.1), (1, 0.01), (2, 0.001), (3, 0.0)) if seconds >= from_s)
     return f"{1e3 * seconds:.{digits}f}{_SPACE}ms"
-
-
-def _rate(rows_per_s: float) -> str:
-    return f"{rows_per_s:,.0f}" if rows_per_s >= 10.0 or rows_per_s == 0.0 else f"{rows_per_s:.3g}"  # noqa: PLR2004
 
 
 def _at(per_cent: float) -> str:

@@ -154,13 +154,13 @@ def _channels(colour: str) -> tuple[int, int, int]:
 
 def _luminance(colour: str) -> float:
     """Relative luminance as WCAG has it."""
-    linear = [((part / 255 + 0.055) / 1.055) ** 2.4 for part in _channels(colour)]
+    linear: list[float] = [((part / 255 + 0.055) / 1.055) ** 2.4 for part in _channels(colour)]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def step_within(span: float, most: int) -> float:
     """Smallest of 1, 2, 5 times a power of ten that divides `span` into at most `most` parts."""
-    power = 10.0 ** math.floor(math.log10(span / most))
+    power: float = 10.0 ** math.floor(math.log10(span / most))
     return next(factor * power for factor in _STEPS if span / (factor * power) <= most * (1 + 1e-9))
 
 

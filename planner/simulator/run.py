@@ -115,7 +115,8 @@ class Simulator:
         endpoints = len(self._endpoints)
         flights = state.idle_flights(endpoints, int(self._served.slots.max()) + 1, logged_batches=logged_batches)
         devices = state.idle_devices(endpoints, len(self.family.models))
-        knobs = self._knobs(timeout_s, hold_gear, layout, load.duration_s)
+        # an integer would be another signature, and the kernel compiled again
+        knobs = self._knobs(timeout_s, hold_gear, layout, float(load.duration_s))
         last_s = max(load.duration_s, float(load.times_s[-1])) + knobs.timeout_s
         if not last_s <= _LONGEST_S:
             raise UsageError(
@@ -150,7 +151,7 @@ class Simulator:
             batch_rows=dict(zip(models, devices.batch_rows.tolist(), strict=True)),
             in_system_at_end=unanswered,
             refused_s=rows.refused_s,
-            log=state.Log(*(column[: devices.batches.sum()] for column in flights.log)),
+            log=state.Log._make(column[: devices.batches.sum()] for column in flights.log),
         )
 
     def _knobs(self, timeout_s: float | None, hold_gear: str | None, layout: str | None, until_s: float) -> state.Knobs:
