@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
@@ -12,6 +12,7 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Gap = Annotated[float, Meta(ge=-1.0, le=1.0)]
 Rate = Annotated[float, Meta(ge=0.0)]
 Duration = Annotated[float, Meta(ge=0.0)]
+RangeEnd = Literal["sustained", "goal", "next_gear"]
 
 
 class Predicted(Artefact, frozen=True, kw_only=True):
@@ -27,6 +28,9 @@ class Predicted(Artefact, frozen=True, kw_only=True):
     accuracy: Share
     # busy share of the busiest endpoint's slots
     utilisation: Annotated[float, Meta(ge=0.0)]
+    # why the range ends where it does: at what the gear sustains less the goal's headroom, at the highest rate of the
+    # goal, or sooner because the next gear must be wide enough to stay in force; null: nobody noted it
+    ended_by: RangeEnd | None = None
 
 
 class PlanCertificate(Artefact, frozen=True, kw_only=True):

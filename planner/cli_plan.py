@@ -17,6 +17,7 @@ from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.gear_plan import MAX_NAME_LENGTH, NAME_PATTERN, read_gear_plan
 from cascadeserve.triton_config import input_specs, read_config
 from planner.explain import explain_plan
+from planner.explain_page import check_page, write_page
 from planner.goal import choose_family, rate_prior, read_goal, trace_path
 from planner.planning import Inputs, plan_family
 from planner.profile import read_profile
@@ -127,9 +128,26 @@ def plan(
 
 @click.command(short_help="Say what a gear plan does and why, and what is certain about it.")
 @click.argument("plan_path", metavar="PLAN", type=_FILE)
-def explain(plan_path: Path) -> None:
-    """Show ladder, gears, predictions and certificate of a gear plan."""
-    _show(read_gear_plan(plan_path))
+@click.option("--html", "page_path", type=_FILE, default=None, help="Write it as a page with pictures, too.")
+@click.option(
+    "--cluster",
+    "cluster_path",
+    type=_FILE,
+    default=None,
+    help="Cluster file: checks the endpoints and tells about them.",
+)
+def explain(*, plan_path: Path, page_path: Path | None, cluster_path: Path | None) -> None:
+    """Show ladder, gears, predictions and certificate of a gear plan.
+
+    The page is one file that loads nothing: it can be sent, kept and printed.
+    """
+    if page_path is not None:
+        check_page()
+    cluster = None if cluster_path is None else read_cluster(cluster_path)
+    made = read_gear_plan(plan_path, cluster)
+    if page_path is not None:
+        write_page(page_path, made, cluster)
+    _show(made)
 
 
 def _show(made: GearPlan) -> None:

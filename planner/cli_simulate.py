@@ -16,6 +16,7 @@ from cascadeserve.cluster import read_cluster
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.gear_plan import read_gear_plan
 from cascadeserve.replay import settings
+from planner.chrome_trace import MOST, write_trace
 from planner.fits import check_fit
 from planner.profile import read_profile
 from planner.records_files import read_held_out, read_search
@@ -68,6 +69,7 @@ def _load_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--gear", default=None, help="Hold this gear whatever the demand.")
 @click.option("--report", "report_path", type=_FILE, help="Write the serving report here (JSON).")
 @click.option("--plot", "plot_path", type=_FILE, help="Draw the timeline here (.svg or .png).")
+@click.option("--chrome-trace", "chrome_trace_path", type=_FILE, help="Write the run here for ui.perfetto.dev (JSON).")
 def simulate(
     *,
     plan_path: Path,
@@ -79,6 +81,7 @@ def simulate(
     gear: str | None,
     report_path: Path | None,
     plot_path: Path | None,
+    chrome_trace_path: Path | None,
     seed: int,
     rows_per_request: str,
     **load: Any,  # noqa: ANN401 - the options of the load, by name
@@ -116,13 +119,21 @@ def simulate(
     times_s, duration_s = asked.draw(sum(per_request) / 2, arrivals_rng)
     drawn = draw_load(times_s, duration_s, len(records), rows_rng, per_request)
     with Console(stderr=True).status("simulating (the first run of all compiles for half a minute)"):
-        simulation = simulator.run(drawn, timeout_s=timeout, hold_gear=gear)
+        logged = 0 if chrome_trace_path is None else MOST
+        simulation = simulator.run(drawn, timeout_s=timeout, hold_gear=gear, logged_batches=logged)
     report = summarise(simulation, family)
     if report_path is not None:
         write_json(report_path, report)
     if plot_path is not None:
         draw_timeline(plot_path, simulation, family, _title(plan, name, report))
     Console().print(_tabulate(simulation, family, report, slots))
+    if chrome_trace_path is not None:
+        covered_s = write_trace(chrome_trace_path, simulation, plan, name)
+        if covered_s is not None:
+            click.echo(
+                f"{chrome_trace_path} holds only the first {covered_s:.1f} s: a trace has room for {MOST:,} batches, "
+                "as many ticks and as many refusals; give a shorter load"
+            )
 
 
 def _load_settings(

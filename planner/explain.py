@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from planner.derived import bound_points, busy_when_sustained, device_limits, row_work_s
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cascadeserve.gear_plan import Gear, GearPlan, LadderEntry, PlannedFamily
-
-# from this utilisation on it is the device that ends the highest range
-_DEVICE_FULL = 0.8
+    from cascadeserve.gear_plan import Gear, GearPlan, PlannedFamily
 
 
 def explain_plan(plan: GearPlan) -> Iterator[Table | str]:
@@ -34,7 +33,9 @@ def explain_plan(plan: GearPlan) -> Iterator[Table | str]:
                 f"At the rates of the goal {family.expected.accuracy:.2%} of the rows are answered rightly "
                 f"(over time instead of rows: {family.expected.accuracy_over_time:.2%})."
             )
-        yield from certificate_sentences(family)
+        yield from certificate_claims(family)
+        if family.certificate is not None:
+            yield "This assumes: " + " ".join(family.certificate.assumptions)
     for layout in plan.layouts:
         counts = (
             f"{endpoint}: " + ", ".join(f"{count} x {model}" for model, count in models.items())
@@ -47,8 +48,8 @@ def explain_plan(plan: GearPlan) -> Iterator[Table | str]:
         yield f"made by planner {made.planner_version}, policy {made.policy}, seed {made.seed}, from {inputs}"
 
 
-def certificate_sentences(family: PlannedFamily) -> Iterator[str]:
-    """What is certified and under which assumptions."""
+def certificate_claims(family: PlannedFamily) -> Iterator[str]:
+    """What is certified, and what is not."""
     certificate = family.certificate
     if certificate is None:
         if all({stage.model for stage in entry.stages} == {family.reference_model} for entry in family.ladder):
@@ -60,11 +61,10 @@ def certificate_sentences(family: PlannedFamily) -> Iterator[str]:
         f"Certified: on rows like the {certificate.rows:,} calibration rows, with probability "
         f"{1.0 - certificate.delta:.4g} over their choice, no certified cascade, and no mix of them, is less accurate "
         f"than {family.reference_model} ({certificate.reference_accuracy:.2%} there) by more than "
-        f"{100.0 * certificate.epsilon:.3g} points."
+        f"{bound_points(certificate.epsilon)} points."
     )
     if certificate.weighted_epsilon is not None:
-        yield f"At the rates of the goal: by no more than {100.0 * certificate.weighted_epsilon:.3g} points."
-    yield "This assumes: " + " ".join(certificate.assumptions)
+        yield f"At the rates of the goal: by no more than {bound_points(certificate.weighted_epsilon)} points."
     bare = [gear.name for gear in family.gears if family.entry(gear.ladder_entry).epsilon is None]
     if bare:
         yield f"Not certified: answers given in gear {', '.join(bare)}."
@@ -74,17 +74,18 @@ def limit_sentence(family: PlannedFamily, layout: str) -> str:
     """What keeps the highest range from being higher."""
     planned = [gear for gear in family.gears_of(layout) if not gear.degraded]
     top = planned[-1]
-    if top.predicted is None or top.max_rate_per_s is None:
+    busy = busy_when_sustained(top)
+    if top.predicted is None or top.max_rate_per_s is None or busy is None:
         return f"layout {layout}: up to {top.upper_rate_per_s:.0f} rows/s, without predictions"
     sustained = top.predicted.sustained_rate_per_s
-    full = top.predicted.utilisation * sustained / top.max_rate_per_s
-    if full >= _DEVICE_FULL:
-        what = f"the device, which would then be {min(full, 1.0):.0%} busy"
+    if device_limits(top):
+        what = f"the device, which would then be {min(busy, 1.0):.0%} busy"
     else:
-        what = f"waiting, since the device would be only {full:.0%} busy: calls cost more than the models"
+        what = f"waiting, since the device would be only {busy:.0%} busy: calls cost more than the models"
+    asked = ", which is all that the goal asks for," if top.predicted.ended_by == "goal" else ","
     return (
-        f"Planned up to {top.max_rate_per_s:.0f} rows/s, {top.max_rate_per_s / sustained:.0%} of the {sustained:.0f} "
-        f"that {top.name} sustains; at {sustained:.0f} the limit is {what}."
+        f"Planned up to {top.max_rate_per_s:.0f} rows/s{asked} {top.max_rate_per_s / sustained:.0%} of the "
+        f"{sustained:.0f} that {top.name} sustains; at {sustained:.0f} the limit is {what}."
     )
 
 
@@ -93,14 +94,14 @@ def _ladder_table(family: PlannedFamily) -> Table:
     table.add_column("entry", overflow="fold")
     for column in ("accuracy", "loses at most", "work"):
         table.add_column(column, no_wrap=True)
-    dearest = max(_work_s(family, entry) for entry in family.ladder)
+    dearest = max(row_work_s(family, entry) for entry in family.ladder)
     for entry in family.ladder:
         onward = zip(entry.stages[1:], entry.reach[1:], strict=True)
         table.add_row(
             "\n".join([entry.name, *(f"  {share:.1%} of the rows reach {stage.model}" for stage, share in onward)]),
             "-" if entry.accuracy is None else f"{entry.accuracy:.2%}",
-            "not certified" if entry.epsilon is None else f"{100.0 * entry.epsilon:.2f} points",
-            f"{_work_s(family, entry) / dearest:.0%}",
+            "not certified" if entry.epsilon is None else f"{bound_points(entry.epsilon)} points",
+            f"{row_work_s(family, entry) / dearest:.0%}",
         )
     return table
 
@@ -120,18 +121,6 @@ def _gear_lines(family: PlannedFamily, gear: Gear) -> str:
             f"at most {_ms(found.worst_s)} ms"
         )
     return "\n".join(lines)
-
-
-def _work_s(family: PlannedFamily, entry: LadderEntry) -> float:
-    """Device-seconds per row, in full batches of the first gear that uses the entry."""
-    gear = next((gear for gear in family.gears if gear.ladder_entry == entry.name), None)
-    total_s = 0.0
-    for stage, share in zip(entry.stages, entry.reach, strict=True):
-        trigger = gear.triggers.get(stage.model) if gear is not None else None
-        model = family.models[stage.model]
-        rows = trigger.max_batch if trigger is not None else model.max_batch
-        total_s += share * model.batch_busy_s(rows) / rows
-    return total_s
 
 
 def _ms(seconds: float) -> str:

@@ -30,6 +30,7 @@ from planner.predict import CHECK
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from cascadeserve.plan_evidence import RangeEnd
     from planner.goal import FamilyGoal, RatePrior
     from planner.predict import Prediction, Predictor
     from planner.triggers import Tuned
@@ -206,7 +207,7 @@ def build_gears(
     for _ in range(_TRIES):
         spans = _calm_spans(options, goal, prior, predictor, wider, layout)
         gears = [_gear(span, spans, layout) for span in spans]
-        checked = [_checked(gear, span, predictor) for gear, span in zip(gears, spans, strict=True)]
+        checked = [_checked(gear, span, goal, predictor) for gear, span in zip(gears, spans, strict=True)]
         failed = {id(span.tuned) for gear, span in zip(checked, spans, strict=True) if gear is None}
         if failed:
             options = [_shrunk(option, failed) for option in options]
@@ -267,7 +268,7 @@ def _overload(tuned: Tuned, rate_per_s: float, layout: str) -> Gear:
     )  # fmt: skip
 
 
-def _checked(gear: Gear, span: Span, predictor: Predictor) -> Gear | None:
+def _checked(gear: Gear, span: Span, goal: FamilyGoal, predictor: Predictor) -> Gear | None:
     """Gear with its prediction, None if it does not keep the SLO somewhere in its range."""
     found: list[Prediction] = []
     for quarter in _QUARTERS:
@@ -282,8 +283,16 @@ def _checked(gear: Gear, span: Span, predictor: Predictor) -> Gear | None:
         worst_s=max(prediction.latency_s for prediction in found),
         accuracy=span.tuned.entry.accuracy or 0.0,
         utilisation=at_end.utilisation,
+        ended_by=_ended_by(span, goal),
     )
     return msgspec.structs.replace(gear, predicted=predicted)
+
+
+def _ended_by(span: Span, goal: FamilyGoal) -> RangeEnd:
+    """What keeps a range from ending higher."""
+    if goal.max_rate_per_s is not None and span.high >= goal.max_rate_per_s:
+        return "goal"
+    return "sustained" if span.high >= goal.headroom * span.tuned.sustained_per_s else "next_gear"
 
 
 def _shrunk(option: Option, failed: set[int]) -> Option:

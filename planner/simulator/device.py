@@ -7,10 +7,15 @@ profile has for the pair.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from planner.simulator.compiling import inlined
 from planner.simulator.state import COMING, FREE, GOING, NONE, QUEUED, RUNNING, Devices, Flights, Served
+
+if TYPE_CHECKING:
+    from planner.simulator.state import Ints
 
 # Work left of less than this is done: late in a long run time itself has no finer steps.
 _MOMENT_S = 1e-9
@@ -69,8 +74,8 @@ def count_work(served: Served, flights: Flights, devices: Devices, endpoint: int
 def depart(
     served: Served, flights: Flights, devices: Devices, endpoint: int, places: int, now_s: float, batch: tuple[int, ...]
 ) -> None:
-    """Send a batch (model, first row of its chain, rows, turn) to an endpoint."""
-    model, chain, rows, turn = batch
+    """Send a batch (model, first row of its chain, rows, turn, gear in force) to an endpoint."""
+    model, chain, rows, turn, gear = batch
     count_work(served, flights, devices, endpoint, places, now_s)
     place = endpoint * places
     while flights.phase[place] != FREE:
@@ -88,12 +93,21 @@ def depart(
     devices.sent_s[endpoint] += planned_s
     devices.batches[model] += 1
     devices.batch_rows[model] += rows
+    if turn < len(flights.log.left_s):
+        flights.log.endpoint[turn] = endpoint
+        flights.log.place[turn] = place - endpoint * places
+        flights.log.model[turn] = model
+        flights.log.rows[turn] = rows
+        flights.log.gear[turn] = gear
+        flights.log.left_s[turn] = now_s
     look_ahead(served, flights, devices, endpoint, places)
 
 
 @inlined
-def arrive(flights: Flights, devices: Devices, endpoint: int, place: int) -> None:
+def arrive(flights: Flights, devices: Devices, endpoint: int, place: int, now_s: float) -> None:
     """Free the place of a batch that was answered."""
+    if flights.turn[place] < len(flights.log.back_s):
+        flights.log.back_s[flights.turn[place]] = now_s
     flights.phase[place] = FREE
     devices.in_flight[endpoint] -= 1
     left_s = devices.planned_s[endpoint] - flights.planned_s[place]
@@ -112,9 +126,11 @@ def step(
         if flights.phase[place] == RUNNING and flights.until_s[place] <= _MOMENT_S:
             flights.phase[place] = COMING
             flights.until_s[place] = now_s + served.coming_s[flights.model[place]]
+            if flights.turn[place] < len(flights.log.ended_s):
+                flights.log.ended_s[flights.turn[place]] = now_s
         elif flights.phase[place] == GOING and flights.until_s[place] <= now_s:
             flights.phase[place] = QUEUED
-    _start_queued(served, flights, first, places, served.instances[layout, endpoint])
+    _start_queued(served, flights, first, places, served.instances[layout, endpoint], now_s)
     for place in range(first, first + places):
         if flights.phase[place] == COMING and flights.until_s[place] <= now_s and came_back == NONE:
             came_back = place
@@ -125,7 +141,7 @@ def step(
 
 
 @inlined
-def _start_queued(served: Served, flights: Flights, first: int, places: int, instances: np.ndarray) -> None:  # type: ignore[type-arg]
+def _start_queued(served: Served, flights: Flights, first: int, places: int, instances: Ints, now_s: float) -> None:
     """Start queued batches, in the order of their departure, as far as their models have idle instances."""
     while True:
         chosen = NONE
@@ -142,3 +158,6 @@ def _start_queued(served: Served, flights: Flights, first: int, places: int, ins
             return
         flights.phase[chosen] = RUNNING
         flights.until_s[chosen] = served.device_busy_s[flights.model[chosen], flights.rows[chosen]]
+        if flights.turn[chosen] < len(flights.log.began_s):
+            flights.log.began_s[flights.turn[chosen]] = now_s
+            flights.log.device_s[flights.turn[chosen]] = flights.until_s[chosen]

@@ -196,6 +196,8 @@ def _dispatch(
             continue
         if not in_time(rows.seen_s[request] + knobs.timeout_s, now_s, ahead_s, work_s):
             rows.done[request] = True
+            if request < len(rows.refused_s):
+                rows.refused_s[request] = now_s
             continue
         if rows.gear[row] == NONE:
             rows.gear[row] = gear
@@ -208,4 +210,4 @@ def _dispatch(
         count += 1
     if count:
         places = len(flights.phase) // len(served.slots)
-        depart(served, flights, devices, endpoint, places, now_s, (model, chain, count, turn))
+        depart(served, flights, devices, endpoint, places, now_s, (model, chain, count, turn, gear))

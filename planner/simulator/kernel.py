@@ -154,6 +154,8 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             pumping = not on_core
         else:
             rows.done[settled] = True
+            if settled < len(rows.refused_s):
+                rows.refused_s[settled] = now_s
 
         if comes != _NOTHING:
             if costs_core:
@@ -171,7 +173,7 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
         elif handled != _NOTHING:
             place = -1 - handled
             ended = _absorb(served, knobs, load, rows, queues, flights.first[place], now_s)
-            arrive(flights, devices, place // places, place)
+            arrive(flights, devices, place // places, place, now_s)
             pumping = True
         if ended and knobs.answer_s > 0.0:
             on_core, answering, core_s = True, True, now_s + ended * knobs.answer_s

@@ -36,6 +36,9 @@ class Simulation:
     request's last row left, as an index into the family's gears (-1: none did); stage [r] answered the row (-1:
     refused). Ticks are those of the gear loop. busy_s is device-seconds done per endpoint, batches and batch_rows what
     was sent per model, and in_system_at_end the requests unanswered when the last one arrived.
+
+    `log` has the first batches by departure, as many as were asked for; refused_s [n] is when a request was refused
+    (NaN: it was not), and empty where no log was asked for.
     """
 
     load: Load
@@ -51,6 +54,8 @@ class Simulation:
     batches: dict[str, int]
     batch_rows: dict[str, int]
     in_system_at_end: int
+    refused_s: NDArray[np.float64]
+    log: state.Log
 
     @property
     def refused(self) -> int:
@@ -87,9 +92,15 @@ class Simulator:
         self._served, self._right = build_served(plan, self.family, records, profile, slots)
 
     def run(
-        self, load: Load, *, timeout_s: float | None = None, hold_gear: str | None = None, layout: str | None = None
+        self,
+        load: Load,
+        *,
+        timeout_s: float | None = None,
+        hold_gear: str | None = None,
+        layout: str | None = None,
+        logged_batches: int = 0,
     ) -> Simulation:
-        """Send a load; `hold_gear` keeps one gear whatever the demand.
+        """Send a load; `hold_gear` keeps one gear whatever the demand, and `logged_batches` at most are logged.
 
         The default deadline is that of the orchestrator for small requests, 4 SLOs; it gives large ones longer.
 
@@ -99,11 +110,13 @@ class Simulator:
         """
         offset = np.concatenate(([0], np.cumsum(load.rows)))
         sent = state.Load(load.times_s, offset, load.row_index, np.repeat(np.arange(len(load.rows)), load.rows))
-        rows, queues = state.empty_rows(sent), state.empty_queues(len(self.family.models))
+        rows = state.empty_rows(sent, logged=logged_batches > 0)
+        queues = state.empty_queues(len(self.family.models))
         endpoints = len(self._endpoints)
-        flights = state.idle_flights(endpoints, int(self._served.slots.max()) + 1)
+        flights = state.idle_flights(endpoints, int(self._served.slots.max()) + 1, logged_batches=logged_batches)
         devices = state.idle_devices(endpoints, len(self.family.models))
-        knobs = self._knobs(timeout_s, hold_gear, layout, load.duration_s)
+        # an integer would be another signature, and the kernel compiled again
+        knobs = self._knobs(timeout_s, hold_gear, layout, float(load.duration_s))
         last_s = max(load.duration_s, float(load.times_s[-1])) + knobs.timeout_s
         if not last_s <= _LONGEST_S:
             raise UsageError(
@@ -137,6 +150,8 @@ class Simulator:
             batches=dict(zip(models, devices.batches.tolist(), strict=True)),
             batch_rows=dict(zip(models, devices.batch_rows.tolist(), strict=True)),
             in_system_at_end=unanswered,
+            refused_s=rows.refused_s,
+            log=state.Log._make(column[: devices.batches.sum()] for column in flights.log),
         )
 
     def _knobs(self, timeout_s: float | None, hold_gear: str | None, layout: str | None, until_s: float) -> state.Knobs:

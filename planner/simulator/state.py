@@ -107,6 +107,8 @@ class Rows(NamedTuple):
     remaining: Ints  # [n] rows without an answer
     done: NDArray[np.bool_]  # [n]
     latency_s: Floats  # [n] NaN: refused
+    # when it was refused, NaN: it was not; of length 0 where nothing is logged
+    refused_s: Floats  # [n]
 
 
 class Queues(NamedTuple):
@@ -120,6 +122,21 @@ class Queues(NamedTuple):
     oldest_s: Floats  # [M]
 
 
+class Log(NamedTuple):
+    """The first b batches by departure; b is 0 where nobody asked. Times in seconds, NaN: not yet."""
+
+    endpoint: Ints  # [b]
+    place: Ints  # [b] at its endpoint
+    model: Ints  # [b]
+    rows: Ints  # [b]
+    gear: Ints  # [b] in force at the departure
+    left_s: Floats  # [b]
+    began_s: Floats  # [b] running, maybe beside others
+    ended_s: Floats  # [b]
+    back_s: Floats  # [b] its answer was handled
+    device_s: Floats  # [b] device-seconds it takes, NaN until it runs
+
+
 class Flights(NamedTuple):
     """Batches in flight, F places per endpoint."""
 
@@ -131,6 +148,7 @@ class Flights(NamedTuple):
     until_s: Floats  # [P * F]
     planned_s: Floats  # [P * F]
     turn: Ints  # [P * F] order of departure
+    log: Log
 
 
 class Devices(NamedTuple):
@@ -166,8 +184,8 @@ class Ticks(NamedTuple):
     demand_per_s: Floats  # [t]
 
 
-def empty_rows(load: Load) -> Rows:
-    """All requests still to come."""
+def empty_rows(load: Load, *, logged: bool = False) -> Rows:
+    """All requests still to come; `logged`: note when requests are refused."""
     requests, rows = len(load.times_s), len(load.record)
     return Rows(
         following=np.full(rows, NONE, np.int64),
@@ -178,6 +196,7 @@ def empty_rows(load: Load) -> Rows:
         remaining=np.diff(load.offset),
         done=np.zeros(requests, np.bool_),
         latency_s=np.full(requests, np.nan),
+        refused_s=np.full(requests if logged else 0, np.nan),
     )
 
 
@@ -198,7 +217,13 @@ def first_gear(gear: int, layout: int) -> Control:
     return Control(at=np.array([gear, layout, layout, layout, HOLD]), since_s=np.array([-1.0, np.inf, 0.0, 0.0, 0.0]))
 
 
-def idle_flights(endpoints: int, places: int) -> Flights:
+def empty_log(batches: int) -> Log:
+    """Room for that many batches."""
+    ints, floats = (np.full((5, batches), NONE, np.int64), np.full((5, batches), np.nan))
+    return Log(*ints, *floats)
+
+
+def idle_flights(endpoints: int, places: int, *, logged_batches: int = 0) -> Flights:
     """Nothing is in flight."""
     total = endpoints * places
     ints = [np.zeros(total, np.int64) for _ in range(5)]
@@ -210,6 +235,7 @@ def idle_flights(endpoints: int, places: int) -> Flights:
         until_s=np.zeros(total),
         planned_s=np.zeros(total),
         turn=ints[4],
+        log=empty_log(logged_batches),
     )
 
 

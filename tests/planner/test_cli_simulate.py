@@ -338,3 +338,25 @@ def test_a_certified_plan_counts_answers_without_a_bound(folder: Path, capsys: p
     found = msgspec.json.decode(report.read_bytes())
     # all gears use the cascade, which has no bound
     assert found["uncertified"] == found["ledger"]["sent"] > 0
+
+
+def test_a_trace_for_perfetto(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, report = folder / "deep" / "run.json", folder / "report.json"
+    code, output, _ = run(folder, capsys, STEPS, f"--chrome-trace={trace}", f"--report={report}")
+    assert (code, "holds only" in output) == (0, False)
+    document = json.loads(trace.read_bytes())
+    assert document["otherData"] == {
+        "made_by": "cascadeserve simulate", "plan": "tiny", "family": "family", "complete": True,
+        "covers_s": pytest.approx(30.0, abs=1.0),
+    }  # fmt: skip
+    sent = sum(event["args"]["rows"] for event in document["traceEvents"] if event.get("cat") == "batch")
+    stages = json.loads(report.read_bytes())["stages"]
+    # a row that stage k answered was in k + 1 batches
+    assert sent == sum((stage["stage"] + 1) * stage["rows"] for stage in stages)
+    monkeypatch.setattr("planner.cli_simulate.MOST", 50)
+    code, output, _ = run(folder, capsys, STEPS, f"--chrome-trace={trace}")
+    assert code == 0
+    assert "run.json holds only the first" in " ".join(output.split())
+    assert json.loads(trace.read_bytes())["otherData"]["complete"] is False

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -9,6 +10,9 @@ from cascadeserve.gear_plan import LadderEntry, PlannedModel, Stage, Trigger
 from planner.gears import Option, Span, build_gears, least_width_per_s, tile
 from planner.triggers import Tuned
 from tests.fakes.planned import FormulaPredictor, goal
+
+if TYPE_CHECKING:
+    from planner.goal import FamilyGoal
 
 WIDE = goal(headroom=1.0)
 GREEDY = Trigger(min_batch=1, max_batch=32, max_wait_s=0.0)
@@ -112,6 +116,18 @@ def test_gears_carry_predictions_and_end_in_a_degraded_one() -> None:
     assert predicted is not None
     assert (predicted.accuracy, predicted.sustained_rate_per_s) == (0.99, 2_000.0)
     assert predicted.worst_s >= predicted.p95_s >= predicted.p50_s
+
+
+def test_a_gear_says_what_ends_its_range() -> None:
+    def ends(options: list[Option], wanted: FamilyGoal) -> list[str | None]:
+        gears = build_gears(options, wanted, None, formula(*options), layout="all")
+        return [gear.predicted.ended_by for gear in gears if gear.predicted is not None]
+
+    assert ends([BEST, FAST], goal(headroom=0.5)) == ["sustained", "sustained"]
+    assert ends([BEST, GOOD, FAST], goal(headroom=1.0, max_rate_per_s=8_000.0)) == ["sustained", "goal"]
+    # the neighbour could serve more, but the top would be too narrow
+    neighbours = [option("neighbour", 0.97, 49_027.4), option("fast", 0.95, 50_027.4)]
+    assert ends(neighbours, WIDE) == ["next_gear", "sustained"]
 
 
 def test_twin_gears_have_two_names() -> None:
