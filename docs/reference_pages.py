@@ -17,6 +17,7 @@ import msgspec
 from cascadeserve.cli import root
 from cascadeserve.cluster import Cluster
 from cascadeserve.gear_plan import GearPlan
+from export.family_file import FamilyFile
 from orchestrator.metrics import Metrics
 from planner.goal import Goal
 from planner.profile import Profile
@@ -24,7 +25,13 @@ from planner.profile import Profile
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SCHEMAS: dict[str, Any] = {"plan": GearPlan, "profile": Profile, "cluster": Cluster, "goal": Goal}
+_SCHEMAS: dict[str, Any] = {
+    "plan": GearPlan,
+    "profile": Profile,
+    "cluster": Cluster,
+    "goal": Goal,
+    "family": FamilyFile,
+}
 _PLACE = re.compile(r"^\{\{ (\w+)(?: (\w+))? \}\}$", re.MULTILINE)
 
 
