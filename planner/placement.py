@@ -1,0 +1,169 @@
+"""Placement: which models stand with how many instances on which endpoints, and how the load is split over them.
+
+What is wanted, each within what the former leaves open:
+
+1. the busiest device as idle as possible. A limit on utilisation is tried, halving the range, until it is known within
+   a fourth of the tolerance; what is then held is within the whole of it.
+2. if something stands already, as few moves from there as possible, weighted by their load times.
+3. few instances, weighted by their memory. Where the proof takes long, the best found will do.
+4. the load spread evenly, as `planner.load_split` says.
+
+Every step is exact over all patterns of an endpoint as long as these are few (`planner.patterns.MOST_PATTERNS`), and
+the same question has the same answer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.infeasible import Infeasible, why_infeasible
+from planner.load_split import SLACK, least_utilisation, split_load
+from planner.patterns import alike, fullest, patterns, used_bytes
+from planner.placement_inputs import Problem
+from planner.placement_program import Program
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from planner.patterns import Alike
+    from planner.placement_inputs import EndpointRoom, Instances, ModelLoad, Part
+    from planner.placement_program import Costs
+
+# utilisation that may be given up for fewer moves and instances, as a share of it: no profile is more exact
+TOLERANCE = 0.01
+# what a move costs beside the load time, in seconds of it
+_MOVE_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Instances by endpoint and part; shares of each model's rows by model and endpoint; utilisation by endpoint."""
+
+    instances: dict[str, dict[str, int]]
+    load: dict[str, dict[str, float]]
+    utilisation: dict[str, float]
+
+    @property
+    def busiest(self) -> float:
+        """Utilisation of the busiest device."""
+        return max(self.utilisation.values(), default=0.0)
+
+
+def place(
+    endpoints: Sequence[EndpointRoom],
+    models: Sequence[ModelLoad],
+    rate_per_s: float,
+    *,
+    former: Instances | None = None,
+    most_utilisation: float = 1.0,
+    tolerance: float = TOLERANCE,
+) -> Placement | Infeasible:
+    """Place models for `rate_per_s` rows that enter; `former` is what stands now.
+
+    No device is busier than `most_utilisation`, a share of its slots of at most 1. The busiest is within `tolerance`,
+    a share, of the least that it could be.
+
+    Raises:
+        ValueError: a name is used twice.
+        UsageError: there are too many ways to fill an endpoint.
+
+    """
+    problem = Problem(tuple(endpoints), tuple(models), rate_per_s)
+    found = _least_utilisation(problem, most_utilisation, tolerance / 4)
+    if found is None:
+        return why_infeasible(problem, most_utilisation)
+    least, instances = found
+    held = min(least * (1.0 + tolerance / 2), most_utilisation)
+    instances = _with_few_moves(problem, held, former) or instances
+    split = split_load(instances, endpoints, models, rate_per_s, most_utilisation=max(held, least))
+    assert split is not None, "the instances come with a split"
+    return Placement(instances=instances, load=split.load, utilisation=split.utilisation)
+
+
+def _least_utilisation(problem: Problem, most: float, ratio: float) -> tuple[float, Instances] | None:
+    """Least utilisation of the busiest device, up to a ratio, and instances that have it; None: it exceeds `most`.
+
+    Only the fullest patterns are looked at: instances that are not needed do no harm here.
+    """
+    groups = alike(problem.endpoints, problem.parts, {})
+    full = [fullest(patterns(group, problem.parts), group, problem.parts) for group in groups]
+    low = _bound(problem)
+    best: tuple[float, Instances] | None = None
+    tried = min(low * (1.0 + ratio), most)  # the bound itself can often be met
+    while True:
+        found = _within(problem, groups, full, tried)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+        elif tried >= most:
+            return None
+        else:
+            low = max(low, tried)
+        if best is None:
+            tried = most
+        elif best[0] <= low * (1.0 + ratio):
+            return best
+        else:
+            tried = math.sqrt(low * best[0])
+
+
+def _bound(problem: Problem) -> float:
+    """Utilisation if memory were no limit."""
+    everywhere = {
+        each.name: {part.name: each.slots for part in problem.parts if each.kind in part.memory_bytes}
+        for each in problem.endpoints
+    }
+    return least_utilisation(everywhere, problem.endpoints, problem.models, problem.rate_per_s)
+
+
+def _within(
+    problem: Problem, groups: Sequence[Alike], full: Sequence[NDArray[np.int64]], utilisation: float
+) -> tuple[float, Instances] | None:
+    """Instances with which no device need be busier, and how busy the busiest is then; None: there are none."""
+    choice = Program(problem, groups, full, utilisation).solve()
+    if choice is None:
+        return None
+    instances = choice.instances(groups, full, [part.name for part in problem.parts])
+    busiest = least_utilisation(instances, problem.endpoints, problem.models, problem.rate_per_s)
+    return (busiest, instances) if busiest <= utilisation * (1.0 + SLACK) else None
+
+
+def _with_few_moves(problem: Problem, utilisation: float, former: Instances | None) -> dict[str, dict[str, int]] | None:
+    """Instances within a utilisation with the fewest moves, then the fewest instances; None: nothing was found."""
+    groups = alike(problem.endpoints, problem.parts, former or {})
+    ways = [patterns(group, problem.parts) for group in groups]
+    program = Program(problem, groups, ways, utilisation)
+    best, held = None, []
+    if former is not None:
+        moves = [_move_costs(group, counts, problem.parts) for group, counts in zip(groups, ways, strict=True)]
+        best = program.solve(moves)
+        if best is None:
+            return None
+        held = [(moves, float(sum(cost @ taken for cost, taken in zip(moves, best.taken, strict=True))))]
+    best = program.solve(_instance_costs(groups, ways, problem.parts), held=held) or best
+    if best is None:
+        return None
+    instances = best.instances(groups, ways, [part.name for part in problem.parts])
+    busiest = least_utilisation(instances, problem.endpoints, problem.models, problem.rate_per_s)
+    return instances if busiest <= utilisation * (1.0 + SLACK) else None
+
+
+def _move_costs(group: Alike, counts: NDArray[np.int64], parts: Sequence[Part]) -> NDArray[np.float64]:
+    """Cost of the moves from what stands to each pattern, in seconds [patterns]: one per part whose count changes."""
+    grows = counts > np.array(group.standing)
+    changes = counts != np.array(group.standing)
+    return changes.sum(axis=1) * _MOVE_S + grows @ np.array([part.load_s.get(group.kind, 0.0) for part in parts])
+
+
+def _instance_costs(groups: Sequence[Alike], ways: Sequence[NDArray[np.int64]], parts: Sequence[Part]) -> Costs:
+    """One per instance, and one per memory of the largest there is."""
+    largest = max((size for part in parts for size in part.memory_bytes.values()), default=0) or 1
+    return [
+        counts.sum(axis=1) + used_bytes(counts, group.kind, parts) / largest
+        for group, counts in zip(groups, ways, strict=True)
+    ]

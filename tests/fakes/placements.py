@@ -1,0 +1,30 @@
+"""Endpoints and models for tests of placement: sizes in small numbers, work in shares of a slot at one row per second."""
+
+from __future__ import annotations
+
+from planner.placement_inputs import EndpointRoom, ModelLoad, Part
+
+
+def room(name: str, memory_bytes: int | None = None, *, slots: int = 1, kind: str = "gpu") -> EndpointRoom:
+    return EndpointRoom(name=name, kind=kind, slots=slots, memory_bytes=memory_bytes)
+
+
+def part(name: str, memory_bytes: int = 1, *, load_s: float = 1.0) -> Part:
+    kinds = ("gpu", "cpu")
+    return Part(name=name, memory_bytes=dict.fromkeys(kinds, memory_bytes), load_s=dict.fromkeys(kinds, load_s))
+
+
+def model(
+    name: str,
+    work: float,
+    memory_bytes: int = 1,
+    *,
+    cpu_work: float | None = None,
+    min_hosts: int = 1,
+    parts: tuple[Part, ...] = (),
+) -> ModelLoad:
+    """A model that keeps a slot of a GPU busy for `work` seconds per row that enters; `cpu_work`: it runs on CPUs too."""
+    busy = {"gpu": work} | ({} if cpu_work is None else {"cpu": cpu_work})
+    return ModelLoad(
+        name=name, parts=parts or (part(name, memory_bytes),), row_busy_s=busy, reach=1.0, min_hosts=min_hosts
+    )
