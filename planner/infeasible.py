@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 class Infeasible:
     """What binds and what would lift it, in words and in figures.
 
-    short_bytes is the least memory that is missing, by endpoint. feasible_rate_per_s is the largest rate that could be
-    placed with what there is; None where no rate could. added is the fewest endpoints that would do, by the name of one
-    that they are like.
+    short_bytes is the least memory that is missing, by endpoint. feasible_frac is the largest share of all rates that
+    could be placed with what there is; None where none could. added is the fewest endpoints that would do, by the name
+    of one that they are like.
     """
 
     binding: Literal["model", "memory", "work"]
     sentence: str
     short_bytes: Mapping[str, int] = field(default_factory=dict)
-    feasible_rate_per_s: float | None = None
+    feasible_frac: float | None = None
     added: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -46,8 +46,8 @@ def why_infeasible(problem: Problem, most_utilisation: float) -> Infeasible:
         alone = _fits_too_rarely(model, problem)
         if alone is not None:
             return alone
-    rate_per_s = _feasible_rate_per_s(problem, most_utilisation)
-    return _memory_short(problem, most_utilisation, rate_per_s) or _too_much_work(problem, most_utilisation, rate_per_s)
+    frac = _feasible_frac(problem, most_utilisation)
+    return _memory_short(problem, most_utilisation, frac) or _too_much_work(problem, most_utilisation, frac)
 
 
 def _fits_too_rarely(model: ModelLoad, problem: Problem) -> Infeasible | None:
@@ -76,14 +76,14 @@ def _fits_too_rarely(model: ModelLoad, problem: Problem) -> Infeasible | None:
     )
 
 
-def _feasible_rate_per_s(problem: Problem, most_utilisation: float) -> float | None:
+def _feasible_frac(problem: Problem, most_utilisation: float) -> float | None:
     groups = alike(problem.endpoints, problem.parts, {})
     full = [fullest(patterns(group, problem.parts), group, problem.parts) for group in groups]
     choice = Program(problem, groups, full, most_utilisation).solve(free="rate")
-    return None if choice is None else choice.scale * problem.rate_per_s
+    return None if choice is None else choice.scale
 
 
-def _memory_short(problem: Problem, most_utilisation: float, rate_per_s: float | None) -> Infeasible | None:
+def _memory_short(problem: Problem, most_utilisation: float, frac: float | None) -> Infeasible | None:
     """Whether more memory would do."""
     groups = alike(problem.endpoints, problem.parts, {})
     endless = [patterns(replace(group, memory_bytes=None), problem.parts) for group in groups]
@@ -101,32 +101,42 @@ def _memory_short(problem: Problem, most_utilisation: float, rate_per_s: float |
     for group, taken, each in zip(groups, choice.taken, short, strict=True):
         wants = np.repeat(each, taken)
         short_bytes |= {name: int(want) for name, want in zip(group.names, wants, strict=True) if want}
-    need = "all models are to stand" if rate_per_s is None else f"{problem.rate_per_s:g} rows/s are to be carried"
-    lower = "" if rate_per_s is None else f", or lower the rate to {rate_per_s:.4g} rows/s"
+    need = "all models are to stand" if frac is None else f"{_rates(problem)} to be carried"
+    lower = "" if frac is None else f", or {_lower(problem, frac)}"
     return Infeasible(
         binding="memory",
         sentence=f"{sum(short_bytes.values()):,} bytes of memory are missing if {need}; "
         f"give {_bytes(short_bytes)} more{lower}",
         short_bytes=short_bytes,
-        feasible_rate_per_s=rate_per_s,
+        feasible_frac=frac,
     )
 
 
-def _too_much_work(problem: Problem, most_utilisation: float, rate_per_s: float | None) -> Infeasible:
+def _too_much_work(problem: Problem, most_utilisation: float, frac: float | None) -> Infeasible:
     groups = alike(problem.endpoints, problem.parts, {})
     full = [fullest(patterns(group, problem.parts), group, problem.parts) for group in groups]
     choice = Program(problem, groups, full, most_utilisation).solve(free="endpoints")
     assert choice is not None, "every model fits somewhere"
     added = {group.names[0]: number for group, number in zip(groups, choice.added, strict=True) if number}
     more = " and ".join(f"{_endpoints(number)} like {name!r}" for name, number in added.items())
-    lower = "" if rate_per_s is None else f"lower the rate to {rate_per_s:.4g} rows/s, or "
+    lower = "" if frac is None else f"{_lower(problem, frac)}, or "
     return Infeasible(
         binding="work",
-        sentence=f"{problem.rate_per_s:g} rows/s are more work than the {_endpoints(len(problem.endpoints))} can do at "
+        sentence=f"{_rates(problem)} more work than the {_endpoints(len(problem.endpoints))} can do at "
         f"{most_utilisation:.0%} utilisation; {lower}add {more}",
-        feasible_rate_per_s=rate_per_s,
+        feasible_frac=frac,
         added=added,
     )
+
+
+def _rates(problem: Problem) -> str:
+    return f"{problem.loads[0].rate_per_s:g} rows/s are" if len(problem.loads) == 1 else "the loads are"
+
+
+def _lower(problem: Problem, frac: float) -> str:
+    if len(problem.loads) == 1:
+        return f"lower the rate to {frac * problem.loads[0].rate_per_s:.4g} rows/s"
+    return f"lower all rates to {frac:.1%} of theirs"
 
 
 def _endpoints(number: int) -> str:

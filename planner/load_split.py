@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from planner.placement_inputs import EndpointRoom, Instances, ModelLoad
+    from planner.placement_inputs import EndpointRoom, Instances, Load, ModelLoad
 
 # what a solver may exceed a limit by, as a share of it
 SLACK = 1e-6
@@ -47,14 +47,13 @@ class LoadSplit:
 def split_load(
     instances: Instances,
     endpoints: Sequence[EndpointRoom],
-    models: Sequence[ModelLoad],
-    rate_per_s: float,
+    load: Load,
     *,
     most_utilisation: float = 1.0,
 ) -> LoadSplit | None:
-    """Split the load of `rate_per_s` rows that enter; None: these instances cannot carry it."""
-    flows = _Flows(instances, endpoints, models, rate_per_s)
-    if not all(model.name in flows.hosts for model in models):
+    """Split a load; None: these instances cannot carry it."""
+    flows = _Flows(instances, endpoints, load.models, load.rate_per_s)
+    if not all(model.name in flows.hosts for model in load.models):
         return None
     levels = flows.levels()
     if levels is None or levels.max(initial=0.0) > most_utilisation * (1.0 + SLACK):
@@ -62,14 +61,12 @@ def split_load(
     return flows.split(flows.spread(levels))
 
 
-def least_utilisation(
-    instances: Instances, endpoints: Sequence[EndpointRoom], models: Sequence[ModelLoad], rate_per_s: float
-) -> float:
+def least_utilisation(instances: Instances, endpoints: Sequence[EndpointRoom], load: Load) -> float:
     """Utilisation of the busiest device under the best split.
 
     Above 1 where there is too much work; infinite where a model stands nowhere or has too few instances.
     """
-    flows = _Flows(instances, endpoints, models, rate_per_s)
+    flows = _Flows(instances, endpoints, load.models, load.rate_per_s)
     found = flows.lowest(np.full(len(flows.groups), math.inf))
     return math.inf if found is None else found[0]
 
@@ -96,6 +93,7 @@ def capacity_per_s(
 class _Flows:
     """Linear programs over the flows: shares of one model's rows that go to one group of endpoints, all members alike.
 
+    `_util` [flows] is the utilisation of each of them if all rows of the model went there.
     `_limits` [groups + .., flows] says how busy devices are, group by group, then how busy the instances are of parts
     that have fewer of them than there are slots. `_demand` [models, flows] says which flows are of which model.
     """
@@ -117,11 +115,11 @@ class _Flows:
         num_limits = len(self.groups)
         for g, group in enumerate(self.groups):
             counts = {part.name: count for part, count in zip(parts, group.standing, strict=True)}
-            here = [model for model in models if model.stands(counts, group.kind)]
-            for model in here:
-                self.hosts.setdefault(model.name, []).extend(group.names)
+            here = [model.name for model in models if model.stands(counts, group.kind)]
+            for name in here:
+                self.hosts.setdefault(name, []).extend(group.names)
             first = len(flows)
-            users = [(m, model) for m, model in enumerate(self.models) if model in here]
+            users = [(m, model) for m, model in enumerate(self.models) if model.name in here]
             flows += [(g, m) for m, _ in users]
             # slot-seconds per second and endpoint of the group, if all rows of the model went to it
             work_s += [rate_per_s * each.reach * each.row_busy_s[group.kind] / len(group.names) for _, each in users]
@@ -134,6 +132,7 @@ class _Flows:
                         if part in model.parts
                     ]
                     num_limits += 1
+        self._util = np.array([work_s[flow] / self.groups[g].slots for flow, (g, _) in enumerate(flows)])
         self._group_of = np.array([g for g, _ in flows], np.int64)
         self._model_of = np.array([m for _, m in flows], np.int64)
         self._limits = _sparse(entries, num_limits, len(flows))
@@ -173,7 +172,7 @@ class _Flows:
             return np.zeros(0)
         places = np.arange(len(self._model_of))
         peaks = _sparse([(f, int(m), -1.0) for f, m in enumerate(self._model_of)], len(places), len(self.models))
-        own = coo_array((self._utilisation(), (places, places)), (len(places), len(places)))
+        own = coo_array((self._util, (places, places)), (len(places), len(places)))
         result = self._solve(
             [[self._limits, coo_array((self._limits.shape[0], len(self.models)))], [own, peaks]],
             np.concatenate((caps * (1.0 + SLACK) + _LEAST_SHARE, self._spare, np.zeros(len(places)))),
@@ -191,7 +190,7 @@ class _Flows:
             names = self.groups[g].names
             if share:
                 load[self.models[m].name] |= dict.fromkeys(names, float(share) / len(names))
-        busy = np.bincount(self._group_of, shares * self._utilisation(), len(self.groups))
+        busy = np.bincount(self._group_of, shares * self._util, len(self.groups))
         utilisation = {name: float(busy[g]) for g, group in enumerate(self.groups) for name in group.names}
         return LoadSplit(load=load, utilisation=utilisation)
 
@@ -201,11 +200,6 @@ class _Flows:
         nothing = coo_array((self._limits.shape[0], 1))
         result = self._solve([[self._limits, nothing]], most, costs=np.array([-1.0]), scaled=True)
         return 0.0 if result is None else float(result.x[-1])
-
-    def _utilisation(self) -> NDArray[np.float64]:
-        """Of the device, by a whole model's rows [flows]."""
-        every = np.arange(len(self._group_of))
-        return np.asarray(self._limits.tocsr()[self._group_of, every]).ravel()
 
     def _solve(self, blocks: Any, most: NDArray[np.float64], *, costs: NDArray[np.float64], scaled: bool = False) -> Any:
         """Minimise the costs of the columns behind the flows; `scaled`: the flows of a model add up to the last one."""

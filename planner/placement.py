@@ -2,7 +2,7 @@
 
 What is wanted, each within what the former leaves open:
 
-1. the busiest device as idle as possible. A limit on utilisation is tried, halving the range, until it is known within
+1. the busiest device, under the load that makes it so, as idle as possible. A limit on utilisation is tried, halving the range, until it is known within
    a fourth of the tolerance; what is then held is within the whole of it.
 2. if something stands already, as few moves from there as possible, weighted by their load times.
 3. few instances, weighted by their memory. Where the proof takes long, the best found will do.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.infeasible import Infeasible, why_infeasible
-from planner.load_split import SLACK, least_utilisation, split_load
+from planner.load_split import SLACK, LoadSplit, least_utilisation, split_load
 from planner.patterns import alike, fullest, patterns, used_bytes
 from planner.placement_inputs import Problem
 from planner.placement_program import Program
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from planner.patterns import Alike
-    from planner.placement_inputs import EndpointRoom, Instances, ModelLoad, Part
+    from planner.placement_inputs import EndpointRoom, Instances, Load, Part
     from planner.placement_program import Costs
 
 # utilisation that may be given up for fewer moves and instances, as a share of it: no profile is more exact
@@ -43,47 +43,48 @@ _MOVE_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Instances by endpoint and part; shares of each model's rows by model and endpoint; utilisation by endpoint."""
+    """Instances by endpoint and part, and how each load is split over them, in the order of the loads."""
 
     instances: dict[str, dict[str, int]]
-    load: dict[str, dict[str, float]]
-    utilisation: dict[str, float]
+    splits: tuple[LoadSplit, ...]
 
     @property
     def busiest(self) -> float:
-        """Utilisation of the busiest device."""
-        return max(self.utilisation.values(), default=0.0)
+        """Utilisation of the busiest device under any of the loads."""
+        return max((level for split in self.splits for level in split.utilisation.values()), default=0.0)
 
 
 def place(
     endpoints: Sequence[EndpointRoom],
-    models: Sequence[ModelLoad],
-    rate_per_s: float,
+    loads: Sequence[Load],
     *,
     former: Instances | None = None,
     most_utilisation: float = 1.0,
     tolerance: float = TOLERANCE,
 ) -> Placement | Infeasible:
-    """Place models for `rate_per_s` rows that enter; `former` is what stands now.
+    """Place models so that each of the loads can be carried, one at a time; `former` is what stands now.
 
     No device is busier than `most_utilisation`, a share of its slots of at most 1. The busiest is within `tolerance`,
     a share, of the least that it could be.
 
     Raises:
-        ValueError: a name is used twice.
+        ValueError: a name is used twice, or for two different things.
         UsageError: there are too many ways to fill an endpoint.
 
     """
-    problem = Problem(tuple(endpoints), tuple(models), rate_per_s)
+    problem = Problem(tuple(endpoints), tuple(loads))
     found = _least_utilisation(problem, most_utilisation, tolerance / 4)
     if found is None:
         return why_infeasible(problem, most_utilisation)
     least, instances = found
     held = min(least * (1.0 + tolerance / 2), most_utilisation)
     instances = _with_few_moves(problem, held, former) or instances
-    split = split_load(instances, endpoints, models, rate_per_s, most_utilisation=max(held, least))
-    assert split is not None, "the instances come with a split"
-    return Placement(instances=instances, load=split.load, utilisation=split.utilisation)
+    splits = []
+    for load in problem.loads:
+        split = split_load(instances, endpoints, load, most_utilisation=max(held, least))
+        assert split is not None, "the instances are such that there is one"
+        splits.append(split)
+    return Placement(instances=instances, splits=tuple(splits))
 
 
 def _least_utilisation(problem: Problem, most: float, ratio: float) -> tuple[float, Instances] | None:
@@ -118,7 +119,12 @@ def _bound(problem: Problem) -> float:
         each.name: {part.name: each.slots for part in problem.parts if each.kind in part.memory_bytes}
         for each in problem.endpoints
     }
-    return least_utilisation(everywhere, problem.endpoints, problem.models, problem.rate_per_s)
+    return _busiest(problem, everywhere)
+
+
+def _busiest(problem: Problem, instances: Instances) -> float:
+    """Utilisation of the busiest device under any of the loads, each split as well as can be."""
+    return max((least_utilisation(instances, problem.endpoints, load) for load in problem.loads), default=0.0)
 
 
 def _within(
@@ -129,7 +135,7 @@ def _within(
     if choice is None:
         return None
     instances = choice.instances(groups, full, [part.name for part in problem.parts])
-    busiest = least_utilisation(instances, problem.endpoints, problem.models, problem.rate_per_s)
+    busiest = _busiest(problem, instances)
     return (busiest, instances) if busiest <= utilisation * (1.0 + SLACK) else None
 
 
@@ -149,7 +155,7 @@ def _with_few_moves(problem: Problem, utilisation: float, former: Instances | No
     if best is None:
         return None
     instances = best.instances(groups, ways, [part.name for part in problem.parts])
-    busiest = least_utilisation(instances, problem.endpoints, problem.models, problem.rate_per_s)
+    busiest = _busiest(problem, instances)
     return instances if busiest <= utilisation * (1.0 + SLACK) else None
 
 

@@ -2,7 +2,8 @@
 
 A **part** is a model as Triton loads it: it has instances, which hold memory. A **model** is what rows go to: one part,
 or the parts of a Triton ensemble, which stand together and may belong to several ensembles. Instances belong to parts,
-work belongs to models.
+work belongs to models. A **load** is what a gear makes of the rows that enter; one placement may have to carry several,
+one at a time.
 """
 
 from __future__ import annotations
@@ -64,28 +65,50 @@ class ModelLoad:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Rows per second that enter, and what comes to each model: that of one gear at its highest rate, say."""
+
+    rate_per_s: float
+    models: tuple[ModelLoad, ...]
+
+
+@dataclass(frozen=True)
 class Problem:
-    """Endpoints, models, and the rows per second that enter.
+    """Endpoints and the loads that they have to carry, one at a time.
 
     Raises:
-        ValueError: a name is used twice, or for two different parts.
+        ValueError: a name is used twice, or for two different things.
 
     """
 
     endpoints: tuple[EndpointRoom, ...]
-    models: tuple[ModelLoad, ...]
-    rate_per_s: float
+    loads: tuple[Load, ...]
 
     def __post_init__(self) -> None:
         """Check the names."""
-        for names in ([each.name for each in self.endpoints], [each.name for each in self.models]):
+        for names in ([each.name for each in self.endpoints], *([m.name for m in load.models] for load in self.loads)):
             if len(set(names)) != len(names):
                 raise ValueError(f"a name is used twice in {', '.join(names)}")
+        for model in (model for load in self.loads for model in load.models):
+            first = next(each for each in self.models if each.name == model.name)
+            if (model.parts, model.min_hosts, set(model.row_busy_s)) != (
+                first.parts, first.min_hosts, set(first.row_busy_s),
+            ):  # fmt: skip
+                raise ValueError(f"model {model.name!r} has other parts, hosts or kinds of device in another load")
+
+    @cached_property
+    def models(self) -> tuple[ModelLoad, ...]:
+        """All models, each once, as the first load with it has it."""
+        known: dict[str, ModelLoad] = {}
+        for load in self.loads:
+            for model in load.models:
+                known.setdefault(model.name, model)
+        return tuple(known.values())
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """All parts, each once."""
-        return distinct_parts(part for model in self.models for part in model.parts)
+        return distinct_parts(part for load in self.loads for model in load.models for part in model.parts)
 
 
 def distinct_parts(parts: Iterable[Part]) -> tuple[Part, ...]:

@@ -97,11 +97,10 @@ class Program:
         hosts = np.vstack(
             [hosting(c, g.kind, problem.models, problem.parts) for g, c in zip(groups, patterns, strict=True)]
         )
-        rows_per_s = np.array([problem.rate_per_s * model.reach for model in problem.models])
-        busy_s = np.array([[model.row_busy_s.get(group.kind, 0.0) for model in problem.models] for group in groups])
-        at, model = np.nonzero(hosts & (rows_per_s > 0.0))
+        work_s, wanted = _work(problem, groups)
+        load, at, model = np.nonzero(hosts[None] & wanted[:, None])
         flows = num_patterns + np.arange(len(at))
-        work_s = (rows_per_s * busy_s)[group_of[at], model]
+        flow_work_s = work_s[load, group_of[at], model]
         slots = np.array([group.slots for group in groups])[group_of]
         self._num_patterns, self._scale = num_patterns, num_patterns + len(at)
         self._num_columns = self._scale + 1 + len(groups)
@@ -110,30 +109,25 @@ class Program:
         matrix = _Rows()
         added = self._scale + 1 + np.arange(len(groups))
         matrix.add(sizes, sizes, (group_of, every, 1.0), (np.arange(len(groups)), added, -1.0))
-        wanted = np.flatnonzero(rows_per_s > 0.0)
-        place = np.searchsorted(wanted, model)
-        nothing = np.zeros(len(wanted))
-        scale = np.full(len(wanted), self._scale)
-        matrix.add(nothing, nothing, (place, flows, 1.0), (np.arange(len(wanted)), scale, -1.0))
+        pairs = np.flatnonzero(wanted)
+        nothing, scale = np.zeros(len(pairs)), np.full(len(pairs), self._scale)
+        pair = np.searchsorted(pairs, load * len(problem.models) + model)
+        matrix.add(nothing, nothing, (pair, flows, 1.0), (np.arange(len(pairs)), scale, -1.0))
         column, host = np.nonzero(hosts)
         fewest = np.array([each.min_hosts for each in problem.models], float)
         matrix.add(fewest, np.full(len(fewest), np.inf), (host, column, 1.0))
-        nothing, endless = np.zeros(num_patterns), np.full(num_patterns, -np.inf)
-        matrix.add(endless, nothing, (at, flows, work_s / (utilisation * slots[at])), (every, every, -1.0))
+        again = np.arange(len(problem.loads))[:, None]
+        needed = flow_work_s / (utilisation * slots[at])
+        _add_needs(matrix, (load * num_patterns + at, flows, needed), (again * num_patterns + every, every))
         all_counts = np.vstack(patterns)
         for p, part in enumerate(problem.parts):
             # with more instances than the device may be busy, they are no limit
             few = np.flatnonzero((all_counts[:, p] > 0) & (all_counts[:, p] < utilisation * slots))
             uses = np.array([part in each.parts for each in problem.models])
             mine = np.flatnonzero(np.isin(at, few) & uses[model])
-            if len(mine):
-                needs = work_s[mine] / all_counts[at[mine], p]
-                matrix.add(
-                    endless[: len(few)],
-                    nothing[: len(few)],
-                    (np.searchsorted(few, at[mine]), flows[mine], needs),
-                    (np.arange(len(few)), few, -1.0),
-                )
+            needed = flow_work_s[mine] / all_counts[at[mine], p]
+            place = load[mine] * len(few) + np.searchsorted(few, at[mine])
+            _add_needs(matrix, (place, flows[mine], needed), (again * len(few) + np.arange(len(few)), few))
         self._constraint = matrix.constraint(self._num_columns)
         self._integrality = np.concatenate((np.ones(num_patterns), np.zeros(len(at) + 1), np.ones(len(groups))))
 
@@ -171,3 +165,28 @@ class Program:
             scale=float(result.x[self._scale]),
             added=[int(number) for number in whole[self._scale + 1 :]],
         )
+
+
+def _work(problem: Problem, groups: Sequence[Alike]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Slot-seconds per second if all rows of a model went to a group [loads, groups, models]; what has rows."""
+    work_s = np.zeros((len(problem.loads), len(groups), len(problem.models)))
+    wanted = np.zeros((len(problem.loads), len(problem.models)), bool)
+    place = {model.name: index for index, model in enumerate(problem.models)}
+    for index, load in enumerate(problem.loads):
+        for model in load.models:
+            rows_per_s = load.rate_per_s * model.reach
+            wanted[index, place[model.name]] = rows_per_s > 0.0
+            busy_s = [model.row_busy_s.get(group.kind, 0.0) for group in groups]
+            work_s[index, :, place[model.name]] = rows_per_s * np.array(busy_s)
+    return work_s, wanted
+
+
+def _add_needs(
+    matrix: _Rows,
+    needs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]],
+    taken: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> None:
+    """Rows, as many as in taken[0] [loads, patterns], in each of which the needs are at most the endpoints taken."""
+    rows, columns = np.broadcast_arrays(*taken)
+    count = rows.size
+    matrix.add(np.full(count, -np.inf), np.zeros(count), needs, (rows.ravel(), columns.ravel(), -1.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.placement_inputs import EndpointRoom, ModelLoad, Part
+from planner.placement_inputs import EndpointRoom, Load, ModelLoad, Part
 
 
 def room(name: str, memory_bytes: int | None = None, *, slots: int = 1, kind: str = "gpu") -> EndpointRoom:
@@ -28,3 +28,7 @@ def model(
     return ModelLoad(
         name=name, parts=parts or (part(name, memory_bytes),), row_busy_s=busy, reach=1.0, min_hosts=min_hosts
     )
+
+
+def load(rate_per_s: float, *models: ModelLoad) -> Load:
+    return Load(rate_per_s, models)

@@ -14,12 +14,23 @@ from cascadeserve.errors import UsageError
 from planner.infeasible import Infeasible
 from planner.patterns import MOST_PATTERNS, alike, fullest, patterns
 from planner.placement import Placement, place
-from tests.fakes.placements import model, part, room
+from tests.fakes.placements import load, model, part, room
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from planner.placement_inputs import EndpointRoom, Instances, ModelLoad
+
+
+def tried(
+    endpoints: Sequence[EndpointRoom],
+    models: Sequence[ModelLoad],
+    rate_per_s: float = 1.0,
+    *,
+    former: Instances | None = None,
+    tolerance: float = 1e-4,
+) -> Placement | Infeasible:
+    return place(endpoints, [load(rate_per_s, *models)], former=former, tolerance=tolerance)
 
 
 def placed(
@@ -30,13 +41,13 @@ def placed(
     former: Instances | None = None,
     tolerance: float = 1e-4,
 ) -> Placement:
-    result = place(endpoints, models, rate_per_s, former=former, tolerance=tolerance)
+    result = tried(endpoints, models, rate_per_s, former=former, tolerance=tolerance)
     assert isinstance(result, Placement), result
     return result
 
 
 def refused(endpoints: Sequence[EndpointRoom], models: Sequence[ModelLoad], rate_per_s: float = 1.0) -> Infeasible:
-    result = place(endpoints, models, rate_per_s)
+    result = tried(endpoints, models, rate_per_s)
     assert isinstance(result, Infeasible)
     return result
 
@@ -45,7 +56,7 @@ def test_a_busy_model_gets_more_endpoints_where_memory_is_for_one_each() -> None
     result = placed([room(name, 1) for name in "xyz"], [model("a", 0.6), model("b", 0.2)])
     assert result.busiest == pytest.approx(0.3)
     assert sorted(map(list, result.instances.values())) == [["a"], ["a"], ["b"]]
-    assert sorted(result.utilisation.values()) == pytest.approx([0.2, 0.3, 0.3])
+    assert sorted(result.splits[0].utilisation.values()) == pytest.approx([0.2, 0.3, 0.3])
 
 
 def test_nothing_stands_that_is_not_needed() -> None:
@@ -64,11 +75,11 @@ def test_a_large_instance_counts_for_more_than_a_small_one() -> None:
 
 def test_rows_go_where_a_model_is_fast() -> None:
     endpoints = [room("gpu"), room("cpu", kind="cpu")]
-    models = [model("large", 0.5, cpu_work=9.0), model("small", 0.1, cpu_work=0.2), model("only_gpu", 0.1)]
-    result = placed(endpoints, models)
-    assert result.load["large"] == {"gpu": 1.0}
-    assert result.load["small"] == {"cpu": 1.0}
-    assert result.load["only_gpu"] == {"gpu": 1.0}
+    models = [model("large", 0.5, cpu_work=900.0), model("small", 0.1, cpu_work=0.2), model("only_gpu", 0.1)]
+    result = placed(endpoints, models, tolerance=0.01)
+    assert result.splits[0].load["large"] == {"gpu": 1.0}
+    assert result.splits[0].load["small"] == {"cpu": 1.0}
+    assert result.splits[0].load["only_gpu"] == {"gpu": 1.0}
 
 
 def test_an_ensemble_stands_with_all_its_parts_which_count_once() -> None:
@@ -135,38 +146,63 @@ def test_a_model_that_fits_nowhere_is_named() -> None:
 def test_memory_that_is_missing_is_counted_by_endpoint() -> None:
     models = [model("a", 0.1, 4), model("b", 0.1, 4), model("c", 0.1, 5)]
     why = refused([room("x", 6), room("y", 5)], models)
-    assert (why.binding, why.short_bytes, why.feasible_rate_per_s) == ("memory", {"x": 2}, None)
+    assert (why.binding, why.short_bytes, why.feasible_frac) == ("memory", {"x": 2}, None)
     assert "2 bytes of memory are missing if all models are to stand; give endpoint 'x' 2 bytes more" in str(why)
     lifted = [room("x", 8), room("y", 5)]
-    assert isinstance(place(lifted, models, 1.0), Placement)
+    assert isinstance(tried(lifted, models, 1.0), Placement)
 
 
 def test_memory_may_be_missing_for_a_rate_alone() -> None:
     endpoints, models = [room("x", 1, slots=2), room("y", 1)], [model("a", 1.0), model("b", 0.5)]
     why = refused(endpoints, models, 1.5)
     assert (why.binding, why.short_bytes) == ("memory", {"x": 1})
-    assert why.feasible_rate_per_s == pytest.approx(1.0)
-    assert isinstance(place(endpoints, models, 1.0), Placement)
-    assert isinstance(place([room("x", 2, slots=2), room("y", 1)], models, 1.5), Placement)
+    assert why.feasible_frac == pytest.approx(2 / 3)
+    assert isinstance(tried(endpoints, models, 1.0), Placement)
+    assert isinstance(tried([room("x", 2, slots=2), room("y", 1)], models, 1.5), Placement)
 
 
 def test_work_beyond_all_devices_is_told_with_what_would_do() -> None:
     endpoints, models = [room("x"), room("y")], [model("a", 0.5)]
     why = refused(endpoints, models, 9.0)
     assert (why.binding, why.added) == ("work", {"x": 3})
-    assert why.feasible_rate_per_s == pytest.approx(4.0)
+    assert why.feasible_frac == pytest.approx(4 / 9)
     assert str(why) == (
         "9 rows/s are more work than the 2 endpoints can do at 100% utilisation; lower the rate to 4 rows/s, "
         "or add 3 endpoints like 'x'"
     )
-    assert isinstance(place([*endpoints, room("1"), room("2"), room("3")], models, 9.0), Placement)
+    assert isinstance(tried([*endpoints, room("1"), room("2"), room("3")], models, 9.0), Placement)
+
+
+def test_one_placement_carries_several_loads_one_at_a_time() -> None:
+    endpoints = [room("x", 2), room("y", 2)]
+    quiet, busy = (
+        load(1.0, model("small", 0.2), model("large", 1.4, 2)),
+        load(8.0, model("small", 0.2), model("large", 0.02, 2)),
+    )
+    why = place(endpoints, [quiet, busy])
+    assert isinstance(why, Infeasible)
+    assert (why.binding, sum(why.short_bytes.values())) == ("memory", 2)
+    assert "2 bytes of memory are missing if the loads are to be carried" in str(why)
+    assert "or lower all rates to" in str(why)
+    result = place([room("x", 3), room("y", 3)], [quiet, busy])
+    assert isinstance(result, Placement)
+    assert result.instances == {"x": {"small": 1, "large": 1}, "y": {"small": 1, "large": 1}}
+    assert [split.utilisation for split in result.splits] == [
+        pytest.approx({"x": level, "y": level}) for level in (0.8, 0.88)
+    ]
+    assert result.busiest == pytest.approx(0.88)
+
+
+def test_a_model_is_the_same_under_all_loads() -> None:
+    with pytest.raises(ValueError, match="model .a. has other parts, hosts or kinds of device in another load"):
+        place([room("x")], [load(1.0, model("a", 0.1)), load(1.0, model("a", 0.1, min_hosts=2))])
 
 
 def test_names_are_used_once() -> None:
     with pytest.raises(ValueError, match="a name is used twice in x, x"):
-        place([room("x"), room("x")], [model("a", 0.1)], 1.0)
+        tried([room("x"), room("x")], [model("a", 0.1)])
     with pytest.raises(ValueError, match="'a' is given twice"):
-        place([room("x")], [model("one", 0.1, parts=(part("a"),)), model("two", 0.1, parts=(part("a", 2),))], 1.0)
+        tried([room("x")], [model("one", 0.1, parts=(part("a"),)), model("two", 0.1, parts=(part("a", 2),))], 1.0)
 
 
 def test_patterns_leave_out_counts_only_where_they_are_too_many() -> None:
@@ -266,7 +302,7 @@ def test_brute_force_finds_nothing_better(seed: int) -> None:
         models.append(model(name, float(work), cpu_work=cpu_work, parts=(shared, own) if with_pre else (own,)))
     ways = product(*(fillings(endpoint, models) for endpoint in endpoints))
     best = min(lowest_utilisation(endpoints, models, 1.0, way) for way in ways)
-    result = place(endpoints, models, 1.0, tolerance=1e-4)
+    result = tried(endpoints, models, 1.0, tolerance=1e-4)
     if best > 1.0:
         assert isinstance(result, Infeasible)
     else:
@@ -280,29 +316,30 @@ def test_brute_force_finds_nothing_better(seed: int) -> None:
 
 def check(endpoints: Sequence[EndpointRoom], models: Sequence[ModelLoad], rate_per_s: float, result: Placement) -> None:
     """What every placement keeps."""
+    (split,) = result.splits
     parts = {each.name: each for m in models for each in m.parts}
-    assert set(result.load) == {m.name for m in models}
+    assert set(split.load) == {m.name for m in models}
     for endpoint in endpoints:
         counts = result.instances[endpoint.name]
         assert all(1 <= count <= endpoint.slots for count in counts.values())
         held = sum(count * parts[name].memory_bytes[endpoint.kind] for name, count in counts.items())
         assert endpoint.memory_bytes is None or held <= endpoint.memory_bytes
         work = {
-            m.name: rate_per_s * m.reach * m.row_busy_s[endpoint.kind] * result.load[m.name][endpoint.name]
+            m.name: rate_per_s * m.reach * m.row_busy_s[endpoint.kind] * split.load[m.name][endpoint.name]
             for m in models
-            if endpoint.name in result.load[m.name]
+            if endpoint.name in split.load[m.name]
         }
         for name, count in counts.items():
             busy = sum(work.get(m.name, 0.0) for m in models if parts[name] in m.parts)
             assert busy <= count + 1e-5
-        assert sum(work.values()) / endpoint.slots == pytest.approx(result.utilisation[endpoint.name], abs=1e-9)
-        assert result.utilisation[endpoint.name] <= 1.0 + 1e-5
+        assert sum(work.values()) / endpoint.slots == pytest.approx(split.utilisation[endpoint.name], abs=1e-9)
+        assert split.utilisation[endpoint.name] <= 1.0 + 1e-5
     for m in models:
         hosts = [e.name for e in endpoints if m.stands(result.instances[e.name], e.kind)]
         assert len(hosts) >= m.min_hosts
-        assert set(result.load[m.name]) <= set(hosts)
-        assert sum(result.load[m.name].values()) == pytest.approx(1.0)
-        assert all(share > 0.0 for share in result.load[m.name].values())
+        assert set(split.load[m.name]) <= set(hosts)
+        assert sum(split.load[m.name].values()) == pytest.approx(1.0)
+        assert all(share > 0.0 for share in split.load[m.name].values())
 
 
 @st.composite
@@ -331,11 +368,11 @@ def problems(draw: st.DrawFn) -> tuple[list[EndpointRoom], list[ModelLoad]]:
 @given(problems(), st.sampled_from([0.0, 0.3, 1.0]))
 def test_every_placement_keeps_its_limits(problem: tuple[list[EndpointRoom], list[ModelLoad]], rate: float) -> None:
     endpoints, models = problem
-    result = place(endpoints, models, rate)
-    assert result == place(endpoints, models, rate)
+    result = tried(endpoints, models, rate)
+    assert result == tried(endpoints, models, rate)
     if isinstance(result, Placement):
         check(endpoints, models, rate, result)
-        again = place(endpoints, models, rate, former=result.instances)
+        again = tried(endpoints, models, rate, former=result.instances)
         assert isinstance(again, Placement)
         assert again.instances == result.instances
     elif result.binding == "memory":
@@ -343,11 +380,11 @@ def test_every_placement_keeps_its_limits(problem: tuple[list[EndpointRoom], lis
             replace(e, memory_bytes=None if e.memory_bytes is None else e.memory_bytes + result.short_bytes.get(e.name, 0))
             for e in endpoints
         ]
-        assert isinstance(place(more, models, rate), Placement)
+        assert isinstance(tried(more, models, rate), Placement)
     elif result.binding == "work":
         named = {e.name: e for e in endpoints}
         added = [replace(named[n], name=f"{n}+{i}") for n, number in result.added.items() for i in range(number)]
-        assert isinstance(place([*endpoints, *added], models, rate), Placement)
+        assert isinstance(tried([*endpoints, *added], models, rate), Placement)
 
 
 @settings(max_examples=15, deadline=None)
@@ -356,7 +393,7 @@ def test_more_endpoints_or_memory_make_nothing_worse(
     problem: tuple[list[EndpointRoom], list[ModelLoad]], which: int, add: bool
 ) -> None:
     endpoints, models = problem
-    before = place(endpoints, models, 0.5, tolerance=1e-3)
+    before = tried(endpoints, models, 0.5, tolerance=1e-3)
     if isinstance(before, Infeasible):
         return
     changed = endpoints[which % len(endpoints)]
@@ -365,6 +402,6 @@ def test_more_endpoints_or_memory_make_nothing_worse(
     else:
         grown = None if changed.memory_bytes is None else changed.memory_bytes + 2
         more = [replace(e, memory_bytes=grown) if e is changed else e for e in endpoints]
-    after = place(more, models, 0.5, tolerance=1e-3)
+    after = tried(more, models, 0.5, tolerance=1e-3)
     assert isinstance(after, Placement)
     assert after.busiest <= before.busiest * (1 + 1e-3) + 1e-6

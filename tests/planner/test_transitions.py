@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from planner.load_split import capacity_per_s
 from planner.placement import Placement, place
 from planner.transitions import EXACT_DIFFERENCES, NoTransition, Step, Transition, transition
-from tests.fakes.placements import model, part, room
+from tests.fakes.placements import load, model, part, room
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,8 +86,7 @@ def test_growth_waits_for_room() -> None:
     endpoints = [room("x", 2), room("y", 2)]
     models = [model("a", 0.1, 2), model("b", 0.1)]
     result = found({"x": {"a": 1}, "y": {"b": 1}}, {"x": {"b": 1}, "y": {"a": 1}}, [*endpoints, room("z", 2)], models)
-    assert len(result.steps) == 6, "one model needs a detour by z"
-    assert {step.part for step in result.steps if step.endpoint == "z"} == {"b"} or result.duration_s == 3.0
+    assert (len(result.steps), result.duration_s) == (6, 3.0), "one model needs a detour by z"
     alternating = found(
         {"x": {"a": 1}, "y": {"a": 1}, "z": {"b": 1}}, {"x": {"b": 1}, "y": {"a": 1}, "z": {"b": 1}},
         [*endpoints, room("z", 2)], models,
@@ -125,7 +124,7 @@ def test_single_instances_make_room_for_each_other() -> None:
     models = [model("a", 0.1), model("b", 0.1)]
     result = found({"x": {"a": 2}, "y": {"b": 2}}, {"x": {"b": 2}, "y": {"a": 2}}, endpoints, models)
     assert not {step.endpoint for step in result.steps} - {"x", "y"}
-    assert result.least_capacity_per_s >= 10.0
+    assert result.least_capacity_per_s >= 10.0 - 1e-6
 
 
 def test_the_weakest_moment_is_as_strong_as_can_be() -> None:
@@ -179,13 +178,13 @@ def test_steps_say_what_triton_is_asked_for() -> None:
 
 @pytest.mark.parametrize("rooms_per_endpoint", [2, 3])
 def test_large_changes_are_made_greedily(rooms_per_endpoint: int) -> None:
-    endpoints = [room(f"e{i}", rooms_per_endpoint) for i in range(12)]
+    endpoints = [room(f"e{i}", rooms_per_endpoint) for i in range(8)]
     models = [model(name, 0.1) for name in "abcd"]
-    former = {e.name: {"a": 1, "b": 1} if i < 6 else {"c": 1, "d": 1} for i, e in enumerate(endpoints)}
-    target = {e.name: {"c": 1, "d": 1} if i < 6 else {"a": 1, "b": 1} for i, e in enumerate(endpoints)}
+    former = {e.name: {"a": 1, "b": 1} if i < 4 else {"c": 1, "d": 1} for i, e in enumerate(endpoints)}
+    target = {e.name: {"c": 1, "d": 1} if i < 4 else {"a": 1, "b": 1} for i, e in enumerate(endpoints)}
     result = found(former, target, endpoints, models)
     assert not result.exact
-    assert len(result.steps) == 48
+    assert len(result.steps) == 32
     assert result == transition(former, target, endpoints, models)
 
 
@@ -219,9 +218,9 @@ def test_brute_force_finds_no_stronger_order(seed: int) -> None:
     cells = [
         (e.name, m.name) for e in endpoints for m in models if (m.name in former[e.name]) != (m.name in target[e.name])
     ]
-    assume_few = cells[:5]
+    changing = cells[:5]
     target = {
-        name: {m.name: 1 for m in models if (m.name in counts) != ((name, m.name) in assume_few)}
+        name: {m.name: 1 for m in models if (m.name in counts) != ((name, m.name) in changing)}
         for name, counts in former.items()
     }
     known: dict[frozenset[tuple[str, str]], float] = {}
@@ -241,7 +240,7 @@ def test_brute_force_finds_no_stronger_order(seed: int) -> None:
         return known[changed]
 
     strongest = max(
-        min(strength(frozenset(order[:n])) for n in range(len(order) + 1)) for order in permutations(assume_few)
+        min(strength(frozenset(order[:n])) for n in range(len(order) + 1)) for order in permutations(changing)
     )
     result = transition(former, target, endpoints, models)
     if strongest > 0.0:
@@ -289,21 +288,19 @@ def test_every_moment_of_every_transition_serves(
         result = transition(former, target, ample, models, rate_per_s=rate)
         assert isinstance(result, Transition)
         check(former, target, ample, models, result)
+        ends = (capacity_per_s(former, ample, models), capacity_per_s(target, ample, models))
+        assert result.least_capacity_per_s == pytest.approx(min(ends))
     else:
         check(former, target, endpoints, models, result)
-    ends = (capacity_per_s(former, endpoints, models), capacity_per_s(target, endpoints, models))
-    assert result.least_capacity_per_s <= min(ends) * (1 + 1e-9)
-    if all(e.memory_bytes is None for e in endpoints):
-        assert result.least_capacity_per_s == pytest.approx(min(ends))
 
 
 def test_placements_at_other_rates_are_reached_from_each_other() -> None:
     endpoints = [room(f"e{i}", 4, slots=2) for i in range(6)]
     quiet = [model("small", 0.05), model("large", 0.5, 3)]
     busy = [model("small", 0.1), model("large", 0.1, 3)]
-    before, after = place(endpoints, quiet, 8.0), None
+    before = place(endpoints, [load(8.0, *quiet)])
     assert isinstance(before, Placement)
-    after = place(endpoints, busy, 40.0, former=before.instances)
+    after = place(endpoints, [load(40.0, *busy)], former=before.instances)
     assert isinstance(after, Placement)
     result = found(before.instances, after.instances, endpoints, quiet, rate_per_s=8.0)
     assert result.exact == (len(result.steps) <= EXACT_DIFFERENCES)
