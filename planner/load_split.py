@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import block_array, coo_array
+from scipy.optimize import LinearConstraint, linprog, milp
+from scipy.sparse import csr_array
 
 from planner.patterns import alike
 from planner.placement_inputs import distinct_parts
@@ -67,8 +67,7 @@ def least_utilisation(instances: Instances, endpoints: Sequence[EndpointRoom], l
     Above 1 where there is too much work; infinite where a model stands nowhere or has too few instances.
     """
     flows = _Flows(instances, endpoints, load.models, load.rate_per_s)
-    found = flows.lowest(np.full(len(flows.groups), math.inf))
-    return math.inf if found is None else found[0]
+    return flows.lowest()
 
 
 def capacity_per_s(
@@ -93,9 +92,9 @@ def capacity_per_s(
 class _Flows:
     """Linear programs over the flows: shares of one model's rows that go to one group of endpoints, all members alike.
 
-    `_util` [flows] is the utilisation of each of them if all rows of the model went there.
-    `_limits` [groups + .., flows] says how busy devices are, group by group, then how busy the instances are of parts
-    that have fewer of them than there are slots. `_demand` [models, flows] says which flows are of which model.
+    Rows of a program say how busy the devices are, group by group, then how busy the instances are of parts that have
+    fewer of them than there are slots, and last that the shares of each model add up. `_util` [flows] is how busy the
+    device is with all rows of a flow's model.
     """
 
     def __init__(
@@ -110,9 +109,9 @@ class _Flows:
         self.models = [model for model in models if model.reach * rate_per_s > 0.0]
         self.hosts: dict[str, list[str]] = {}
         flows: list[tuple[int, int]] = []
-        work_s: list[float] = []
+        util: list[float] = []
         entries: list[tuple[int, int, float]] = []
-        num_limits = len(self.groups)
+        limits = len(self.groups)
         for g, group in enumerate(self.groups):
             counts = {part.name: count for part, count in zip(parts, group.standing, strict=True)}
             here = [model.name for model in models if model.stands(counts, group.kind)]
@@ -121,66 +120,78 @@ class _Flows:
             first = len(flows)
             users = [(m, model) for m, model in enumerate(self.models) if model.name in here]
             flows += [(g, m) for m, _ in users]
-            # slot-seconds per second and endpoint of the group, if all rows of the model went to it
-            work_s += [rate_per_s * each.reach * each.row_busy_s[group.kind] / len(group.names) for _, each in users]
-            entries += [(g, flow, work_s[flow] / group.slots) for flow in range(first, len(flows))]
+            slots = group.slots * len(group.names)
+            util += [rate_per_s * model.reach * model.row_busy_s[group.kind] / slots for _, model in users]
+            entries += [(g, flow, util[flow]) for flow in range(first, len(flows))]
             for part, count in zip(parts, group.standing, strict=True):
                 if 0 < count < group.slots:
                     entries += [
-                        (num_limits, first + i, work_s[first + i] / count)
+                        (limits, first + i, util[first + i] * group.slots / count)
                         for i, (_, model) in enumerate(users)
                         if part in model.parts
                     ]
-                    num_limits += 1
-        self._util = np.array([work_s[flow] / self.groups[g].slots for flow, (g, _) in enumerate(flows)])
+                    limits += 1
+        self._util = np.array(util)
         self._group_of = np.array([g for g, _ in flows], np.int64)
         self._model_of = np.array([m for _, m in flows], np.int64)
-        self._limits = _sparse(entries, num_limits, len(flows))
-        self._demand = _sparse([(m, flow, 1.0) for flow, (_, m) in enumerate(flows)], len(self.models), len(flows))
-        self._spare = np.ones(num_limits - len(self.groups))
+        self._num_limits = limits
+        self._entries = [*entries, *((limits + m, flow, 1.0) for flow, (_, m) in enumerate(flows))]
 
-    def lowest(self, caps: NDArray[np.float64]) -> tuple[float, NDArray[np.bool_]] | None:
-        """Lowest utilisation for all groups that have no cap yet [groups: inf], and which of them hold it up."""
+    def lowest(self) -> float:
+        """Lowest utilisation of the busiest device, infinite if there is no split."""
         if not self.models:
-            return 0.0, np.zeros(len(caps), bool)
-        free = np.isinf(caps)
-        level = np.append(np.where(free, -1.0, 0.0), 0.0 * self._spare)
-        result = self._solve(
-            [[self._limits, coo_array(level[:, None])]],
-            np.append(np.where(free, 0.0, caps * (1.0 + _LEAST_SHARE)), self._spare),
-            costs=np.array([1.0]),
-        )
-        if result is None:
-            return None
-        duals = -result.ineqlin.marginals[: len(caps)]
-        return float(result.x[-1]), free & (duals > _LEAST_DUAL)
+            return 0.0
+        high = np.append(np.zeros(len(self.groups)), np.ones(self._num_limits - len(self.groups)))
+        level = [(g, len(self._util), -1.0) for g in range(len(self.groups))]
+        found = self._solve(level, high, costs=[1.0])
+        return math.inf if found is None else float(found[-1])
+
+    def largest_scale(self, most_utilisation: float) -> float:
+        """Multiple of the load that can be carried."""
+        high = np.ones(self._num_limits)
+        high[: len(self.groups)] = most_utilisation
+        scale = [(self._num_limits + m, len(self._util), -1.0) for m in range(len(self.models))]
+        found = self._solve(scale, high, costs=[-1.0], demand=0.0)
+        return 0.0 if found is None else float(found[-1])
 
     def levels(self) -> NDArray[np.float64] | None:
-        """Utilisation by group, from the busiest down each as low as those before allow; None: it cannot be done."""
+        """Utilisation by group, from the busiest down each as low as those before allow; None: there is no split.
+
+        A group that holds a level up, as its dual value says, is at that level in every split.
+        """
         caps = np.full(len(self.groups), math.inf)
-        while np.isinf(caps).any():
-            found = self.lowest(caps)
-            if found is None:
+        while self.models and np.isinf(caps).any():
+            free = np.isinf(caps)
+            level = [(int(g), len(self._util), -1.0) for g in np.flatnonzero(free)]
+            matrix = self._matrix(level, self._num_limits, 1)
+            high = np.ones(self._num_limits)
+            high[: len(caps)] = np.where(free, 0.0, caps * (1.0 + _LEAST_SHARE))
+            result = linprog(
+                np.append(np.zeros(len(self._util)), 1.0),
+                A_ub=matrix[: self._num_limits],
+                b_ub=high,
+                A_eq=matrix[self._num_limits :],
+                b_eq=np.ones(len(self.models)),
+            )
+            if result.status != 0:
                 return None
-            level, binding = found
-            caps[binding if binding.any() else np.isinf(caps)] = level
-        return caps
+            binding = free & (-result.ineqlin.marginals[: len(caps)] > _LEAST_DUAL)
+            caps[binding if binding.any() else free] = result.x[-1]
+        return np.where(np.isinf(caps), 0.0, caps)
 
     def spread(self, caps: NDArray[np.float64]) -> NDArray[np.float64]:
         """Shares [flows] within the levels, with the least peaks: of each model, the most work it has per slot."""
         if not self.models:
             return np.zeros(0)
-        places = np.arange(len(self._model_of))
-        peaks = _sparse([(f, int(m), -1.0) for f, m in enumerate(self._model_of)], len(places), len(self.models))
-        own = coo_array((self._util, (places, places)), (len(places), len(places)))
-        result = self._solve(
-            [[self._limits, coo_array((self._limits.shape[0], len(self.models)))], [own, peaks]],
-            np.concatenate((caps * (1.0 + SLACK) + _LEAST_SHARE, self._spare, np.zeros(len(places)))),
-            costs=np.ones(len(self.models)),
-        )
-        assert result is not None, "the levels come from shares"
-        shares = np.where(result.x[: len(places)] < _LEAST_SHARE, 0.0, result.x[: len(places)])
-        return shares / np.bincount(self._model_of, shares)[self._model_of]
+        num_flows, first = len(self._util), self._num_limits + len(self.models)
+        own = [(first + flow, flow, self._util[flow]) for flow in range(num_flows)]
+        peaks = [(first + flow, num_flows + int(m), -1.0) for flow, m in enumerate(self._model_of)]
+        high = np.ones(self._num_limits)
+        high[: len(caps)] = caps * (1.0 + SLACK) + _LEAST_SHARE
+        found = self._solve([*own, *peaks], high, costs=[1.0] * len(self.models), below=num_flows)
+        assert found is not None, "the levels come from shares"
+        shares = np.where(found[:num_flows] < _LEAST_SHARE, 0.0, found[:num_flows])
+        return np.asarray(shares / np.bincount(self._model_of, shares)[self._model_of])
 
     def split(self, shares: NDArray[np.float64]) -> LoadSplit:
         """By endpoint; models without rows evenly."""
@@ -194,29 +205,26 @@ class _Flows:
         utilisation = {name: float(busy[g]) for g, group in enumerate(self.groups) for name in group.names}
         return LoadSplit(load=load, utilisation=utilisation)
 
-    def largest_scale(self, most_utilisation: float) -> float:
-        """Multiple of the load that can be carried."""
-        most = np.append(np.full(len(self.groups), most_utilisation), self._spare)
-        nothing = coo_array((self._limits.shape[0], 1))
-        result = self._solve([[self._limits, nothing]], most, costs=np.array([-1.0]), scaled=True)
-        return 0.0 if result is None else float(result.x[-1])
+    def _matrix(self, entries: Sequence[tuple[int, int, float]], num_rows: int, num_costs: int) -> Any:
+        """Program with further entries (row, column, value); the models' rows follow `num_rows`."""
+        rows, columns, values = zip(*self._entries, *entries, strict=True)
+        shape = (max(num_rows + len(self.models), 1 + max(rows)), len(self._util) + num_costs)
+        return csr_array((values, (rows, columns)), shape)
 
-    def _solve(self, blocks: Any, most: NDArray[np.float64], *, costs: NDArray[np.float64], scaled: bool = False) -> Any:
-        """Minimise the costs of the columns behind the flows; `scaled`: the flows of a model add up to the last one."""
-        added = np.zeros((len(self.models), len(costs)))
-        if scaled:
-            added[:, -1] = -1.0
-        result = linprog(
-            np.append(np.zeros(len(self._model_of)), costs),
-            A_ub=block_array(blocks).tocsr(),
-            b_ub=most,
-            A_eq=block_array([[self._demand, coo_array(added)]]).tocsr(),
-            b_eq=np.full(len(self.models), 0.0 if scaled else 1.0),
-        )
-        return result if result.status == 0 else None
-
-
-def _sparse(entries: Sequence[tuple[int, int, float]], num_rows: int, num_columns: int) -> Any:
-    rows, columns, values = (np.array([entry[i] for entry in entries]) for i in range(3))
-    places = (rows.astype(np.int64), columns.astype(np.int64))
-    return coo_array((values.astype(np.float64), places), (num_rows, num_columns))
+    def _solve(
+        self,
+        entries: Sequence[tuple[int, int, float]],
+        high: NDArray[np.float64],
+        *,
+        costs: Sequence[float],
+        demand: float = 1.0,
+        below: int = 0,
+    ) -> NDArray[np.float64] | None:
+        """Minimise the costs of the columns behind the flows, with `below` further rows that are at most 0."""
+        matrix = self._matrix(entries, self._num_limits, len(costs))
+        equal = np.full(len(self.models), demand)
+        low = np.concatenate((np.full(len(high), -np.inf), equal, np.full(below, -np.inf)))
+        limits = LinearConstraint(matrix, low, np.concatenate((high, equal, np.zeros(below))))
+        # a program without whole numbers: milp is the shorter way to the same solver than linprog
+        result = milp(np.append(np.zeros(len(self._util)), costs), constraints=limits)
+        return np.asarray(result.x) if result.status == 0 else None

@@ -110,3 +110,13 @@ def hosting(
             for model in models
         ]
     )
+
+
+def undominated(counts: NDArray[np.int64], costs: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether no other pattern has as many instances of everything for no higher cost [patterns]."""
+    keeps = np.ones(len(counts), bool)
+    for index in np.argsort(counts.sum(axis=1), kind="stable")[::-1]:
+        others = keeps & (costs <= costs[index]) & (counts >= counts[index]).all(axis=1)
+        others[index] = False
+        keeps[index] = not others.any()
+    return keeps

@@ -4,12 +4,13 @@ What is wanted, each within what the former leaves open:
 
 1. the busiest device, under the load that makes it so, as idle as possible. A limit on utilisation is tried, halving the range, until it is known within
    a fourth of the tolerance; what is then held is within the whole of it.
-2. if something stands already, as few moves from there as possible, weighted by their load times.
-3. few instances, weighted by their memory. Where the proof takes long, the best found will do.
-4. the load spread evenly, as `planner.load_split` says.
+2. if something stands already, as few moves from there as possible, weighted by their load times; and few instances,
+   weighted by their memory, of which a hundred count as much as one move.
+3. the load spread evenly, as `planner.load_split` says.
 
-Every step is exact over all patterns of an endpoint as long as these are few (`planner.patterns.MOST_PATTERNS`), and
-the same question has the same answer.
+The first two are mixed-integer programs over all patterns of an endpoint, as long as these are few
+(`planner.patterns.MOST_PATTERNS`). The moves and instances are within a thousandth of the fewest, or the best that was
+found where the proof takes too long. The same question has the same answer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from planner.infeasible import Infeasible, why_infeasible
 from planner.load_split import SLACK, LoadSplit, least_utilisation, split_load
-from planner.patterns import alike, fullest, patterns, used_bytes
+from planner.patterns import MOST_PATTERNS, alike, fullest, patterns, undominated
 from planner.placement_inputs import Problem
 from planner.placement_program import Program
 
@@ -33,12 +34,14 @@ if TYPE_CHECKING:
 
     from planner.patterns import Alike
     from planner.placement_inputs import EndpointRoom, Instances, Load, Part
-    from planner.placement_program import Costs
 
 # utilisation that may be given up for fewer moves and instances, as a share of it: no profile is more exact
 TOLERANCE = 0.01
-# what a move costs beside the load time, in seconds of it
+# what a move costs beside the load time, and what an instance costs that need not stand, in seconds of load time
 _MOVE_S = 0.1
+_INSTANCE_S = 1e-3
+# of each group that are looked at in any case
+_LEAST_PATTERNS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,7 @@ def place(
         return why_infeasible(problem, most_utilisation)
     least, instances = found
     held = min(least * (1.0 + tolerance / 2), most_utilisation)
-    instances = _with_few_moves(problem, held, former) or instances
+    instances = _with_few_moves(problem, held, former, instances) or instances
     splits = []
     for load in problem.loads:
         split = split_load(instances, endpoints, load, most_utilisation=max(held, least))
@@ -139,37 +142,46 @@ def _within(
     return (busiest, instances) if busiest <= utilisation * (1.0 + SLACK) else None
 
 
-def _with_few_moves(problem: Problem, utilisation: float, former: Instances | None) -> dict[str, dict[str, int]] | None:
-    """Instances within a utilisation with the fewest moves, then the fewest instances; None: nothing was found."""
+def _with_few_moves(
+    problem: Problem, utilisation: float, former: Instances | None, known: Instances
+) -> dict[str, dict[str, int]] | None:
+    """Instances within a utilisation with the fewest moves and few instances; None: nothing was found.
+
+    Where there are many groups, it is chosen from the cheapest patterns of each, and those that are `known` to do.
+    """
     groups = alike(problem.endpoints, problem.parts, former or {})
-    ways = [patterns(group, problem.parts) for group in groups]
-    program = Program(problem, groups, ways, utilisation)
-    best, held = None, []
-    if former is not None:
-        moves = [_move_costs(group, counts, problem.parts) for group, counts in zip(groups, ways, strict=True)]
-        best = program.solve(moves)
-        if best is None:
-            return None
-        held = [(moves, float(sum(cost @ taken for cost, taken in zip(moves, best.taken, strict=True))))]
-    best = program.solve(_instance_costs(groups, ways, problem.parts), held=held) or best
-    if best is None:
+    most = max(MOST_PATTERNS // len(groups), _LEAST_PATTERNS)
+    ways, costs = [], []
+    for group in groups:
+        counts = patterns(group, problem.parts)
+        cost = _costs(group, counts, problem.parts, is_former=former is not None)
+        useful = undominated(counts, cost)
+        counts, cost = counts[useful], cost[useful]
+        keeps = np.argsort(np.argsort(cost, kind="stable")) < most
+        for there in {tuple(known[name].get(part.name, 0) for part in problem.parts) for name in group.names}:
+            keeps |= (counts == there).all(axis=1)
+        ways.append(counts[keeps])
+        costs.append(cost[keeps])
+    choice = Program(problem, groups, ways, utilisation).solve(costs)
+    if choice is None:
         return None
-    instances = best.instances(groups, ways, [part.name for part in problem.parts])
-    busiest = _busiest(problem, instances)
-    return instances if busiest <= utilisation * (1.0 + SLACK) else None
+    instances = choice.instances(groups, ways, [part.name for part in problem.parts])
+    return instances if _busiest(problem, instances) <= utilisation * (1.0 + SLACK) else None
 
 
-def _move_costs(group: Alike, counts: NDArray[np.int64], parts: Sequence[Part]) -> NDArray[np.float64]:
-    """Cost of the moves from what stands to each pattern, in seconds [patterns]: one per part whose count changes."""
-    grows = counts > np.array(group.standing)
-    changes = counts != np.array(group.standing)
-    return changes.sum(axis=1) * _MOVE_S + grows @ np.array([part.load_s.get(group.kind, 0.0) for part in parts])
+def _costs(
+    group: Alike, counts: NDArray[np.int64], parts: Sequence[Part], *, is_former: bool
+) -> NDArray[np.float64]:
+    """Cost of each pattern for an endpoint of a group, in seconds [patterns].
 
-
-def _instance_costs(groups: Sequence[Alike], ways: Sequence[NDArray[np.int64]], parts: Sequence[Part]) -> Costs:
-    """One per instance, and one per memory of the largest there is."""
+    A move is a part whose count changes. An instance costs as much as another one, and as much again if it holds as
+    much memory as the largest there is.
+    """
+    sizes = np.array([part.memory_bytes.get(group.kind, 0) for part in parts])
     largest = max((size for part in parts for size in part.memory_bytes.values()), default=0) or 1
-    return [
-        counts.sum(axis=1) + used_bytes(counts, group.kind, parts) / largest
-        for group, counts in zip(groups, ways, strict=True)
-    ]
+    costs = np.asarray(counts @ (1.0 + sizes / largest)) * _INSTANCE_S
+    if is_former:
+        load_s = np.array([part.load_s.get(group.kind, 0.0) for part in parts])
+        standing = np.array(group.standing)
+        costs = costs + (counts != standing) @ np.full(len(parts), _MOVE_S) + (counts > standing) @ load_s
+    return costs

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from planner.placement_inputs import Problem
 
 # of branch and bound, where the best so far will do; not a time, so that the same question has the same answer
-_MOST_NODES = 2000
-_GAP = 1e-6
+_MOST_NODES = 500
+# from the least cost, as a share of it
+_GAP = 1e-3
 _OPTIMAL, _STOPPED = 0, 1
 
 # by group, of one endpoint with each pattern
@@ -132,11 +133,11 @@ class Program:
         self._integrality = np.concatenate((np.ones(num_patterns), np.zeros(len(at) + 1), np.ones(len(groups))))
 
     def solve(
-        self, costs: Costs | None = None, *, held: Sequence[tuple[Costs, float]] = (), free: Free = "nothing"
+        self, costs: Costs | None = None, *, free: Free = "nothing"
     ) -> Choice | None:
         """Find the choice of least cost, or any; None: there is none.
 
-        `held` are other costs with what they may come to. With `free` "rate" the largest multiple of the rate is
+        With `free` "rate" the largest multiple of the rate is
         sought, with "endpoints" the fewest endpoints to add.
         """
         weights = np.zeros(self._num_columns)
@@ -149,13 +150,9 @@ class Program:
             low[self._scale], high[self._scale], weights[self._scale] = 0.0, np.inf, -1.0
         elif free == "endpoints":
             high[self._scale + 1 :], weights[self._scale + 1 :] = np.inf, 1.0
-        constraints = [self._constraint]
-        for other, most in held:
-            row = np.append(np.concatenate(other), np.zeros(self._num_columns - self._num_patterns))
-            constraints.append(LinearConstraint(row[None, :], -np.inf, most * (1.0 + _GAP) + _GAP))
-        options = {"mip_rel_gap": _GAP} | ({} if costs is None else {"node_limit": _MOST_NODES})
+        options = {} if costs is None else {"mip_rel_gap": _GAP, "node_limit": _MOST_NODES}
         result = milp(
-            weights, integrality=self._integrality, bounds=Bounds(low, high), constraints=constraints, options=options
+            weights, integrality=self._integrality, bounds=Bounds(low, high), constraints=self._constraint, options=options
         )
         if result.x is None or result.status not in {_OPTIMAL, _STOPPED}:
             return None

@@ -7,6 +7,7 @@ counts of all cells. In every state the memory of every endpoint suffices, and e
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,7 @@ class World:
         self.start: State = tuple(cell.present for cell in self.cells)
         self.goal: State = tuple(cell.wanted for cell in self.cells)
         self._hosts = [self._hosts_of(model) for model in moving]
+        self._bounds = [self._bounds_of(model) for model in models if model.reach > 0.0]
         self._known: dict[State, float] = {}
         # neither end can be improved
         self.hoped_per_s = min(rate_per_s, self.capacity_per_s(self.start), self.capacity_per_s(self.goal))
@@ -96,6 +98,20 @@ class World:
             if each.kind in model.row_busy_s and all(place in at for place in places):
                 hosts.append([at[place] for place in places])
         return hosts
+
+    def _bounds_of(self, model: ModelLoad) -> list[tuple[float, int, list[int]]]:
+        """Rows per second and instance, most instances, cells with them, by endpoint that may host a model."""
+        at = {(cell.endpoint, cell.part): i for i, cell in enumerate(self.cells)}
+        bounds = []
+        for each in self._endpoints:
+            fixed = self._fixed[each.name]
+            names = [part.name for part in model.parts]
+            cells = [at[each.name, name] for name in names if (each.name, name) in at]
+            busy_s = model.reach * model.row_busy_s.get(each.kind, 0.0)
+            if busy_s > 0.0 and len(cells) + sum(name in fixed for name in names) == len(names):
+                most = min([each.slots, *(fixed[name] for name in names if name in fixed)])
+                bounds.append((1.0 / busy_s, most, cells))
+        return bounds
 
     @property
     def num_differences(self) -> int:
@@ -146,12 +162,24 @@ class World:
             self._known[state] = capacity_per_s(standing, self._endpoints, self._models)
         return self._known[state]
 
+    def at_most_per_s(self, state: State) -> float:
+        """What the capacity of a state cannot exceed: that of each model, had it all slots for itself."""
+        return min(
+            (
+                sum(per_s * min([most, *(state[i] for i in cells)]) for per_s, most, cells in bounds)
+                for bounds in self._bounds
+                if bounds
+            ),
+            default=math.inf,
+        )
+
     def carries(self, state: State, least_per_s: float) -> bool:
         """Whether a state has a capacity, which is no more than either end has."""
         for end in (self.start, self.goal):
             if all(count >= there for count, there in zip(state, end, strict=True)):
                 return True  # more instances never carry less
-        return self.capacity_per_s(state) >= least_per_s * (1.0 - 1e-9)
+        least_per_s *= 1.0 - 1e-9
+        return self.at_most_per_s(state) >= least_per_s and self.capacity_per_s(state) >= least_per_s
 
     def _fits(self, state: State, endpoint: str) -> bool:
         spare, mine = self._memory[endpoint]

@@ -24,14 +24,14 @@ from planner.placement_inputs import distinct_parts
 from planner.transition_world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from planner.placement_inputs import EndpointRoom, Instances, ModelLoad, Part
     from planner.transition_world import Cell, Cost, State
 
 EXACT_DIFFERENCES = 10
 # of one search
-_MOST_STATES = 5000
+_MOST_STATES = 2000
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _strongest(
         path, turned_down = _cheapest(world, start, done, least_per_s, detours=detours)
         if path is not None or not turned_down:
             return path
-        least_per_s = max(map(world.capacity_per_s, turned_down))
+        least_per_s = _strongest_of(world, turned_down)
 
 
 def _cheapest(
@@ -190,32 +190,43 @@ def _cheapest(
     """A* over states that carry a rate; also the states next to them that do not."""
     spent: dict[State, Cost] = {start: (0, 0, 0)}
     before: dict[State, State] = {}
-    closed: set[State] = set()
+    seen: set[State] = set()
     turned_down: set[State] = set()
     order = itertools.count()
     # of equally cheap ways, the one that is nearest to its end goes on
     open_states = [((*world.to_do(start), 0), world.to_do(start)[1], next(order), start)]
     while open_states:
         _, _, _, state = heapq.heappop(open_states)
-        if state in closed:
+        if state in seen:
             continue
-        closed.add(state)
+        seen.add(state)
+        # asked as late as here, since it takes a linear program
+        if state != start and not world.carries(state, least_per_s):
+            turned_down.add(state)
+            continue
         if done(state):
             return _back(before, state), turned_down
-        if len(closed) > _MOST_STATES:
+        if len(seen) > _MOST_STATES:
             raise _TooLarge
         load_us, steps, early = spent[state]
         for after, step in world.moves(state, detours=detours):
             cost = (load_us + step[0], steps + step[1], early + step[2])
-            if after in closed or after in turned_down or (after in spent and spent[after] <= cost):
-                continue
-            if not world.carries(after, least_per_s):
-                turned_down.add(after)
+            if after in seen or (after in spent and spent[after] <= cost):
                 continue
             spent[after], before[after] = cost, state
             rest_us, rest = world.to_do(after)
             heapq.heappush(open_states, ((cost[0] + rest_us, cost[1] + rest, cost[2]), rest, next(order), after))
     return None, turned_down
+
+
+def _strongest_of(world: World, states: Collection[State]) -> float:
+    """Capacity of the strongest of some states."""
+    strongest = 0.0
+    for state in sorted(states, key=world.at_most_per_s, reverse=True):
+        if world.at_most_per_s(state) <= strongest:
+            break
+        strongest = max(strongest, world.capacity_per_s(state))
+    return strongest
 
 
 def _back(before: Mapping[State, State], state: State) -> list[State]:

@@ -23,10 +23,13 @@ def model(
     min_hosts: int = 1,
     parts: tuple[Part, ...] = (),
 ) -> ModelLoad:
-    """A model that keeps a slot of a GPU busy for `work` seconds per row that enters; `cpu_work`: it runs on CPUs too."""
+    """A model that keeps a slot of a GPU busy for `work` seconds per row that enters (0: none comes); `cpu_work`: it
+    runs on CPUs too.
+    """
     busy = {"gpu": work} | ({} if cpu_work is None else {"cpu": cpu_work})
+    reach = 1.0 if work else 0.0
     return ModelLoad(
-        name=name, parts=parts or (part(name, memory_bytes),), row_busy_s=busy, reach=1.0, min_hosts=min_hosts
+        name=name, parts=parts or (part(name, memory_bytes),), row_busy_s=busy, reach=reach, min_hosts=min_hosts
     )
 
 

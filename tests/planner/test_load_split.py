@@ -76,7 +76,7 @@ def test_capacity_is_that_of_the_endpoints_that_are_up() -> None:
     instances = {"x": {"small": 1}, "y": {"small": 1, "large": 1}, "z": {"large": 1}}
     models = [model("small", 0.01), model("large", 0.02)]
     assert capacity_per_s(instances, endpoints, models) == pytest.approx(100.0)
-    assert capacity_per_s(instances, endpoints[:2], models) == pytest.approx(2 / 0.03)
+    assert capacity_per_s(instances, endpoints[:2], models) == pytest.approx(50.0)
     assert capacity_per_s(instances, endpoints[1:], models) == pytest.approx(2 / 0.03)
     assert capacity_per_s(instances, endpoints[::2], models) == pytest.approx(50.0)
     assert capacity_per_s(instances, endpoints[:1], models) == 0.0
