@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import LinearConstraint, linprog, milp
@@ -205,7 +205,7 @@ class _Flows:
         utilisation = {name: float(busy[g]) for g, group in enumerate(self.groups) for name in group.names}
         return LoadSplit(load=load, utilisation=utilisation)
 
-    def _matrix(self, entries: Sequence[tuple[int, int, float]], num_rows: int, num_costs: int) -> Any:
+    def _matrix(self, entries: Sequence[tuple[int, int, float]], num_rows: int, num_costs: int) -> csr_array:
         """Program with further entries (row, column, value); the models' rows follow `num_rows`."""
         rows, columns, values = zip(*self._entries, *entries, strict=True)
         shape = (max(num_rows + len(self.models), 1 + max(rows)), len(self._util) + num_costs)

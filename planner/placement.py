@@ -2,15 +2,16 @@
 
 What is wanted, each within what the former leaves open:
 
-1. the busiest device, under the load that makes it so, as idle as possible. A limit on utilisation is tried, halving the range, until it is known within
-   a fourth of the tolerance; what is then held is within the whole of it.
+1. the busiest device, under the load that makes it so, as idle as possible. A limit on utilisation is tried, halving
+   the range, until it is known within a fourth of the tolerance; what is then held is within the whole of it.
 2. if something stands already, as few moves from there as possible, weighted by their load times; and few instances,
    weighted by their memory, of which a hundred count as much as one move.
 3. the load spread evenly, as `planner.load_split` says.
 
-The first two are mixed-integer programs over all patterns of an endpoint, as long as these are few
-(`planner.patterns.MOST_PATTERNS`). The moves and instances are within a thousandth of the fewest, or the best that was
-found where the proof takes too long. The same question has the same answer.
+The first two are mixed-integer programs over the patterns of an endpoint. The first is exact as long as these are few
+(`planner.patterns.MOST_PATTERNS`). The second is within a thousandth of the least cost, or the best that was found
+where the proof takes long; where endpoints of many sorts have many patterns, it takes the cheapest of each sort. The
+same question has the same answer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from planner.infeasible import Infeasible, why_infeasible
 from planner.load_split import SLACK, LoadSplit, least_utilisation, split_load
-from planner.patterns import MOST_PATTERNS, alike, fullest, patterns, undominated
+from planner.patterns import alike, fullest, patterns, undominated
 from planner.placement_inputs import Problem
 from planner.placement_program import Program
 
@@ -40,8 +41,9 @@ TOLERANCE = 0.01
 # what a move costs beside the load time, and what an instance costs that need not stand, in seconds of load time
 _MOVE_S = 0.1
 _INSTANCE_S = 1e-3
-# of each group that are looked at in any case
-_LEAST_PATTERNS = 32
+# patterns of all groups that moves and instances are chosen from, and of each group in any case
+_MOST_PATTERNS = 512
+_LEAST_PATTERNS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +81,15 @@ def place(
     found = _least_utilisation(problem, most_utilisation, tolerance / 4)
     if found is None:
         return why_infeasible(problem, most_utilisation)
-    least, instances = found
+    least, full = found
     held = min(least * (1.0 + tolerance / 2), most_utilisation)
-    instances = _with_few_moves(problem, held, former, instances) or instances
+    instances = _with_few_moves(problem, held, former, full) or full
     splits = []
     for load in problem.loads:
         split = split_load(instances, endpoints, load, most_utilisation=max(held, least))
         assert split is not None, "the instances are such that there is one"
         splits.append(split)
-    return Placement(instances=instances, splits=tuple(splits))
+    return Placement(instances={name: dict(counts) for name, counts in instances.items()}, splits=tuple(splits))
 
 
 def _least_utilisation(problem: Problem, most: float, ratio: float) -> tuple[float, Instances] | None:
@@ -150,7 +152,7 @@ def _with_few_moves(
     Where there are many groups, it is chosen from the cheapest patterns of each, and those that are `known` to do.
     """
     groups = alike(problem.endpoints, problem.parts, former or {})
-    most = max(MOST_PATTERNS // len(groups), _LEAST_PATTERNS)
+    most = max(_MOST_PATTERNS // len(groups), _LEAST_PATTERNS)
     ways, costs = [], []
     for group in groups:
         counts = patterns(group, problem.parts)
@@ -169,9 +171,7 @@ def _with_few_moves(
     return instances if _busiest(problem, instances) <= utilisation * (1.0 + SLACK) else None
 
 
-def _costs(
-    group: Alike, counts: NDArray[np.int64], parts: Sequence[Part], *, is_former: bool
-) -> NDArray[np.float64]:
+def _costs(group: Alike, counts: NDArray[np.int64], parts: Sequence[Part], *, is_former: bool) -> NDArray[np.float64]:
     """Cost of each pattern for an endpoint of a group, in seconds [patterns].
 
     A move is a part whose count changes. An instance costs as much as another one, and as much again if it holds as

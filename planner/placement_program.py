@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from planner.placement_inputs import Problem
 
 # of branch and bound, where the best so far will do; not a time, so that the same question has the same answer
-_MOST_NODES = 500
+_MOST_NODES = 100
 # from the least cost, as a share of it
 _GAP = 1e-3
-_OPTIMAL, _STOPPED = 0, 1
 
 # by group, of one endpoint with each pattern
 Costs = list["NDArray[np.float64]"]
@@ -37,7 +36,7 @@ Free = Literal["nothing", "rate", "endpoints"]
 
 @dataclass(frozen=True)
 class Choice:
-    """How many endpoints take each pattern, by group [patterns]; the multiple of the rate; endpoints to add, by group."""
+    """Endpoints that take each pattern, by group [patterns]; the multiple of the rate; endpoints to add, by group."""
 
     taken: list[NDArray[np.int64]]
     scale: float
@@ -132,9 +131,7 @@ class Program:
         self._constraint = matrix.constraint(self._num_columns)
         self._integrality = np.concatenate((np.ones(num_patterns), np.zeros(len(at) + 1), np.ones(len(groups))))
 
-    def solve(
-        self, costs: Costs | None = None, *, free: Free = "nothing"
-    ) -> Choice | None:
+    def solve(self, costs: Costs | None = None, *, free: Free = "nothing") -> Choice | None:
         """Find the choice of least cost, or any; None: there is none.
 
         With `free` "rate" the largest multiple of the rate is
@@ -152,9 +149,13 @@ class Program:
             high[self._scale + 1 :], weights[self._scale + 1 :] = np.inf, 1.0
         options = {} if costs is None else {"mip_rel_gap": _GAP, "node_limit": _MOST_NODES}
         result = milp(
-            weights, integrality=self._integrality, bounds=Bounds(low, high), constraints=self._constraint, options=options
+            weights,
+            integrality=self._integrality,
+            bounds=Bounds(low, high),
+            constraints=self._constraint,
+            options=options,
         )
-        if result.x is None or result.status not in {_OPTIMAL, _STOPPED}:
+        if result.x is None:  # stopped early, there may be one
             return None
         whole = np.rint(result.x).astype(np.int64)
         return Choice(

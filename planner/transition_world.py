@@ -60,9 +60,7 @@ class World:
             before, after = former.get(each.name, {}), target.get(each.name, {})
             self._fixed[each.name] = {name: n for name, n in before.items() if n and after.get(name, 0) == n}
         moving = [
-            model
-            for model in models
-            if not any(model.stands(self._fixed[each.name], each.kind) for each in endpoints)
+            model for model in models if not any(model.stands(self._fixed[each.name], each.kind) for each in endpoints)
         ]
         may_detour = {part.name for model in moving for part in model.parts}
         self.cells: list[Cell] = []

@@ -168,9 +168,7 @@ def _path(world: World) -> tuple[list[State] | None, bool]:
     return _greedy(world), False
 
 
-def _strongest(
-    world: World, start: State, done: Callable[[State], bool], *, detours: bool
-) -> list[State] | None:
+def _strongest(world: World, start: State, done: Callable[[State], bool], *, detours: bool) -> list[State] | None:
     """Find the cheapest of the paths whose weakest state is strongest.
 
     What is asked of every state starts at what is hoped for. A search that fails has looked at all that can be reached

@@ -1,4 +1,4 @@
-"""Endpoints and models for tests of placement: sizes in small numbers, work in shares of a slot at one row per second."""
+"""Endpoints and models for tests of placement: sizes are small numbers, work is the share of a slot at 1 row/s."""
 
 from __future__ import annotations
 

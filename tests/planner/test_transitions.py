@@ -250,11 +250,17 @@ def test_brute_force_finds_no_stronger_order(seed: int) -> None:
 
 
 @st.composite
-def changes(draw: st.DrawFn) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]], list[EndpointRoom], list[ModelLoad]]:
+def changes(
+    draw: st.DrawFn,
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]], list[EndpointRoom], list[ModelLoad]]:
     """Two random placements within memory; every model stands in both."""
     pre = part("pre")
     models = [
-        model(name, draw(st.integers(1, 9)) / 10, parts=(*([pre] if name == "a" else []), part(name, draw(st.integers(1, 3)))))
+        model(
+            name,
+            draw(st.integers(1, 9)) / 10,
+            parts=(*([pre] if name == "a" else []), part(name, draw(st.integers(1, 3)))),
+        )
         for name in "abc"[: draw(st.integers(1, 3))]
     ]
     parts = {p.name: p for m in models for p in m.parts}
@@ -275,10 +281,11 @@ def changes(draw: st.DrawFn) -> tuple[dict[str, dict[str, int]], dict[str, dict[
     return placements[0], placements[1], endpoints, models
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(changes(), st.sampled_from([0.5, math.inf]))
 def test_every_moment_of_every_transition_serves(
-    change: tuple[dict[str, dict[str, int]], dict[str, dict[str, int]], list[EndpointRoom], list[ModelLoad]], rate: float
+    change: tuple[dict[str, dict[str, int]], dict[str, dict[str, int]], list[EndpointRoom], list[ModelLoad]],
+    rate: float,
 ) -> None:
     former, target, endpoints, models = change
     result = transition(former, target, endpoints, models, rate_per_s=rate)
