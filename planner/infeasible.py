@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class Infeasible:
     """What binds and what would lift it, in words and in figures.
 
-    short_bytes is the least memory that is missing, by endpoint. feasible_frac is the largest share of all rates that
-    could be placed with what there is; None where none could. added is the fewest endpoints that would do, by the name
-    of one that they are like.
+    short_bytes is the least memory that is missing, within a thousandth, by endpoint. feasible_frac is the largest
+    share of all rates that could be placed with what there is; None where none could. added is the fewest endpoints
+    that would do, by the name of one that they are like.
     """
 
     binding: Literal["model", "memory", "work"]
@@ -101,6 +101,8 @@ def _memory_short(problem: Problem, most_utilisation: float, frac: float | None)
     for group, taken, each in zip(groups, choice.taken, short, strict=True):
         wants = np.repeat(each, taken)
         short_bytes |= {name: int(want) for name, want in zip(group.names, wants, strict=True) if want}
+    if not short_bytes:
+        return None
     need = "all models are to stand" if frac is None else f"{_rates(problem)} to be carried"
     lower = "" if frac is None else f", or {_lower(problem, frac)}"
     return Infeasible(
@@ -119,11 +121,11 @@ def _too_much_work(problem: Problem, most_utilisation: float, frac: float | None
     assert choice is not None, "every model fits somewhere"
     added = {group.names[0]: number for group, number in zip(groups, choice.added, strict=True) if number}
     more = " and ".join(f"{_endpoints(number)} like {name!r}" for name, number in added.items())
-    lower = "" if frac is None else f"{_lower(problem, frac)}, or "
+    changes = [*([] if frac is None else [_lower(problem, frac)]), *([f"add {more}"] if more else [])]
     return Infeasible(
         binding="work",
         sentence=f"{_rates(problem)} more work than the {_endpoints(len(problem.endpoints))} can do at "
-        f"{most_utilisation:.0%} utilisation; {lower}add {more}",
+        f"{most_utilisation:.0%} utilisation; {', or '.join(changes)}",
         feasible_frac=frac,
         added=added,
     )

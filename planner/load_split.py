@@ -79,14 +79,15 @@ def capacity_per_s(
 ) -> float:
     """Largest rate of rows that enter which these endpoints carry: give those that are up.
 
-    0 where a model that rows reach stands on none of them; infinite where rows reach no model.
+    0 where a model that rows reach stands on none of them; infinite where no row is any work.
     """
-    flows = _Flows(instances, endpoints, models, 1.0)
-    if not flows.models:
-        return math.inf
+    # a rate at which the dearest model alone would be a slot's work: the solver takes small numbers for none
+    row_s = max((model.reach * max(model.row_busy_s.values(), default=0.0) for model in models), default=0.0)
+    unit_per_s = 1.0 / row_s if row_s else 1.0
+    flows = _Flows(instances, endpoints, models, unit_per_s)
     if any(model.name not in flows.hosts for model in flows.models):
         return 0.0
-    return flows.largest_scale(most_utilisation)
+    return flows.largest_scale(most_utilisation) * unit_per_s if row_s else math.inf
 
 
 class _Flows:
@@ -94,7 +95,8 @@ class _Flows:
 
     Rows of a program say how busy the devices are, group by group, then how busy the instances are of parts that have
     fewer of them than there are slots, and last that the shares of each model add up. `_util` [flows] is how busy the
-    device is with all rows of a flow's model.
+    device is with all rows of a flow's model. In the programs the
+    largest of these is one, so that no work is so little that the solver takes it for none.
     """
 
     def __init__(
@@ -132,24 +134,28 @@ class _Flows:
                     ]
                     limits += 1
         self._util = np.array(util)
+        self._unit = max(util, default=0.0) or 1.0
         self._group_of = np.array([g for g, _ in flows], np.int64)
         self._model_of = np.array([m for _, m in flows], np.int64)
         self._num_limits = limits
-        self._entries = [*entries, *((limits + m, flow, 1.0) for flow, (_, m) in enumerate(flows))]
+        self._entries = [
+            *((row, flow, busy / self._unit) for row, flow, busy in entries),
+            *((limits + m, flow, 1.0) for flow, (_, m) in enumerate(flows)),
+        ]
 
     def lowest(self) -> float:
         """Lowest utilisation of the busiest device, infinite if there is no split."""
         if not self.models:
             return 0.0
-        high = np.append(np.zeros(len(self.groups)), np.ones(self._num_limits - len(self.groups)))
+        high = np.append(np.zeros(len(self.groups)), np.full(self._num_limits - len(self.groups), 1.0 / self._unit))
         level = [(g, len(self._util), -1.0) for g in range(len(self.groups))]
         found = self._solve(level, high, costs=[1.0])
-        return math.inf if found is None else float(found[-1])
+        return math.inf if found is None else float(found[-1]) * self._unit
 
     def largest_scale(self, most_utilisation: float) -> float:
         """Multiple of the load that can be carried."""
-        high = np.ones(self._num_limits)
-        high[: len(self.groups)] = most_utilisation
+        high = np.full(self._num_limits, 1.0 / self._unit)
+        high[: len(self.groups)] *= most_utilisation
         scale = [(self._num_limits + m, len(self._util), -1.0) for m in range(len(self.models))]
         found = self._solve(scale, high, costs=[-1.0], demand=0.0)
         return 0.0 if found is None else float(found[-1])
@@ -164,8 +170,8 @@ class _Flows:
             free = np.isinf(caps)
             level = [(int(g), len(self._util), -1.0) for g in np.flatnonzero(free)]
             matrix = self._matrix(level, self._num_limits, 1)
-            high = np.ones(self._num_limits)
-            high[: len(caps)] = np.where(free, 0.0, caps * (1.0 + _LEAST_SHARE))
+            high = np.full(self._num_limits, 1.0 / self._unit)
+            high[: len(caps)] = np.where(free, 0.0, caps * (1.0 + _LEAST_SHARE) / self._unit)
             result = linprog(
                 np.append(np.zeros(len(self._util)), 1.0),
                 A_ub=matrix[: self._num_limits],
@@ -176,7 +182,7 @@ class _Flows:
             if result.status != 0:
                 return None
             binding = free & (-result.ineqlin.marginals[: len(caps)] > _LEAST_DUAL)
-            caps[binding if binding.any() else free] = result.x[-1]
+            caps[binding if binding.any() else free] = result.x[-1] * self._unit
         return np.where(np.isinf(caps), 0.0, caps)
 
     def spread(self, caps: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -184,10 +190,10 @@ class _Flows:
         if not self.models:
             return np.zeros(0)
         num_flows, first = len(self._util), self._num_limits + len(self.models)
-        own = [(first + flow, flow, self._util[flow]) for flow in range(num_flows)]
+        own = [(first + flow, flow, self._util[flow] / self._unit) for flow in range(num_flows)]
         peaks = [(first + flow, num_flows + int(m), -1.0) for flow, m in enumerate(self._model_of)]
-        high = np.ones(self._num_limits)
-        high[: len(caps)] = caps * (1.0 + SLACK) + _LEAST_SHARE
+        high = np.full(self._num_limits, 1.0 / self._unit)
+        high[: len(caps)] = caps * (1.0 + SLACK) / self._unit + _LEAST_SHARE
         found = self._solve([*own, *peaks], high, costs=[1.0] * len(self.models), below=num_flows)
         assert found is not None, "the levels come from shares"
         shares = np.where(found[:num_flows] < _LEAST_SHARE, 0.0, found[:num_flows])

@@ -41,6 +41,8 @@ TOLERANCE = 0.01
 # what a move costs beside the load time, and what an instance costs that need not stand, in seconds of load time
 _MOVE_S = 0.1
 _INSTANCE_S = 1e-3
+# below it a device is idle
+_LEAST_UTILISATION = 1e-9
 # patterns of all groups that moves and instances are chosen from, and of each group in any case
 _MOST_PATTERNS = 512
 _LEAST_PATTERNS = 16
@@ -82,7 +84,7 @@ def place(
     if found is None:
         return why_infeasible(problem, most_utilisation)
     least, full = found
-    held = min(least * (1.0 + tolerance / 2), most_utilisation)
+    held = min(max(least, _LEAST_UTILISATION) * (1.0 + tolerance / 2), most_utilisation)
     instances = _with_few_moves(problem, held, former, full) or full
     splits = []
     for load in problem.loads:
@@ -99,7 +101,7 @@ def _least_utilisation(problem: Problem, most: float, ratio: float) -> tuple[flo
     """
     groups = alike(problem.endpoints, problem.parts, {})
     full = [fullest(patterns(group, problem.parts), group, problem.parts) for group in groups]
-    low = _bound(problem)
+    low = max(_bound(problem), _LEAST_UTILISATION)
     best: tuple[float, Instances] | None = None
     tried = min(low * (1.0 + ratio), most)  # the bound itself can often be met
     while True:
@@ -157,9 +159,8 @@ def _with_few_moves(
     for group in groups:
         counts = patterns(group, problem.parts)
         cost = _costs(group, counts, problem.parts, is_former=former is not None)
-        useful = undominated(counts, cost)
-        counts, cost = counts[useful], cost[useful]
-        keeps = np.argsort(np.argsort(cost, kind="stable")) < most
+        keeps = undominated(counts, cost)
+        keeps[keeps] = np.argsort(np.argsort(cost[keeps], kind="stable")) < most
         for there in {tuple(known[name].get(part.name, 0) for part in problem.parts) for name in group.names}:
             keeps |= (counts == there).all(axis=1)
         ways.append(counts[keeps])

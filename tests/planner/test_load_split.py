@@ -82,3 +82,18 @@ def test_capacity_is_that_of_the_endpoints_that_are_up() -> None:
     assert capacity_per_s(instances, endpoints[:1], models) == 0.0
     assert capacity_per_s(instances, [], models) == 0.0
     assert capacity_per_s(instances, endpoints, []) == math.inf
+
+
+def test_the_smallest_and_the_largest_work_are_split_alike() -> None:
+    endpoints, instances = [room("x", slots=2), room("y")], {"x": {"a": 1, "b": 2}, "y": {"a": 1}}
+    for unit in (1e-12, 1e-3, 1e6):
+        models = (model("a", 3.0 * unit), model("b", unit))
+        assert capacity_per_s(instances, endpoints, models) * unit == pytest.approx(2 / 3)
+        split = split_load(instances, endpoints, load(0.5 / unit, *models))
+        assert split is not None
+        assert split.utilisation == pytest.approx({"x": 2 / 3, "y": 2 / 3}, rel=1e-5)
+        idle = split_load(instances, endpoints, load(1e-9 / unit, *models))
+        assert idle is not None
+        assert idle.utilisation["x"] == pytest.approx(4e-9 / 3, rel=1e-5)
+    free = (model("a", 0.1, cpu_work=0.0),)
+    assert capacity_per_s({"x": {"a": 1}}, [room("x", kind="cpu")], free) == math.inf

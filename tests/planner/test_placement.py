@@ -390,3 +390,10 @@ def test_more_endpoints_or_memory_make_nothing_worse(
     after = tried(more, models, 0.5, tolerance=1e-3)
     assert isinstance(after, Placement)
     assert after.busiest <= before.busiest * (1 + 1e-3) + 1e-6
+
+
+def test_work_that_is_free_somewhere_ends_the_search() -> None:
+    models = [model("a", 0.4, 2, cpu_work=0.0), model("b", 0.2, 2, cpu_work=0.0)]
+    result = placed([room("x"), room("y", 2, kind="cpu")], models)
+    assert result.busiest == pytest.approx(0.2)
+    assert placed([room("y", kind="cpu")], models).busiest == 0.0
