@@ -153,12 +153,12 @@ class _Flows:
         return math.inf if found is None else float(found[-1]) * self._unit
 
     def largest_scale(self, most_utilisation: float) -> float:
-        """Multiple of the load that can be carried."""
+        """Multiple of the load that can be carried where all models stand; infinite if that is no work."""
         high = np.full(self._num_limits, 1.0 / self._unit)
         high[: len(self.groups)] *= most_utilisation
         scale = [(self._num_limits + m, len(self._util), -1.0) for m in range(len(self.models))]
         found = self._solve(scale, high, costs=[-1.0], demand=0.0)
-        return 0.0 if found is None else float(found[-1])
+        return math.inf if found is None else float(found[-1])
 
     def levels(self) -> NDArray[np.float64] | None:
         """Utilisation by group, from the busiest down each as low as those before allow; None: there is no split.
