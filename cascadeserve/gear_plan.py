@@ -57,6 +57,8 @@ class PlannedModel(Artefact, frozen=True, kw_only=True):
     busy_s: Annotated[tuple[tuple[Count, BusySeconds], ...], Meta(min_length=1)]
     # Triton's: its folder in the repository
     version: Count = 1
+    # of what was recorded and profiled, as `triton_config.model_digest` has it; null: a plan made by hand
+    digest: str | None = None
     composed_of: dict[Name, Count] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

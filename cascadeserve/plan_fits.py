@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
-from cascadeserve.triton_config import composing_models, input_specs, model_versions, read_config
+from cascadeserve.triton_config import composing_models, input_specs, model_digest, model_versions, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cascadeserve.gear_plan import GearPlan, PlannedFamily
+    from cascadeserve.gear_plan import GearPlan, PlannedFamily, PlannedModel
 
 
 def check_plan_fits_repository(plan: GearPlan, repository: Path, *, path: Path) -> None:
     """Compare a plan, read from `path`, with the configs of a repository.
 
     Raises:
-        InvalidArtefact: a model or its version is missing there, takes other inputs or smaller batches, or is made of
-            other models.
+        InvalidArtefact: a model or its version is missing there, is another one than was profiled, takes other inputs
+            or smaller batches, or is made of other models.
 
     """
     for family_name, family in plan.families.items():
@@ -33,12 +33,7 @@ def _problems(family: PlannedFamily, repository: Path, at: str) -> Iterator[tupl
         if not file.is_file():
             yield f"{at}.models.{name}", f"is not in {repository}"
             continue
-        if planned.version not in (versions := model_versions(repository / name)):
-            held = ", ".join(map(str, versions)) or "none"
-            yield (
-                f"{at}.models.{name}.version",
-                f"is {planned.version}, but the versions in {repository / name} are {held}",
-            )
+        yield from _identity_problems(planned, repository / name, f"{at}.models.{name}")
         config = read_config(file)
         if planned.max_batch > max(config.max_batch_size, 1):
             yield f"{at}.models.{name}.max_batch", f"is {planned.max_batch}, but {file} allows {config.max_batch_size}"
@@ -56,3 +51,13 @@ def _problems(family: PlannedFamily, repository: Path, at: str) -> Iterator[tupl
         if (inputs := input_specs(config)) != family.inputs:
             expected = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in inputs)
             yield f"{at}.inputs", f"differ from those of model {name!r} in {file}: {expected}"
+
+
+def _identity_problems(planned: PlannedModel, folder: Path, at: str) -> Iterator[tuple[str, str]]:
+    versions = model_versions(folder)
+    if planned.version not in versions:
+        held = ", ".join(map(str, versions)) or "none"
+        yield f"{at}.version", f"is {planned.version}, but the versions in {folder} are {held}"
+    elif planned.digest is not None and model_digest(folder, planned.version) != planned.digest:
+        what = f"is that of the model which was profiled, and {folder} holds another one now"
+        yield f"{at}.digest", f"{what}; plan with this repository, or serve the one that the plan was made with"

@@ -7,6 +7,7 @@ repository then holds the ensemble `name`, the classifier `name_classifier`, and
 from __future__ import annotations
 
 import importlib.util
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cascadeserve.datatypes import FIXED_SIZE
-from cascadeserve.errors import ExportRefused, UsageError
+from cascadeserve.errors import CascadeServeError, ExportRefused, UsageError
 from cascadeserve.triton_config import ensemble_config, format_config, preprocessing_config
 from export.family import Family, FamilyModel
 from export.parity import BATCH_TOLERANCE
-from export.repository import write_folder
+from export.reasons import reason_of
+from export.repository import check_folder, write_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -35,6 +37,7 @@ _MODEL = Path(__file__).with_name("python_model") / "model.py"
 _NUM_CHECKED = 16
 # An ensemble's version holds no model file, and git and archives lose a folder that is empty.
 _KEPT = {".gitkeep": b""}
+_PYTHON_FILES = ("model.py", "preprocessing.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,37 @@ class Preprocessing:
 
         Raises:
             UsageError: there is none.
+            ExportRefused: the file fails; so does the function that is returned, where it does or returns no outputs.
 
         """
+        with self._refusals():
+            function = self._imported()
+
+        def run(rows: Mapping[str, NDArray[Any]]) -> Rows:
+            with self._refusals():
+                found = function(rows)
+            if not isinstance(found, dict):
+                raise self._refused(f"returns a {type(found).__name__}, but arrays by output name are needed")
+            if wrong := [spec.name for spec in self.outputs if not isinstance(found.get(spec.name), np.ndarray)]:
+                raise self._refused(f"returns no array named {wrong[0]!r}; it says that this is one of its outputs")
+            return {spec.name: found[spec.name] for spec in self.outputs}
+
+        return run
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except CascadeServeError:
+            raise
+        except (Exception, SystemExit) as error:
+            # whatever the file does, one sentence says where
+            raise self._refused(f"fails: {type(error).__name__}: {reason_of(error)}") from error
+
+    def _refused(self, what: str) -> ExportRefused:
+        return ExportRefused(f"preprocessing {self.name!r} ({self.source}) {what}")
+
+    def _imported(self) -> Callable[[Mapping[str, NDArray[Any]]], object]:
         spec = importlib.util.spec_from_file_location(f"preprocessing_{self.name}", self.source)
         if spec is None or spec.loader is None or not self.source.is_file():
             raise UsageError(f"preprocessing {self.name!r}: {self.source} is no Python file")
@@ -72,12 +104,11 @@ def classifier_of(family: Family, model: FamilyModel) -> tuple[Family, FamilyMod
     """Return the classifier of a model with preprocessing, as a model of a family with the preprocessing's outputs.
 
     Raises:
-        UsageError: the family has two preprocessings of one name, or one with the name of a model.
-        ExportRefused: the preprocessing does not give what it is said to.
+        UsageError: the preprocessing's file has no function for it.
+        ExportRefused: it fails, or does not give what it is said to.
 
     """
     preprocessing = _preprocessing(model)
-    _check_names(family, preprocessing)
     function = preprocessing.load()
     _check_preprocessing(model, preprocessing, function, family.checked_sample(_NUM_CHECKED))
 
@@ -85,7 +116,7 @@ def classifier_of(family: Family, model: FamilyModel) -> tuple[Family, FamilyMod
         rows, labels = family.checked_labelled_rows(n)
         return function(_as_served(rows)), labels
 
-    part = replace(model, name=_classifier_name(model), preprocessing=None)
+    part = replace(model, name=model.classifier_name, preprocessing=None)
     inner = Family(
         name=family.name,
         inputs=preprocessing.outputs,
@@ -118,18 +149,30 @@ def refuse_versions(model: FamilyModel, version: int) -> None:
         )
 
 
+def refuse_foreign(repository: Path, model: FamilyModel) -> None:
+    """Refuse folders that hold what was not written here, before any part of the model is written.
+
+    Raises:
+        ExportRefused: naming the first.
+
+    """
+    if model.preprocessing is not None:
+        check_folder(repository / model.name, _KEPT)
+        check_folder(repository / model.preprocessing.name, _PYTHON_FILES)
+
+
 def write_ensemble(repository: Path, family: Family, model: FamilyModel) -> bool:
     """Write a model's preprocessing and ensemble beside its classifier; returns whether anything changed."""
     preprocessing = _preprocessing(model)
     largest = max(each.max_batch_size for each in family.models if each.preprocessing == preprocessing)
     first = preprocessing_config(preprocessing.name, family.inputs, preprocessing.outputs, max_batch_size=largest)
-    files = {"model.py": _MODEL.read_bytes(), "preprocessing.py": preprocessing.source.read_bytes()}
+    files = dict(zip(_PYTHON_FILES, (_MODEL.read_bytes(), preprocessing.source.read_bytes()), strict=True))
     ensemble = ensemble_config(
         model.name,
         family.inputs,
         preprocessing=preprocessing.name,
         between=preprocessing.outputs,
-        classifier=_classifier_name(model),
+        classifier=model.classifier_name,
         num_classes=family.classes,
         max_batch_size=model.max_batch_size,
         scores=model.head.keep_scores,
@@ -142,19 +185,6 @@ def _preprocessing(model: FamilyModel) -> Preprocessing:
     if model.preprocessing is None:
         raise ValueError(f"{model.name} has no preprocessing")  # a mistake of the caller, not of the family
     return model.preprocessing
-
-
-def _classifier_name(model: FamilyModel) -> str:
-    return f"{model.name}_classifier"
-
-
-def _check_names(family: Family, preprocessing: Preprocessing) -> None:
-    for other in family.models:
-        if preprocessing.name in (other.name, _classifier_name(other)):
-            raise UsageError(f"preprocessing {preprocessing.name!r} has the name of a model; rename one of them")
-        theirs = other.preprocessing
-        if theirs is not None and theirs.name == preprocessing.name and theirs != preprocessing:
-            raise UsageError(f"family {family.name!r} has two preprocessings named {preprocessing.name!r}")
 
 
 def _as_served(rows: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[Any]]:
@@ -171,13 +201,12 @@ def _check_preprocessing(
     rows = _as_served(sample)
     together = function(rows)
     for spec in preprocessing.outputs:
-        array = together.get(spec.name)
-        wanted = (_NUM_CHECKED, *spec.shape)
-        if array is None or array.shape != wanted or array.dtype != FIXED_SIZE.get(spec.datatype):
-            found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+        array, wanted = together[spec.name], (_NUM_CHECKED, *spec.shape)
+        if array.shape != wanted or array.dtype != FIXED_SIZE.get(spec.datatype):
             raise ExportRefused(
-                f"{model.name}: preprocessing {preprocessing.name!r} gives {found} as {spec.name!r} for {_NUM_CHECKED} "
-                f"rows, but it is stated as {spec.datatype} {list(wanted)}"
+                f"{model.name}: preprocessing {preprocessing.name!r} gives {array.dtype} {list(array.shape)} as "
+                f"{spec.name!r} for {_NUM_CHECKED} rows, but it is stated as {spec.datatype} {list(wanted)}; make them "
+                "agree"
             )
     for row in range(_NUM_CHECKED):
         alone = function({name: array[row : row + 1] for name, array in rows.items()})

@@ -135,6 +135,11 @@ class FamilyModel:
             raise UsageError(f"model {self.name!r}: its temperature is either given or fitted, not both")
 
     @property
+    def classifier_name(self) -> str:
+        """Name of its ONNX model: its own, unless a preprocessing makes it an ensemble."""
+        return self.name if self.preprocessing is None else f"{self.name}_classifier"
+
+    @property
     def is_onnx(self) -> bool:
         """Whether it comes from an ONNX file."""
         return self.file is not None and self.file.suffix in _ONNX
@@ -180,6 +185,7 @@ class Family:
             raise UsageError(f"family {self.name!r} has no models")
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(f"family {self.name!r} has two models named {twice[0]!r}")
+        self._check_part_names()
         if self.classes < 2:  # noqa: PLR2004 - certainty is the distance of two scores
             raise UsageError(f"family {self.name!r}: classes must be at least 2, got {self.classes}")
         if not self.inputs:
@@ -203,6 +209,29 @@ class Family:
             raise UsageError(
                 f"model {fitted[0]!r}: a temperature is fitted to rows with labels, give the family labelled_rows"
             )
+
+    def _check_part_names(self) -> None:
+        """What a model with preprocessing is written as must not be what something else is written as."""
+        written = {model.name: f"model {model.name!r}" for model in self.models}
+        preprocessings: dict[str, Preprocessing] = {}
+        for model in self.models:
+            if (preprocessing := model.preprocessing) is None:
+                continue
+            if (other := written.get(model.classifier_name)) is not None:
+                raise UsageError(
+                    f"{other} has the name under which the classifier of model {model.name!r} is written, which has a "
+                    "preprocessing; rename one of them"
+                )
+            if preprocessings.setdefault(preprocessing.name, preprocessing) != preprocessing:
+                raise UsageError(
+                    f"family {self.name!r} has two preprocessings named {preprocessing.name!r}; rename one"
+                )
+        for model in self.models:
+            if model.preprocessing is not None:
+                written[model.classifier_name] = f"the classifier of model {model.name!r}"
+        for name in preprocessings:
+            if name in written:
+                raise UsageError(f"preprocessing {name!r} has the name of {written[name]}; rename one of them")
 
     def checked_sample(self, n: int) -> Rows:
         """Return `sample(n)`, held against the inputs.

@@ -59,6 +59,10 @@ VARIANT_LIMITS: dict[Variant, Limits] = {
 }
 
 
+# by which a probability may miss the range from 0 to 1: half precision
+_ROUNDING = 1e-2
+
+
 @dataclass(frozen=True)
 class Parity:
     """Largest differences over NUM_PARITY_ROWS rows; `label_agreement` is a share of rows.
@@ -86,6 +90,11 @@ def check_parity(family: Family, model: FamilyModel, source: Source, onnx_model:
         raise ExportRefused(
             f"{model.name}: returns {model.head.output} of shape {list(values.shape)} for {NUM_PARITY_ROWS} rows, "
             f"but the family has {family.classes} classes"
+        )
+    if model.head.output == "probabilities" and not (values.min() >= -_ROUNDING and values.max() <= 1 + _ROUNDING):
+        raise ExportRefused(
+            f"{model.name}: its output is said to be probabilities, but it has values from {values.min():.3g} to "
+            f'{values.max():.3g}; say output = "logits"'
         )
     wanted = answers_of(values, model.head)
     if not np.isfinite(wanted["scores"]).all():

@@ -58,6 +58,14 @@ def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model
 
     """
     target = repository / model.name
+    config = check_model(repository, family, model, onnx_model, version)
+    with _disk_refusals(target):
+        return _bring_up_to_date(target, {target / str(version) / _FILE: onnx_model}, config)
+
+
+def check_model(repository: Path, family: Family, model: FamilyModel, onnx_model: bytes, version: int = 1) -> str:
+    """Refuse what `write_model` would, but for the disk, and return the text of the config it would write."""
+    target = repository / model.name
     with _disk_refusals(target):
         versions = _present_versions(target, {_FILE})
         config = model_config(family, model, onnx_model, sorted(versions | {version}))
@@ -65,7 +73,7 @@ def write_model(repository: Path, family: Family, model: FamilyModel, onnx_model
         if versions - {version}:
             _refuse_another_version(path, model, onnx_model, versions)
             _refuse_another_config(target / _CONFIG, config)
-        return _bring_up_to_date(target, {path: onnx_model}, config)
+    return config
 
 
 def write_folder(target: Path, files: dict[str, bytes], config: str) -> bool:
@@ -75,10 +83,21 @@ def write_folder(target: Path, files: dict[str, bytes], config: str) -> bool:
         ExportRefused: the folder holds other files, or the disk refuses.
 
     """
+    check_folder(target, files)
+    with _disk_refusals(target):
+        return _bring_up_to_date(target, {target / "1" / name: data for name, data in files.items()}, config)
+
+
+def check_folder(target: Path, files: Collection[str]) -> None:
+    """Check that a model folder, if it is there, holds a version 1 with some of these files and nothing else.
+
+    Raises:
+        ExportRefused: it does not, or cannot be read.
+
+    """
     with _disk_refusals(target):
         if others := _present_versions(target, files) - {1}:
             raise ExportRefused(f"{target} holds version {max(others)}, which this command did not write; remove it")
-        return _bring_up_to_date(target, {target / "1" / name: data for name, data in files.items()}, config)
 
 
 def _bring_up_to_date(target: Path, files: dict[Path, bytes], config: str) -> bool:

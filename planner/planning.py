@@ -247,7 +247,13 @@ class _Draft:
         points = planned_busy_points(self._inputs.profile, name)
         measured = self._inputs.profile.models[name]
         most = min(measured.max_batch, self._inputs.largest_batch[name])
-        return PlannedModel(max_batch=most, busy_s=points, version=measured.version, composed_of=measured.composed_of)
+        return PlannedModel(
+            max_batch=most,
+            busy_s=points,
+            version=measured.version,
+            digest=measured.digest,
+            composed_of=measured.composed_of,
+        )
 
     def _row_work_s(self, model: PlannedModel) -> float:
         """Slot-seconds per row in batches as they are under load."""

@@ -6,6 +6,7 @@ import pytest
 
 from cascadeserve.errors import InvalidArtefact
 from cascadeserve.plan_fits import check_plan_fits_repository
+from cascadeserve.triton_config import model_digest
 from tests.fakes.tiny import plan, plan_document, write_repository, write_version
 
 if TYPE_CHECKING:
@@ -55,4 +56,13 @@ def test_an_ensemble_is_made_of_what_the_plan_says(repository: Path) -> None:
     document = plan_document()
     document["families"]["family"]["models"]["large"]["composed_of"] = {"tokens": 1, "classifier": 1}
     with pytest.raises(InvalidArtefact, match=r"models\.large\.composed_of: does not fit .* is no ensemble"):
+        check_plan_fits_repository(plan(document), repository, path=repository)
+
+
+def test_a_model_that_is_not_the_one_that_was_profiled_is_refused(repository: Path) -> None:
+    document = plan_document()
+    document["families"]["family"]["models"]["small"]["digest"] = model_digest(repository / "small")
+    check_plan_fits_repository(plan(document), repository, path=repository)
+    (repository / "small" / "1" / "model.onnx").write_bytes(b"other weights")
+    with pytest.raises(InvalidArtefact, match=r"models\.small\.digest: .* holds another one now"):
         check_plan_fits_repository(plan(document), repository, path=repository)

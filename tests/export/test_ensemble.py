@@ -105,6 +105,21 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
         write_ensemble(repository, family_of(model), model)
 
 
+def test_a_foreign_folder_is_met_before_any_part_of_the_model_is_written(tmp_path: Path) -> None:
+    preprocessing(tmp_path)
+    torchscript(tmp_path / "small.pt", linear)
+    np.savez(tmp_path / "rows.npz", **{"input:text": sample(300)["text"], "label": np.arange(300) % CLASSES})
+    (tmp_path / "family.toml").write_text(FAMILY)
+    repository = tmp_path / "models"
+    (repository / "count" / "1").mkdir(parents=True)
+    (repository / "count" / "1" / "other.py").write_text("")
+    with pytest.raises(ExportRefused, match=r"count holds 1/other\.py"):
+        CliRunner().invoke(
+            export, [str(tmp_path / "family.toml"), "--repository", str(repository)], catch_exceptions=False
+        )
+    assert [path.name for path in repository.iterdir()] == ["count"]
+
+
 def test_an_ensemble_has_no_versions(tmp_path: Path) -> None:
     model = model_of("small", preprocessing(tmp_path))
     refuse_versions(model, 1)
@@ -125,20 +140,39 @@ def test_the_classifier_takes_what_the_preprocessing_gives(tmp_path: Path) -> No
     ("source", "what"),
     [
         (SOURCE.replace("np.float32", "np.float64"), "gives float64"),
-        (SOURCE.replace('"counts": np', '"others": np'), "gives nothing as 'counts'"),
+        (SOURCE.replace('"counts": np', '"others": np'), "returns no array named 'counts'"),
+        (
+            SOURCE.replace("import numpy as np", "import numpy as np, nosuchmodule"),
+            "fails: ModuleNotFoundError: .*nosuch",
+        ),
+        (SOURCE + "\nraise SystemExit(0)", "fails: SystemExit"),
+        (SOURCE.replace("    counts =", "    raise ValueError('one\\ntwo')\n    counts ="), "fails: ValueError: one"),
+        (SOURCE.replace('return {"counts": np.array(counts, np.float32)}', "return None"), "returns a NoneType"),
         (SOURCE.replace("np.float32)}", "np.float32) / len(counts)}"), "of a row alone than beside others"),
     ],
 )
 def test_a_preprocessing_that_is_not_what_it_is_said_to_be_is_refused(tmp_path: Path, source: str, what: str) -> None:
     model = model_of("small", preprocessing(tmp_path, source))
-    with pytest.raises(ExportRefused, match=f"small: preprocessing 'count' .*{what}"):
+    with pytest.raises(ExportRefused, match=f"preprocessing 'count' .*{what}"):
         classifier_of(family_of(model), model)
 
 
 @pytest.mark.parametrize(
     ("models", "what"),
     [
-        (lambda at: [model_of("a", preprocessing(at, name="b")), model_of("b", None)], "'b' has the name of a model"),
+        (lambda at: [model_of("a", preprocessing(at, name="b")), model_of("b", None)], "'b' has the name of model 'b'"),
+        (
+            lambda at: [model_of("a", preprocessing(at)), model_of("a_classifier", None)],
+            "model 'a_classifier' has the name under which the classifier of model 'a' is written",
+        ),
+        (
+            lambda at: [model_of("a", preprocessing(at)), model_of("a_classifier", preprocessing(at))],
+            "model 'a_classifier' has the name under which the classifier of model 'a' is written",
+        ),
+        (
+            lambda at: [model_of("a", preprocessing(at, name="a_classifier"))],
+            "'a_classifier' has the name of the classifier of model 'a'",
+        ),
         (
             lambda at: [
                 model_of("a", preprocessing(at)),
@@ -153,9 +187,8 @@ def test_a_preprocessing_that_is_not_what_it_is_said_to_be_is_refused(tmp_path: 
 def test_names_and_files_that_do_not_fit_are_refused(
     tmp_path: Path, models: Callable[[Path], list[FamilyModel]], what: str
 ) -> None:
-    made = models(tmp_path)
     with pytest.raises(UsageError, match=what):
-        classifier_of(family_of(*made), made[0])
+        classifier_of(family_of(*(made := models(tmp_path))), made[0])
 
 
 def test_a_family_file_names_a_preprocessing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from cascadeserve.errors import ExportRefused
 from cascadeserve.triton_config import read_config
 from export.cli import export
 from export.family import FamilyModel, Head
@@ -203,3 +204,11 @@ def test_an_axis_that_is_open_in_the_file_may_be_stated_as_fixed(tmp_path: Path)
     path = family_toml(tmp_path / "family.toml", SMALL, classes=4)
     assert run(path, tmp_path / "models").exit_code == 0
     assert list(read_config(tmp_path / "models" / "small" / "config.pbtxt").input[0].dims) == [4]
+
+
+def test_logits_are_no_probabilities(tmp_path: Path) -> None:
+    onnx_file(tmp_path / "small.onnx", linear)
+    rows_file(tmp_path / "rows.npz")
+    path = family_toml(tmp_path / "family.toml", SMALL | {"output": "probabilities"})
+    with pytest.raises(ExportRefused, match='small: its output is said to be probabilities.* say output = "logits"'):
+        run(path, tmp_path / "models")
