@@ -210,5 +210,5 @@ def test_logits_are_no_probabilities(tmp_path: Path) -> None:
     onnx_file(tmp_path / "small.onnx", linear)
     rows_file(tmp_path / "rows.npz")
     path = family_toml(tmp_path / "family.toml", SMALL | {"output": "probabilities"})
-    with pytest.raises(ExportRefused, match='small: its output is said to be probabilities.* say output = "logits"'):
+    with pytest.raises(ExportRefused, match=r'small: its output is said to be probabilities.* say output = "logits"'):
         run(path, tmp_path / "models")
