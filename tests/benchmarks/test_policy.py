@@ -12,6 +12,7 @@ from benchmarks import policy
 from benchmarks.policy import CASES, FOLLOW_ARRIVALS, hold, measure, steady, surges
 from benchmarks.policy_plan import DEGRADED, GEARS, Case, ends_per_s, make_simulator
 from planner.simulator import Load, Simulation
+from planner.simulator.state import empty_log
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +41,8 @@ def made(gears: list[int], times_s: list[float]) -> Simulation:
         batches={},
         batch_rows={},
         in_system_at_end=0,
+        refused_s=none,
+        log=empty_log(0),
     )
 
 
