@@ -81,7 +81,9 @@ def test_a_taken_port_ends_it_with_a_sentence(stack: Stack) -> None:
         result = run_triton(stack, stack.folder / "other")
         assert result.returncode == 1
         assert "Traceback" not in result.stderr
-        assert result.stderr.splitlines()[-1].startswith("Error: ")
+        assert len(result.stderr.splitlines()) == 1
+        assert result.stderr.startswith("Error: endpoint 'a': its http address 127.0.0.1:")
+        assert result.stderr.endswith("; end what uses it, or give another port in the cluster file\n")
     finally:
         stack.stop()
 
