@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from cascadeserve.errors import InvalidArtefact
 
@@ -33,13 +34,18 @@ def _read_bytes(path: Path) -> bytes:
         raise InvalidArtefact(f"cannot be read ({error.strerror}); check the path", path=path) from error
 
 
-def _explain(error: msgspec.MsgspecError | UnicodeDecodeError, path: Path | str | None) -> InvalidArtefact:
+def _explain(
+    error: msgspec.MsgspecError | UnicodeDecodeError, kind: type[object], path: Path | str | None
+) -> InvalidArtefact:
     if isinstance(error, UnicodeDecodeError):
         return InvalidArtefact("is not UTF-8 text", path=path)
     text = str(error)
     match = _WITH_FIELD.match(text)
     if match:
-        return InvalidArtefact(match["what"], path=path, field=match["field"])
+        what = match["what"]
+        if what.startswith("Invalid enum value") and (choices := _choices(kind, match["field"])):
+            what += f"; it can be {', '.join(map(str, choices))}"
+        return InvalidArtefact(what, path=path, field=match["field"])
     # Errors raised in __post_init__ name their own field as "$.a.b: what".
     if text.startswith("$"):
         field, _, what = text.partition(": ")
@@ -47,12 +53,33 @@ def _explain(error: msgspec.MsgspecError | UnicodeDecodeError, path: Path | str 
     return InvalidArtefact(text, path=path)
 
 
+def _choices(kind: type[object], field: str) -> list[str | int]:
+    """All that a field such as `$.models[0].variant` may hold, where its type lists it."""
+    types = _alternatives(inspect.type_info(kind))
+    for step in re.finditer(r"\.(\w+)|\[[^]]*\]", field):
+        types = [inner for outer in types for inside in _inside(outer, step[1]) for inner in _alternatives(inside)]
+    return [value for each in types if isinstance(each, inspect.LiteralType) for value in each.values]
+
+
+def _alternatives(kind: inspect.Type) -> list[inspect.Type]:
+    return list(kind.types) if isinstance(kind, inspect.UnionType) else [kind]
+
+
+def _inside(outer: inspect.Type, name: str | None) -> list[inspect.Type]:
+    """Type of a named field, or without a name of the items."""
+    if isinstance(outer, inspect.StructType):
+        return [field.type for field in outer.fields if field.encode_name == name]
+    if isinstance(outer, inspect.DictType):
+        return [outer.value_type]
+    return [outer.item_type] if isinstance(outer, inspect.VarTupleType) else []
+
+
 def decode_json(data: bytes, kind: type[T], *, path: Path | str | None = None) -> T:
     """Decode strict JSON into `kind`; `path` is only for the error text."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _explain(error, path) from error
+        raise _explain(error, kind, path) from error
 
 
 def read_json(path: Path, kind: type[T]) -> T:
@@ -70,7 +97,7 @@ def read_toml(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.toml.decode(_read_bytes(path), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _explain(error, path) from error
+        raise _explain(error, kind, path) from error
 
 
 def write_atomically(path: Path, data: bytes, *, temporary_directory: Path | None = None) -> None:

@@ -74,12 +74,13 @@ def up(
     if absent := set(pinned) - os.sched_getaffinity(0):
         raise click.BadParameter(f"this process may not run on core {min(absent)}", param_hint="--cores")
     prepare = partial(prepare_working_copy, repository, cluster, state)
-    asyncio.run(_run(plan, cluster, prepare, state, arguments, pinned))
+    sys.exit(asyncio.run(_run(plan, cluster, prepare, state, arguments, pinned)))
 
 
 async def _run(
     plan: GearPlan, cluster: Cluster, prepare: Callable[[], Path], state: Path, arguments: list[str], cores: list[int]
-) -> None:
+) -> int:
+    """Run everything until a signal comes or the orchestrator ends; returns the exit status."""
     working_copy = prepare()
     stop_event, hangup = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -106,7 +107,7 @@ async def _run(
         if stop_event.is_set():
             starts.cancel()
             await asyncio.gather(starts, return_exceptions=True)
-            return
+            return 0
         await starts
         orchestrator = await spawn([sys.executable, "-m", "cascadeserve", *arguments], cores=cores)
         keepers = [asyncio.create_task(_keep_up(server), name=f"keep-{server.endpoint.name}") for server in servers]
@@ -117,8 +118,11 @@ async def _run(
         finally:
             # The orchestrator first: it answers what is open, for which it needs the servers.
             status = await stop(orchestrator, kill_after_s=_ORCHESTRATOR_STOP_S)
-        if not stop_event.is_set():
-            raise ServerStartFailed(f"the orchestrator ended by itself with status {status}")
+        if stop_event.is_set():
+            return 0
+        if status in (1, 2):  # it has said why
+            return status
+        raise ServerStartFailed(f"the orchestrator ended by itself with status {status}")
     finally:
         stopping.cancel()
         for keeper in keepers:

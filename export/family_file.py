@@ -35,7 +35,7 @@ forms of a model at one temperature and so are not made easier by it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
 from msgspec import Meta
@@ -98,6 +98,20 @@ class FamilyFile(Artefact, frozen=True, kw_only=True):
     inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1)]
     models: Annotated[tuple[ModelEntry, ...], Meta(min_length=1)]
 
+    def __post_init__(self) -> None:
+        """Check the shapes: Triton takes no tensor without an axis, and an axis of 0 holds nothing."""
+        stated = [(f"$.inputs[{index}]", spec) for index, spec in enumerate(self.inputs)]
+        for number, model in enumerate(self.models):
+            outputs = () if model.preprocessing is None else model.preprocessing.outputs
+            where = f"$.models[{number}].preprocessing.outputs"
+            stated += [(f"{where}[{index}]", spec) for index, spec in enumerate(outputs)]
+        for field, spec in stated:
+            if not spec.shape or 0 in spec.shape:
+                raise ValueError(
+                    f"{field}.shape: is {list(spec.shape)}; give one or more axes of a row, each of 1 or more, or -1 "
+                    "where it varies; [1] for a single number"
+                )
+
 
 def read_family_file(path: Path) -> FamilyFile:
     """Read a family file, but none of the files that it names.
@@ -106,7 +120,16 @@ def read_family_file(path: Path) -> FamilyFile:
         InvalidArtefact: naming the field.
 
     """
-    return read_toml(path, FamilyFile)
+    try:
+        return read_toml(path, FamilyFile)
+    except InvalidArtefact as error:
+        if (error.field or "").endswith(".variant") and "'dynamic_int8'" in str(error):
+            what = (
+                "there is no variant 'dynamic_int8', since a row's answer would depend on the other rows of its batch; "
+                f"choose one of {', '.join(get_args(Variant))}"
+            )
+            raise InvalidArtefact(what, path=path, field=error.field) from error
+        raise
 
 
 def read_family(path: Path) -> Family:

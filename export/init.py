@@ -19,7 +19,7 @@ _NEXT = (
     "cascadeserve triton --cluster cluster.toml --repository model_repository",
     f"{_RECORD} --rows search.npz --split search --output records/search.npz",
     f"{_RECORD} --rows calibration.npz --split calibration --output records/calibration.npz",
-    f"cascadeserve profile --cluster cluster.toml {_MODELS} --rows search.npz --output profile.json",
+    f"cascadeserve profile --cluster cluster.toml {_MODELS} --rows search.npz --front --output profile.json",
     (
         "cascadeserve plan --goal goal.toml --profile profile.json --cluster cluster.toml --search records/search.npz "
         "--calibration records/calibration.npz --output gear_plan.json"

@@ -6,9 +6,10 @@ import importlib
 import sys
 from pathlib import Path
 
-from cascadeserve.errors import UsageError
+from cascadeserve.errors import CascadeServeError, ExportRefused, UsageError
 from export.family import Family
 from export.family_file import read_family
+from export.reasons import reason_of
 
 
 def load_family(reference: str) -> Family:
@@ -19,6 +20,7 @@ def load_family(reference: str) -> Family:
     Raises:
         UsageError: the reference is malformed, or names nothing that is a Family.
         InvalidArtefact: the file is missing or wrong, or a file that it names is.
+        ExportRefused: the module ends in an error of its own.
 
     """
     path = Path(reference)
@@ -40,6 +42,12 @@ def load_family(reference: str) -> Family:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise UsageError(f"{reference!r}: there is no module {error.name!r} here; run from its folder") from error
         raise UsageError(f"{reference!r}: {module_name} needs {error.name!r}, which is not installed") from error
+    except (CascadeServeError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit too: a module may run as a script
+        raise ExportRefused(
+            f"{reference!r}: {module_name} cannot be imported ({type(error).__name__}: {reason_of(error)}); mend it"
+        ) from error
     family = getattr(module, attribute, None)
     if not isinstance(family, Family):
         found = "nothing" if family is None else f"a {type(family).__name__}"

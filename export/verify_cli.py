@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from cascadeserve.cluster import Cluster, CpuDevice, Endpoint
-from cascadeserve.errors import ExportRefused, ServerStartFailed, UsageError
+from cascadeserve.errors import ExportRefused, UsageError
 from cascadeserve.local_stack import free_ports
 from cascadeserve.local_triton.server import LocalTriton
 from cascadeserve.local_triton.working_copy import model_names, prepare_working_copy
@@ -196,30 +196,14 @@ async def _serve(repository: Path, state: Path, check: Check) -> list[_Row]:
     device = CpuDevice(cores=(min(os.sched_getaffinity(0)),))
     endpoint = Endpoint(name="verify", http=http, grpc=grpc, metrics=metrics, device=device)
     copy = prepare_working_copy(repository, Cluster(schema_version=1, endpoints=(endpoint,)), state)
-    path = state / "verify.log"
-    with path.open("wb") as log:
+    with (state / "verify.log").open("wb") as log:
         server = LocalTriton(endpoint, repository=copy, models=[], state=state, log=log)
         try:
-            await _start(server, path)
+            await server.start(ready_timeout_s=_START_TIMEOUT_S)
             # in a thread, so that Ctrl-C is heard here and ends the server, whereupon the thread's calls fail
             return await asyncio.to_thread(check, grpc)
         finally:
             await server.stop()
-
-
-async def _start(server: LocalTriton, log: Path) -> None:
-    try:
-        await server.start(ready_timeout_s=_START_TIMEOUT_S)
-    except ServerStartFailed as error:
-        raise ServerStartFailed(f"tritonserver did not start: {_last_words(log)}") from error
-
-
-def _last_words(log: Path) -> str:
-    """Line of a server's log that says most: its last error, or else its last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"E\d{4} |error", line)]
-    last = (errors or lines or ["its log is empty"])[-1]
-    return re.sub(r"^E\d{4} .*?\] ", "", last).strip('"')
 
 
 def _table(models: Sequence[FamilyModel], found: dict[str, _Row]) -> Table:

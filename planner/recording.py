@@ -96,7 +96,9 @@ def read_rows_file(path: Path) -> RowsFile:
     if not inputs:
         raise InvalidArtefact(f"holds no array `{_INPUT}<TENSOR>`", path=path)
     for name, array in inputs.items():
-        if array.ndim == 0 or array.size == 0 or array.dtype.kind not in "biufSU":
+        if array.size == 0:
+            raise InvalidArtefact(f"holds no rows: its shape is {array.shape}", path=path, field=f"{_INPUT}{name}")
+        if array.ndim == 0 or array.dtype.kind not in "biufSU":
             what = f"has dtype {array.dtype} and shape {array.shape}"
             what = f"{what}; it must be numbers, booleans or text of shape [n, ...]"
             raise InvalidArtefact(what, path=path, field=f"{_INPUT}{name}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib.util
 import os
 import re
 import shutil
+import socket
 import sys
 import sysconfig
 import uuid
@@ -63,6 +65,8 @@ class LocalTriton:
         self._models = models
         self._state = state
         self._log = log
+        # what stands in the log already is of earlier runs
+        self._log_start_bytes = 0
         self._process: asyncio.subprocess.Process | None = None
         self._id = f"cascadeserve-{uuid.uuid4()}"
         if not _SAFE_PATH.fullmatch(str(state)):
@@ -124,9 +128,13 @@ class LocalTriton:
         """Start the server and wait until it is ready.
 
         Raises:
-            ServerStartFailed: it ended or was not ready in time; it is gone then.
+            ServerStartFailed: one of its ports is taken, there is no GPU for it, it ended or was not ready in time; it
+                is gone then.
 
         """
+        self._check_machine()
+        if self._log is not None:
+            self._log_start_bytes = os.fstat(self._log.fileno()).st_size
         _remove_stale_regions()
         cores = self.endpoint.device.cores if isinstance(self.endpoint.device, CpuDevice) else ()
         self._process = await spawn(self.command(), cores=cores, environment=self._environment(), log=self._log)
@@ -153,6 +161,28 @@ class LocalTriton:
         for region in regions:
             region.unlink(missing_ok=True)
 
+    def _check_machine(self) -> None:
+        """Refuse what Triton itself would end with, but say only in the midst of its log."""
+        where = f"endpoint {self.endpoint.name!r}"
+        for field in ("http", "grpc", "metrics"):
+            address = getattr(self.endpoint, field)
+            try:
+                # like a server: a port whose last connections are just closing is free
+                socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))).close()
+            except OSError as error:
+                raise ServerStartFailed(
+                    f"{where}: its {field} address {address} cannot be listened on ({os.strerror(error.errno or 0)}); "
+                    "end what uses it, or give another port in the cluster file"
+                ) from error
+        if isinstance(self.endpoint.device, GpuDevice):
+            try:
+                ctypes.CDLL("libcuda.so.1")
+            except OSError as error:
+                raise ServerStartFailed(
+                    f"{where}: its device is a GPU, but no NVIDIA driver is found here (libcuda.so.1); give it one of "
+                    'kind "cpu" in the cluster file, or run it on a machine that has one'
+                ) from error
+
     async def _wait_ready(self, timeout_s: float) -> None:
         url = f"http://{self.endpoint.http}/v2"
         loop = asyncio.get_running_loop()
@@ -162,7 +192,7 @@ class LocalTriton:
                 if self._process is not None and self._process.returncode is not None:
                     raise ServerStartFailed(
                         f"tritonserver of endpoint {self.endpoint.name!r} ended with status "
-                        f"{self._process.returncode} while starting; its log says why{self._log_hint()}"
+                        f"{self._process.returncode} while starting{self._reason()}"
                     )
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                     async with session.get(f"{url}/health/ready") as ready, session.get(url) as about:
@@ -170,12 +200,13 @@ class LocalTriton:
                             return
                 await asyncio.sleep(_READY_POLL_S)
         raise ServerStartFailed(
-            f"tritonserver of endpoint {self.endpoint.name!r} was not ready within {timeout_s:g} s{self._log_hint()}"
+            f"tritonserver of endpoint {self.endpoint.name!r} was not ready within {timeout_s:g} s{self._reason()}"
         )
 
-    def _log_hint(self) -> str:
-        name = getattr(self._log, "name", None)
-        return f" ({name})" if name else ""
+    def _reason(self) -> str:
+        if self._log is None:
+            return "; what it printed above says why"
+        return f": {_last_words(Path(self._log.name).read_bytes()[self._log_start_bytes :])}"
 
     def _environment(self) -> dict[str, str]:
         """Environment in which the Python stub runs this interpreter's standard library and packages."""
@@ -194,6 +225,14 @@ class LocalTriton:
         if isinstance(self.endpoint.device, GpuDevice):
             environment["CUDA_VISIBLE_DEVICES"] = str(self.endpoint.device.index)
         return environment
+
+
+def _last_words(log: bytes) -> str:
+    """Line of a server's log that says most: its last error, or else its last line."""
+    lines = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"E\d{4} |error", line)]
+    last = (errors or lines or ["its log is empty"])[-1]
+    return re.sub(r"^E\d{4} .*?\] ", "", last).strip('"')
 
 
 def prepare_backends(state: Path) -> Path:

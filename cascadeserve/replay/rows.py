@@ -100,7 +100,9 @@ def _input_name(key: str, array: NDArray[np.generic], path: Path) -> str:
     name = key.removeprefix(_INPUT)
     if name == key or not name:
         raise InvalidArtefact(f"is neither `{_INPUT}<TENSOR>` nor `{_LABEL}`", path=path, field=key)
-    if array.ndim == 0 or array.size == 0 or array.dtype.kind not in "biufSU":
+    if array.size == 0:
+        raise InvalidArtefact(f"holds no rows: its shape is {array.shape}", path=path, field=key)
+    if array.ndim == 0 or array.dtype.kind not in "biufSU":
         what = f"has dtype {array.dtype} and shape {array.shape}"
         raise InvalidArtefact(f"{what}; it must be numbers, booleans or text of shape [n, ...]", path=path, field=key)
     return name

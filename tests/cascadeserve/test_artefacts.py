@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadeserve.artefacts import Artefact, digest_bytes, digest_files, read_json, write_atomically, write_json
+from cascadeserve.artefacts import (
+    Artefact,
+    decode_json,
+    digest_bytes,
+    digest_files,
+    read_json,
+    write_atomically,
+    write_json,
+)
+from cascadeserve.errors import InvalidArtefact
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,3 +112,28 @@ def test_bytes_moved_between_name_and_content_change_the_digest() -> None:
 def test_a_digest_names_its_algorithm() -> None:
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert digest_bytes(b"") == digest_files({}) == f"sha256:{empty}"
+
+
+class Chosen(Artefact, frozen=True, kw_only=True):
+    word: Literal["one", "two"] | None = None
+
+
+class Nested(Artefact, frozen=True, kw_only=True):
+    several: tuple[Chosen, ...] = ()
+    named: dict[str, Chosen | None] = {}
+    pair: tuple[Literal["x"], int] | None = None
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (b'{"several": [{"word": "three"}]}', "$.several[0].word: Invalid enum value 'three'; it can be one, two"),
+        (b'{"named": {"a": {"word": "three"}}}', "$.named[...].word: Invalid enum value 'three'; it can be one, two"),
+        # what is not looked into is said as before
+        (b'{"pair": ["y", 1]}', "$.pair[0]: Invalid enum value 'y'"),
+    ],
+)
+def test_a_word_that_is_none_of_the_allowed_is_refused_with_these(document: bytes, message: str) -> None:
+    with pytest.raises(InvalidArtefact) as refused:
+        decode_json(document, Nested)
+    assert str(refused.value) == message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,9 +82,23 @@ def test_a_taken_port_ends_it_with_a_sentence(stack: Stack) -> None:
         result = run_triton(stack, stack.folder / "other")
         assert result.returncode == 1
         assert "Traceback" not in result.stderr
-        assert result.stderr.splitlines()[-1].startswith("Error: ")
+        assert len(result.stderr.splitlines()) == 1
+        assert result.stderr.startswith("Error: endpoint 'a': its http address 127.0.0.1:")
+        assert result.stderr.endswith("; end what uses it, or give another port in the cluster file\n")
     finally:
         stack.stop()
+
+
+def test_up_says_once_that_the_port_of_the_orchestrator_is_taken(stack: Stack) -> None:
+    arguments = ["up", f"--plan={stack.plan}", f"--cluster={stack.cluster}", f"--repository={stack.repository}"]
+    arguments += [f"--state={stack.state}", f"--http-port={stack.http_port}", f"--grpc-port={stack.grpc_port}"]
+    with socket.create_server(("127.0.0.1", stack.http_port)):
+        result = subprocess.run(
+            [sys.executable, "-m", "cascadeserve", *arguments], capture_output=True, text=True, timeout=100, check=False
+        )
+    assert result.returncode == 1
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert str(stack.http_port) in sentence
 
 
 def test_a_model_that_cannot_load_ends_it_with_a_sentence(stack: Stack) -> None:

@@ -153,7 +153,28 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, Any], dict[st
         ["holds 300 rows, but 256 to check the models and 128 others for INT8 scales are needed"],
     ),
     "unknown key": (text(IDENTITY, heads=1), {}, {}, 2, ["family.toml: $.models[0]: ", "`heads`"]),
-    "unknown certainty": (text(IDENTITY, certainty="entropy"), {}, {}, 2, ["family.toml: $.models[0].certainty: "]),
+    "unknown certainty": (
+        text(IDENTITY, certainty="entropy"), {}, {}, 2,
+        ["$.models[0].certainty: Invalid enum value 'entropy'; it can be margin, max_probability, negative_entropy"],
+    ),
+    "unknown variant": (
+        text(IDENTITY, variant="int4"), {}, {}, 2,
+        ["$.models[0].variant: Invalid enum value 'int4'; it can be fp16, int8, optimised, tensorrt"],
+    ),
+    "dynamic INT8": (
+        text(IDENTITY, variant="dynamic_int8"), {}, {}, 2,
+        ["$.models[0].variant: there is no", "would depend on the other rows", "choose one of fp16, int8, optimised"],
+    ),
+    "input without an axis": (
+        text(IDENTITY), {"input": {"shape": []}}, {}, 2, ["family.toml: $.inputs[0].shape: is []; give one or more"],
+    ),
+    "input of nothing": (
+        text(IDENTITY), {"input": {"shape": [0]}}, {}, 2, ["family.toml: $.inputs[0].shape: is [0]; give one or more"],
+    ),
+    "no rows at all": (
+        text(IDENTITY), {}, {"input:x": np.zeros((0, 4), np.float32), "label": None}, 2,
+        ["rows.npz: input:x: holds no rows: its shape is (0, 4)"],
+    ),
     "temperature of zero": (text(IDENTITY, temperature=0.0), {}, {}, 2, ["family.toml: $.models[0]: temperature must"]),
     "temperature that is a word": (
         text(IDENTITY, temperature="fitted"), {}, {}, 2, ["family.toml: $.models[0].temperature: "],
@@ -162,7 +183,9 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, Any], dict[st
         lambda folder: {"file": torchscript(folder / "small.pt").name, "output_name": "y"},
         {}, {}, 2, ["$.models[0]: model 'small': output_name chooses an output of an .onnx file"],
     ),
-    "unknown version": (text(IDENTITY), {"schema_version": 2}, {}, 2, ["family.toml: $.schema_version: "]),
+    "unknown version": (
+        text(IDENTITY), {"schema_version": 2}, {}, 2, ["$.schema_version: Invalid enum value 2; it can be 1"],
+    ),
 }  # fmt: skip
 
 

@@ -100,6 +100,7 @@ def test_the_next_commands_are_ones_that_there_are(
         assert command is not None
         for path in ("gear_plan.json", "search.npz", "calibration.npz", "profile.json"):
             (folder / path).touch()
+        assert ("--front" in arguments) == (name == "profile")
         command.make_parser(click.Context(command)).parse_args([*arguments])
         required = {option for one in command.params if one.required for option in one.opts}
         assert required <= set(arguments)

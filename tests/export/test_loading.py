@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cascadeserve.errors import UsageError
+from cascadeserve.errors import ExportRefused, UsageError
 from export.loading import load_family
 
 if TYPE_CHECKING:
@@ -104,7 +104,35 @@ def test_an_attribute_that_is_no_family_is_refused(attribute: str, found: str) -
     assert f"names {found}, but an export.family.Family is needed" in refusal(f"loading_d:{attribute}")
 
 
-def test_an_error_inside_the_module_is_not_hidden() -> None:
-    write("loading_e.py", "1 / 0\n")
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        (r"raise ValueError('first\nsecond')", "ValueError: first"),
+        ("def", "SyntaxError: invalid syntax (loading_e.py, line 1)"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("from json import nothing", "ImportError: cannot import name 'nothing' from 'json'"),
+    ],
+)
+def test_an_error_inside_the_module_is_one_sentence(content: str, reason: str) -> None:
+    write("loading_e.py", f"{content}\n")
+    with pytest.raises(ExportRefused) as refused:
         load_family("loading_e:family")
+    sentence = str(refused.value)
+    assert refused.value.exit_code == 1
+    assert sentence.startswith(f"'loading_e:family': loading_e cannot be imported ({reason}")
+    assert sentence.endswith("); mend it")
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "passing"),
+    [
+        ("raise KeyboardInterrupt", KeyboardInterrupt),
+        ("from cascadeserve.errors import UsageError\nraise UsageError('in words')", UsageError),
+    ],
+)
+def test_what_is_said_in_words_and_ctrl_c_pass(content: str, passing: type[BaseException]) -> None:
+    write("loading_f.py", f"{content}\n")
+    with pytest.raises(passing):
+        load_family("loading_f:family")
