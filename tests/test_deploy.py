@@ -70,7 +70,7 @@ def test_published_ports_are_on_loopback_unless_told_otherwise(path: Path) -> No
 
 def test_opening_the_orchestrator_leaves_grafana_shut() -> None:
     for path in COMPOSE_FILES:
-        opened = path.read_text().replace("${LISTEN:-127.0.0.1}", "0.0.0.0")  # noqa: S104 - what is tested
+        opened = path.read_text().replace("${LISTEN:-127.0.0.1}", "0.0.0.0")
         grafana = yaml.safe_load(_DEFAULT.sub(r"\1", opened))["services"].get("grafana", {"ports": []})
         assert all(port.startswith("127.0.0.1:") for port in grafana["ports"])
 
@@ -164,7 +164,7 @@ class PlanJob:
         return subprocess.run([bash, "-c", self.script], env=environment, capture_output=True, text=True, check=False)
 
     def calls(self, **options: str) -> list[str]:
-        """Run it; the commands that it called, one a line, and the name of its plan."""
+        """Run it; the commands that it called."""
         (self.root / "calls").unlink(missing_ok=True)
         done = self.run(**options)
         assert done.returncode == 0, done.stderr
