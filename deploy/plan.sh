@@ -5,7 +5,7 @@
 #
 # /rows holds search.npz and calibration.npz (`input:<TENSOR>`, `label`). Nothing else may use the Triton meanwhile. What
 # was measured stays in /plans: an interrupted job goes on from there, and one on rows and models that it has seen plans
-# at once. The plan is /plans/gear_plan.json; the one before is kept as gear_plan.previous.json.
+# at once. MODELS takes NAME or NAME:VERSION. The plan is /plans/gear_plan.json; the one before is kept as gear_plan.previous.json.
 set -euo pipefail
 : "${FAMILY:?is not set: name the family}" "${MODELS:?is not set: name its models, from cheap to dear}"
 
@@ -16,23 +16,48 @@ for model in $MODELS; do
 done
 common=(--cluster /config/cluster.toml --endpoint "${ENDPOINT:-triton0}" --repository "$repository" "${models[@]}")
 
-# Measurements are kept by what they are of: these rows, these models as they stand in the repository.
-of_models=$(for model in $MODELS; do find "$repository/$model" -type f ! -path '*/configs/*' -print0; done |
-  sort --zero-terminated | xargs --null sha256sum | sha256sum | cut -c 1-12)
-kept() { echo "/plans/$1-$(sha256sum "/rows/$2.npz" | cut -c 1-12)-$of_models.$3"; }
+# Measurements are kept by all that they depend on. `choose_models` gives the digest of a version of a model, and that of
+# an ensemble covers the models that it is made of.
+digest() { sha256sum | cut -c 1-12; }
+of_models=$(
+  python3 - "$repository" $MODELS <<'PY'
+import sys
+from pathlib import Path
+
+from cascadeserve.errors import CascadeServeError
+from planner.recording import choose_models
+
+try:
+    chosen = choose_models(Path(sys.argv[1]), sys.argv[2:])
+except CascadeServeError as error:
+    sys.exit(f"Error: {error}")
+for name, model in chosen.items():
+    print(name, model.version, model.digest)
+PY
+)
+records() { echo "/plans/$1-$({ echo "$FAMILY $of_models" && cat "/rows/$1.npz"; } | digest).npz"; }
+search=$(records search) calibration=$(records calibration)
+profile=/plans/profile-$({
+  echo "${ENDPOINT:-} ${PROFILE_OPTIONS:-} $of_models"
+  cat /config/cluster.toml /rows/search.npz
+} | digest).json
 
 for split in search calibration; do
-  records=$(kept "$split" "$split" npz)
-  [ -e "$records" ] ||
-    cascadeserve record "${common[@]}" --family "$FAMILY" --rows "/rows/$split.npz" --split "$split" --output "$records"
+  [ -e "${!split}" ] ||
+    cascadeserve record "${common[@]}" --family "$FAMILY" --rows "/rows/$split.npz" --split "$split" \
+      --output "${!split}"
 done
-profile=$(kept profile search json)
 [ -e "$profile" ] || cascadeserve profile "${common[@]}" --rows /rows/search.npz ${PROFILE_OPTIONS:-} --output "$profile"
 
+# A server in service takes no second plan of the same name, so the name says what the plan was made from.
+made_from=$({
+  echo "${PLAN_OPTIONS:-}"
+  cat /config/goal.toml /config/cluster.toml "$search" "$calibration" "$profile"
+} | digest)
 new=/plans/gear_plan.new.json
 rm -f "$new"
 cascadeserve plan --goal /config/goal.toml --cluster /config/cluster.toml --repository "$repository" \
-  --profile "$profile" --search "$(kept search search npz)" --calibration "$(kept calibration calibration npz)" \
-  --name "${PLAN_NAME:-$FAMILY}" ${PLAN_OPTIONS:-} --output "$new"
+  --profile "$profile" --search "$search" --calibration "$calibration" \
+  --name "${PLAN_NAME:-$FAMILY-$made_from}" ${PLAN_OPTIONS:-} --output "$new"
 [ ! -e /plans/gear_plan.json ] || mv /plans/gear_plan.json /plans/gear_plan.previous.json
 mv "$new" /plans/gear_plan.json

@@ -4,10 +4,15 @@
 # cascadeserve/local_triton/server.py where they apply.
 set -euo pipefail
 
+shopt -s nullglob
 load=()
 for config in /models/*/config.pbtxt; do
   load+=("--load-model=$(basename "$(dirname "$config")")")
 done
+if ((${#load[@]} == 0)); then
+  echo "Error: /models holds no model (a folder with a config.pbtxt); set MODEL_REPOSITORY to what \`export\` wrote" >&2
+  exit 1
+fi
 
 # Nobody is told this key, so what it guards is closed to everyone. The orchestrator needs health and inference over
 # HTTP, and health, configs and the repository over gRPC; `record` and `profile` infer over gRPC, and `profile` reads the

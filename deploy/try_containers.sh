@@ -40,7 +40,7 @@ import socket
 sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 print(*(s.getsockname()[1] for s in sockets))')
 export HTTP_PORT GRPC_PORT LISTEN=127.0.0.1
-gpu=("${compose[@]}" --file docker-compose.yml)
+engine=("${compose[@]}")
 compose+=(--project-name cascadeserve-try --file docker-compose.cpu.yml)
 
 passed=0 failed=0
@@ -251,9 +251,23 @@ restarted() {
   now=$(triton_process) && [ "$now" != "$1" ]
 }
 
-# These cannot run without GPUs; that compose accepts them is better than nothing.
-check "docker-compose.yml accepted" "${gpu[@]}" config --quiet || true
-check "docker-compose.2gpu.yml accepted" "${gpu[@]}" --file docker-compose.2gpu.yml config --quiet || true
+# Two of these cannot run without GPUs; that every compose accepts them is better than nothing.
+accepted() {
+  local what=$1
+  shift
+  check "docker-compose.yml accepted by $what" quietly "$@" --file docker-compose.yml config || true
+  check "docker-compose.2gpu.yml accepted by $what" \
+    quietly "$@" --file docker-compose.yml --file docker-compose.2gpu.yml config || true
+  check "docker-compose.cpu.yml accepted by $what" quietly "$@" --file docker-compose.cpu.yml config || true
+}
+quietly() { "$@" >/dev/null; }
+
+accepted "${engine[*]}" "${engine[@]}"
+if command -v podman-compose >/dev/null; then
+  accepted podman-compose podman-compose
+else
+  echo "NOT RUN: compose files accepted by podman-compose (it is not installed)"
+fi
 check "build" "${compose[@]}" build --quiet || exit 1
 check "start; orchestrator after a healthy Triton" "${compose[@]}" up --detach || exit 1
 check "ready through the published port" eventually ready || exit 1
