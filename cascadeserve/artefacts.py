@@ -58,7 +58,8 @@ def _choices(kind: type[object], field: str) -> list[str | int]:
     types = _alternatives(inspect.type_info(kind))
     for step in re.finditer(r"\.(\w+)|\[[^]]*\]", field):
         types = [inner for outer in types for inside in _inside(outer, step[1]) for inner in _alternatives(inside)]
-    return [value for each in types if isinstance(each, inspect.LiteralType) for value in each.values]
+    values = [value for each in types if isinstance(each, inspect.LiteralType) for value in each.values]
+    return [value for value in values if value is not None]
 
 
 def _alternatives(kind: inspect.Type) -> list[inspect.Type]:
