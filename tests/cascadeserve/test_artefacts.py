@@ -3,10 +3,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import field
 
 from cascadeserve.artefacts import (
     Artefact,
@@ -121,7 +121,7 @@ class Chosen(Artefact, frozen=True, kw_only=True):
 
 class Nested(Artefact, frozen=True, kw_only=True):
     several: tuple[Chosen, ...] = ()
-    named: dict[str, Chosen | None] = field(default_factory=dict)
+    named: dict[str, Chosen | None] = msgspec.field(default_factory=dict)
     pair: tuple[Literal["x"], int] | None = None
 
 

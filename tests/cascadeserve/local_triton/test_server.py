@@ -53,13 +53,15 @@ def test_the_old_server_is_served_on_loopback_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["http", "grpc", "metrics"])
 async def test_a_taken_port_is_named_with_what_to_do(field: str, tmp_path: Path) -> None:
-    addresses = dict(zip(("http", "grpc", "metrics"), (f"127.0.0.1:{port}" for port in free_ports(3)), strict=True))
-    endpoint = Endpoint(name="a", device=CpuDevice(cores=(min(os.sched_getaffinity(0)),)), **addresses)
-    taken = ("127.0.0.1", int(addresses[field].rpartition(":")[2]))
+    http, grpc, metrics = (f"127.0.0.1:{port}" for port in free_ports(3))
+    device = CpuDevice(cores=(min(os.sched_getaffinity(0)),))
+    endpoint = Endpoint(name="a", http=http, grpc=grpc, metrics=metrics, device=device)
+    address = getattr(endpoint, field)
+    taken = ("127.0.0.1", int(address.rpartition(":")[2]))
     with socket.create_server(taken), pytest.raises(ServerStartFailed) as refused:
         await server.LocalTriton(endpoint, repository=tmp_path, models=["m"], state=tmp_path).start()
     assert str(refused.value) == (
-        f"endpoint 'a': its {field} address {addresses[field]} cannot be listened on (Address already in use); "
+        f"endpoint 'a': its {field} address {address} cannot be listened on (Address already in use); "
         "end what uses it, or give another port in the cluster file"
     )
 
@@ -68,7 +70,7 @@ async def test_a_gpu_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pyte
     def absent(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(server.ctypes, "CDLL", absent)
+    monkeypatch.setattr("ctypes.CDLL", absent)
     http, grpc, metrics = (f"127.0.0.1:{port}" for port in free_ports(3))
     endpoint = Endpoint(name="a", http=http, grpc=grpc, metrics=metrics, device=GpuDevice(index=0))
     with pytest.raises(ServerStartFailed, match=r"^endpoint 'a': its device is a GPU, but no NVIDIA driver is found"):
