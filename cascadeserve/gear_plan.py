@@ -233,9 +233,10 @@ class GearPlan(Artefact, frozen=True, kw_only=True):
 
     def standing(self, layout: Layout) -> dict[str, dict[str, int]]:
         """What is loaded under a layout: instances per endpoint and model, an ensemble as one where its models are."""
+        ensembles = self.ensembles
         return {
             endpoint: dict(counts)
-            | {name: 1 for name, parts in self.ensembles.items() if layout.count(endpoint, name, parts)}
+            | {name: 1 for name, parts in ensembles.items() if layout.count(endpoint, name, parts)}
             for endpoint, counts in layout.instances.items()
         }
 
@@ -260,6 +261,7 @@ def _problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
     yield from _duplicates(plan.layouts, "$.layouts")
     owners: dict[str, str] = {}
     placed = {part for parts in plan.ensembles.values() for part in parts}
+    versions = plan.versions
     for family_name, family in plan.families.items():
         at = f"$.families.{family_name}"
         for model in family.models:
@@ -269,7 +271,7 @@ def _problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
             if model in placed:
                 yield f"{at}.models.{model}", "is part of an ensemble too; such a model is never called alone"
             for part, version in family.models[model].composed_of.items():
-                if version != plan.versions[part]:
+                if version != versions[part]:
                     field = f"{at}.models.{model}.composed_of.{part}"
                     yield field, "is of one version here and of another elsewhere, but Triton joins the newest"
         if any(family_name in other.models for other in plan.families.values()):
@@ -374,14 +376,15 @@ def _layout_problems(
     plan: GearPlan, layout: Layout, at: str, known_models: set[str], cluster: Cluster | None
 ) -> Problems:
     known = None if cluster is None else {endpoint.name for endpoint in cluster.endpoints}
+    ensembles = plan.ensembles
     for endpoint, instances in layout.instances.items():
         if known is not None and endpoint not in known:
             yield f"{at}.instances.{endpoint}", f"is no endpoint of the cluster; endpoints are {_listed(known)}"
         for model in instances:
             if model not in known_models:
                 yield f"{at}.instances.{endpoint}.{model}", f"is no model of any family of plan {plan.name!r}"
-            elif model in plan.ensembles:
-                parts = ", ".join(plan.ensembles[model])
+            elif model in ensembles:
+                parts = ", ".join(ensembles[model])
                 yield f"{at}.instances.{endpoint}.{model}", f"is an ensemble; count the models it is made of: {parts}"
 
 

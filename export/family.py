@@ -96,7 +96,6 @@ class FamilyModel:
         head: how its certainty is told.
         output_name: the output of an ONNX file that holds a number for every class, if it has several.
         fit_temperature: fit the head's temperature to the family's labelled rows.
-
         preprocessing: with one it is served as a Triton ensemble, and `build` or `file` takes what that gives.
 
     """

@@ -111,8 +111,9 @@ def _check_can_follow(former: GearPlan, plan: GearPlan) -> None:
         if signature != before[name]:
             raise UsageError(f"family {name!r} has other inputs or classes than the one in force; restart with it")
     parts = {name for ensemble in (*plan.ensembles.values(), *former.ensembles.values()) for name in ensemble}
-    for name in sorted(parts & plan.versions.keys() & former.versions.keys()):
-        if plan.versions[name] != former.versions[name]:
+    coming, standing = plan.versions, former.versions
+    for name in sorted(parts & coming.keys() & standing.keys()):
+        if coming[name] != standing[name]:
             raise UsageError(
                 f"model {name!r} is part of an ensemble and has another version than in the plan in force, but Triton "
                 "would join the newest to both; give the new one a model name of its own"

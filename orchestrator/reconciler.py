@@ -304,7 +304,7 @@ class Reconciler:
 
 
 def _parts_of_models(plan: GearPlan) -> dict[str, tuple[str, ...]]:
-    return {model: plan.ensembles.get(model, ()) for model in plan.versions}
+    return dict.fromkeys(plan.versions, ()) | plan.ensembles
 
 
 def _versions_at(endpoint: EndpointState, name: str) -> set[int]:
