@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.load_split import capacity_per_s
@@ -264,20 +264,26 @@ def changes(
         for name in "abc"[: draw(st.integers(1, 3))]
     ]
     parts = {p.name: p for m in models for p in m.parts}
-    endpoints = [room(f"e{i}", draw(st.integers(2, 8)), slots=2) for i in range(draw(st.integers(1, 4)))]
+    hosts = [f"e{i}" for i in range(draw(st.integers(1, 4)))]
     placements = []
     for _ in range(2):
-        placement: dict[str, dict[str, int]] = {}
-        for e in endpoints:
-            left, counts = e.memory_bytes or 0, {}
-            for name, each in parts.items():
-                count = min(draw(st.integers(0, 2)), left // each.memory_bytes["gpu"])
-                left -= count * each.memory_bytes["gpu"]
-                if count:
-                    counts[name] = count
-            placement[e.name] = counts
-        assume(all(any(m.stands(placement[e.name], "gpu") for e in endpoints) for m in models))
-        placements.append(placement)
+        drawn = {host: {name: draw(st.integers(0, 2)) for name in parts} for host in hosts}
+        for each in models:
+            chosen = drawn[draw(st.sampled_from(hosts))]
+            for needed in each.parts:
+                chosen[needed.name] = max(1, chosen[needed.name])
+        placements.append({host: {name: n for name, n in counts.items() if n} for host, counts in drawn.items()})
+    endpoints = [
+        room(
+            host,
+            draw(st.integers(0, 4))
+            + max(
+                sum(n * parts[name].memory_bytes["gpu"] for name, n in placed[host].items()) for placed in placements
+            ),
+            slots=2,
+        )
+        for host in hosts
+    ]
     return placements[0], placements[1], endpoints, models
 
 
