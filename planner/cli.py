@@ -273,7 +273,7 @@ class _ProfileSession:
             found: dict[str, ModelProfile] = {}
             for model in served:
                 one = profiling.model_profile(model, cells, visits, slots=slots)
-                one = msgspec.structs.replace(one, digest=self._digests[model.name])
+                one = msgspec.structs.replace(one, digest=self._models[model.name].digest)
                 if allow_reload and not model.composed_of:
                     measured = await self._reload(profiler, model, model.name, one.max_batch, server_pid)
                     one = msgspec.structs.replace(one, **measured)

@@ -39,7 +39,8 @@ def build_served(
     used = {stage.model for entry in family.ladder for stage in entry.stages}
     for endpoint, profile in devices.items():
         if missing := used - profile.models.keys():
-            raise UsageError(f"endpoint {endpoint!r}: its profile has no model {', '.join(sorted(missing))}, which the plan uses")
+            names = ", ".join(sorted(missing))
+            raise UsageError(f"endpoint {endpoint!r}: its profile has no model {names}, which the plan uses")
     if missing := {name for layout in plan.layouts for name in layout.instances} - devices.keys():
         raise UsageError(f"the plan uses the endpoints {', '.join(sorted(missing))}, which the cluster does not have")
     models = list(family.models)

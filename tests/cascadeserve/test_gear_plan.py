@@ -401,7 +401,11 @@ def test_layouts_count_what_an_ensemble_is_composed_of(tmp_path: Path) -> None:
     [
         (lambda d: d["layouts"][0]["instances"]["a"].pop("tokens"), "ladder_entry", "all that it is composed of"),
         (lambda d: d["layouts"][0]["instances"]["a"].update(large=1), "instances.a.large", "is an ensemble"),
-        (lambda d: family_of(d)["models"]["large"].update(composed_of={"small": 1}), "models.small", "never called alone"),
+        (
+            lambda d: family_of(d)["models"]["large"].update(composed_of={"small": 1}),
+            "models.small",
+            "never called alone",
+        ),
     ],
 )
 def test_an_ensemble_that_cannot_stand_is_refused(

@@ -85,9 +85,7 @@ def test_a_plan_for_two_kinds_takes_a_profile_of_each(folder: Path, capsys: pyte
     assert "b takes 0.50 times as long for large as" in " ".join(capsys.readouterr().out.split())
 
 
-def test_profiles_that_the_cluster_has_no_use_for_are_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_profiles_that_the_cluster_has_no_use_for_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "l4.json").write_bytes(msgspec.json.encode(profile(device_kind="l4")))
     error = refusal(arguments(folder, f"--profile={folder / 'l4.json'}"), capsys)
     assert "no endpoint is of device kind 'l4'" in error

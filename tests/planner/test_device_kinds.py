@@ -45,9 +45,13 @@ def of_kinds(**kinds: str) -> Cluster:
     (one,) = cluster().endpoints
     endpoints = tuple(
         msgspec.structs.replace(
-            one, name=name, device_kind=kind,
-            grpc=f"127.0.0.1:{index}1", http=f"127.0.0.1:{index}2", metrics=f"127.0.0.1:{index}3",
-        )  # fmt: skip
+            one,
+            name=name,
+            device_kind=kind,
+            grpc=f"127.0.0.1:{index}1",
+            http=f"127.0.0.1:{index}2",
+            metrics=f"127.0.0.1:{index}3",
+        )
         for index, (name, kind) in enumerate(kinds.items(), 1)
     )
     return msgspec.structs.replace(cluster(), endpoints=endpoints)
@@ -56,9 +60,7 @@ def of_kinds(**kinds: str) -> Cluster:
 def plan_for(**kinds: str) -> GearPlan:
     """Plan in which the large model serves alone, from an SLO of 40 batches on the fastest device."""
     profiles = {each.device_kind: each for each in (FAST, SLOW) if each.device_kind in kinds.values()}
-    given = inputs(
-        goal=goal(slo_s=0.16), policy="single", profiles=profiles, cluster=of_kinds(**kinds)
-    )
+    given = inputs(goal=goal(slo_s=0.16), policy="single", profiles=profiles, cluster=of_kinds(**kinds))
     return plan_family(given, None)
 
 

@@ -77,9 +77,7 @@ def test_the_mean_wait_is_that_of_m_m_c(servers: int) -> None:
         instances={"a": dict.fromkeys(names, servers)},
     )
     certainty = {name: rng.random(50_000).tolist() for name in names}
-    simulator = Simulator(
-        plan, "family", make_records(certainty), {"a": make_profile(busy_s, slots=servers)}
-    )
+    simulator = Simulator(plan, "family", make_records(certainty), {"a": make_profile(busy_s, slots=servers)})
     utilisation, duration_s = 0.7, 2_000.0
     times_s = poisson(utilisation * servers / mean_s, duration_s, rng)
     simulation = simulator.run(draw_load(times_s, duration_s, 50_000, rng))

@@ -92,8 +92,7 @@ def test_rows_of_two_endpoints_are_shared_by_their_weights() -> None:
     load = draw_load(poisson(300.0, 20.0, rng), 20.0, 1, rng)
     records, profile = make_records({"large": [0.5]}), make_profile(BUSY_S)
     even, uneven = (
-        Simulator(each, "family", records, {"a": profile, "b": profile}).run(load).busy_s
-        for each in (plan, weighted)
+        Simulator(each, "family", records, {"a": profile, "b": profile}).run(load).busy_s for each in (plan, weighted)
     )
     assert even["a"] == pytest.approx(even["b"], rel=0.1)
     assert uneven["b"] > 1.5 * uneven["a"]
