@@ -103,8 +103,7 @@ def make_simulator(case: Case) -> Simulator:
         decode_json(msgspec.json.encode(plan), GearPlan),
         "made",
         _records(),
-        decode_json(msgspec.json.encode(profile), Profile),
-        slots={"device": 1},
+        {"device": decode_json(msgspec.json.encode(profile), Profile)},
     )
 
 

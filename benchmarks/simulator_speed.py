@@ -107,7 +107,7 @@ def measure(rows: int, runs: int, *, cache: Path) -> SpeedResult:
     rng = np.random.default_rng(1)
     load = draw_load(poisson(_RATE_PER_S, duration_s, rng), duration_s, _RECORDS, rng)
     first = draw_load(np.array([0.0]), 0.1, _RECORDS, rng)
-    simulator = Simulator(_plan(), "made", _records(), _profile(), slots={"device": 1})
+    simulator = Simulator(_plan(), "made", _records(), {"device": _profile()})
     started_s, started_cpu_s = time.perf_counter(), time.process_time()
     simulator.run(first)
     compile_s, compile_cpu_s = time.perf_counter() - started_s, time.process_time() - started_cpu_s

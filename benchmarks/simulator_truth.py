@@ -295,14 +295,14 @@ async def _run(bench: Bench) -> dict[str, Any]:
     console = Console(stderr=True)
     await _offline(bench.state, bench.repository, console)
     profile, records = read_profile(bench.state / "profile.json"), read_search(bench.state / "search.npz")
-    slots = {endpoint.name: endpoint.slots for endpoint in read_cluster(EXAMPLE / "cluster.toml").endpoints}
+    devices = {endpoint.name: profile for endpoint in read_cluster(EXAMPLE / "cluster.toml").endpoints}
     plans: dict[Path, GearPlan] = {}
     cases: list[Case] = []
     predictions = {}
     for multiple in _SLOS_PER_BATCH:
         path = bench.folder / f"slo{multiple:g}.json"
         plan = plans[path] = await _make_plan(bench, path, multiple)
-        simulator = Simulator(plan, FAMILY, records, profile, slots=slots)
+        simulator = Simulator(plan, FAMILY, records, devices)
         for arrivals in _ARRIVALS:
             for load in _LOADS:
                 case = make_case(plan.name, arrivals, load, sustained_per_s(plan), bench.least_s, bench.least_rows)

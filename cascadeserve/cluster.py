@@ -40,6 +40,17 @@ class Endpoint(Artefact, frozen=True, kw_only=True):
     device: CpuDevice | GpuDevice
     # how many batches the device executes at full speed; slots + 1 are kept in flight
     slots: Count = 1
+    # devices of one kind are equally fast: one profile applies to all of them; null: `cpu` or `gpu`, as the device is
+    device_kind: Name | None = None
+    # what models may take of the device's memory; null: it does not limit them
+    memory_bytes: Count | None = None
+    # in any currency, one for the whole file
+    cost_per_hour: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
+
+    @property
+    def kind(self) -> str:
+        """The kind of its device, by which its profile is found."""
+        return self.device_kind or ("cpu" if isinstance(self.device, CpuDevice) else "gpu")
 
 
 class Cluster(Artefact, frozen=True, kw_only=True):

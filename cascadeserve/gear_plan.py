@@ -18,6 +18,7 @@ from msgspec import Meta, field
 from cascadeserve.artefacts import Artefact, read_json
 from cascadeserve.errors import InvalidArtefact
 from cascadeserve.plan_evidence import Expected, Gap, MadeFrom, PlanCertificate, Predicted, Share
+from cascadeserve.policy.work import batch_work_s
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,8 @@ Seconds = Annotated[float, Meta(ge=0.0)]
 # no batch is done in no time, and work is divided by
 BusySeconds = Annotated[float, Meta(gt=0.0)]
 Count = Annotated[int, Meta(ge=1)]
+# (rows, seconds) points with rising rows, interpolated linearly: busy time of a device for one batch
+BusyPoints = Annotated[tuple[tuple[Count, BusySeconds], ...], Meta(min_length=1)]
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "FP32", "FP64", "BF16", "BYTES",
@@ -49,12 +52,13 @@ class PlannedModel(Artefact, frozen=True, kw_only=True):
     """One model of a family: the version planned for, the largest batch that may be sent, device time per batch.
 
     With `composed_of` it is a Triton ensemble of these models, by version. They are never called alone; layouts count
-    their instances, not the ensemble's, and `busy_s` is the work of all of them.
+    their instances, not the ensemble's, and its busy times are the work of all of them.
     """
 
     max_batch: Count
-    # (rows, seconds) points with rising rows, interpolated linearly: busy time of the device for one batch
-    busy_s: Annotated[tuple[tuple[Count, BusySeconds], ...], Meta(min_length=1)]
+    busy_s: BusyPoints
+    # by endpoint, where its device is of another kind than the one that `busy_s` is of
+    busy_s_on: dict[Name, BusyPoints] = field(default_factory=dict)
     # Triton's: its folder in the repository
     version: Count = 1
     # of what was recorded and profiled, as `triton_config.model_digest` has it; null: a plan made by hand
@@ -63,20 +67,14 @@ class PlannedModel(Artefact, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check that the points rise."""
-        rows = [point[0] for point in self.busy_s]
-        if rows != sorted(set(rows)):
-            raise ValueError("busy_s must list rising batch sizes")
+        for points in (self.busy_s, *self.busy_s_on.values()):
+            rows = [point[0] for point in points]
+            if rows != sorted(set(rows)):
+                raise ValueError("busy_s and what is in busy_s_on must list rising batch sizes")
 
-    def batch_busy_s(self, rows: int) -> float:
-        """Busy device time, in seconds, of one batch of `rows` rows."""
-        points = self.busy_s
-        if rows <= points[0][0]:
-            return points[0][1]
-        for (low, low_s), (high, high_s) in pairwise(points):
-            if rows <= high:
-                return low_s + (high_s - low_s) * (rows - low) / (high - low)
-        # Beyond the last point: the per-row time there.
-        return points[-1][1] * rows / points[-1][0]
+    def batch_busy_s(self, rows: int, endpoint: str | None = None) -> float:
+        """Busy device time, in seconds, of one batch of `rows` rows; by `busy_s` where no endpoint is named."""
+        return batch_work_s(self.busy_s_on.get(endpoint or "", self.busy_s), rows)
 
 
 class Stage(Artefact, frozen=True, kw_only=True):
@@ -134,7 +132,7 @@ class Gear(Artefact, frozen=True, kw_only=True):
     max_rate_per_s: Annotated[float, Meta(gt=0.0)] | None
     ladder_entry: Name
     triggers: dict[Name, Trigger] = field(default_factory=dict)
-    # model -> endpoint -> weight; a model that is not named is spread over all its endpoints alike
+    # model -> endpoint -> weight of each of its slots; a model that is not named is spread over all its slots alike
     load: dict[Name, dict[Name, Annotated[float, Meta(ge=0.0)]]] = field(default_factory=dict)
     degraded: bool = False
     predicted: Predicted | None = None
@@ -259,6 +257,7 @@ Problems = Iterator[tuple[str, str]]
 
 def _problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
     yield from _duplicates(plan.layouts, "$.layouts")
+    endpoints = {endpoint for layout in plan.layouts for endpoint in layout.instances}
     owners: dict[str, str] = {}
     placed = {part for parts in plan.ensembles.values() for part in parts}
     versions = plan.versions
@@ -270,6 +269,8 @@ def _problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
             owners[model] = family_name
             if model in placed:
                 yield f"{at}.models.{model}", "is part of an ensemble too; such a model is never called alone"
+            for endpoint in (name for name in family.models[model].busy_s_on if name not in endpoints):
+                yield f"{at}.models.{model}.busy_s_on.{endpoint}", "is an endpoint that no layout has"
             for part, version in family.models[model].composed_of.items():
                 if version != versions[part]:
                     field = f"{at}.models.{model}.composed_of.{part}"

@@ -67,18 +67,17 @@ class Orchestrator:
         """
         self.metrics = Metrics()
         plan = read_plan()
+        slots = {endpoint.name: endpoint.slots for endpoint in cluster.endpoints}
         endpoints = [
             EndpointState(
                 endpoint.name,
                 backends[endpoint.name] if backends is not None else TritonBackend(endpoint.grpc, endpoint.http),
                 endpoint.slots,
+                endpoint.slots / max(slots.values()),
             )
             for endpoint in cluster.endpoints
         ]
-        families = [
-            FamilyState.in_gear_for(0.0, name, family, plan.layouts[0].name, plan_name=plan.name)
-            for name, family in plan.families.items()
-        ]
+        families = [FamilyState.in_gear_for(0.0, name, plan, plan.layouts[0].name, slots) for name in plan.families]
         self.dispatcher = Dispatcher(families, endpoints, metrics=self.metrics)
         config = None if repository is None else InstanceConfig(repository, cluster)
         self.reconciler = Reconciler(plan, self.dispatcher, config=config, metrics=self.metrics)

@@ -242,16 +242,15 @@ class Dispatcher:
         family = queue.family
         _, max_batch, _ = family.trigger(queue.model.name)
         planned = family.plan.models[queue.model.name]
-        work_s = planned.batch_busy_s(min(queue.rows, max_batch))
-        endpoint = self.endpoints[
-            least_expected_work(
-                [endpoint.work_s for endpoint in self.endpoints],
-                [endpoint.sent_s for endpoint in self.endpoints],
-                load_weights(queue, self.endpoints),
-                with_room(queue, self.endpoints),
-                work_s,
-            )
-        ]
+        works_s = [planned.batch_busy_s(min(queue.rows, max_batch), endpoint.name) for endpoint in self.endpoints]
+        chosen = least_expected_work(
+            [endpoint.work_s for endpoint in self.endpoints],
+            [endpoint.sent_s for endpoint in self.endpoints],
+            load_weights(queue, self.endpoints),
+            with_room(queue, self.endpoints),
+            works_s,
+        )
+        endpoint, work_s = self.endpoints[chosen], works_s[chosen]
         # the slots share what is in flight: all of it over the slots is ahead of this batch
         ahead_s = endpoint.work_s / endpoint.slots
         segments: list[Segment] = []
@@ -267,7 +266,8 @@ class Dispatcher:
         rows = sum(segment.rows for segment in segments)
         if not rows:
             return
-        batch = Batch(queue.model, family, endpoint, segments, rows, planned.batch_busy_s(rows), endpoint.generation)
+        busy_s = planned.batch_busy_s(rows, endpoint.name)
+        batch = Batch(queue.model, family, endpoint, segments, rows, busy_s, endpoint.generation)
         self._in_flight.add(batch)
         endpoint.depart(batch)
         task = self._loop.create_task(self._send(batch), name=f"batch-{queue.model.name}-{endpoint.name}")

@@ -80,9 +80,9 @@ class PlanChange:
     def _put_in_force(self, plan: GearPlan, layout: Layout) -> None:
         """Change all that knows the plan, without an await: no request sees a part of the change."""
         demands_per_s = self._gear_loop.demands_per_s()
+        slots = {endpoint.name: endpoint.slots for endpoint in self._dispatcher.endpoints}
         families = [
-            FamilyState.in_gear_for(demands_per_s[name], name, family, layout.name, plan_name=plan.name)
-            for name, family in plan.families.items()
+            FamilyState.in_gear_for(demands_per_s[name], name, plan, layout.name, slots) for name in plan.families
         ]
         former = self._reconciler.plan
         self._reconciler.take_plan(plan, layout)

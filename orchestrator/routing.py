@@ -17,13 +17,14 @@ def is_hosted(model: ModelVersion, endpoints: Sequence[EndpointState]) -> bool:
 
 
 def load_weights(queue: FamilyQueue, endpoints: Sequence[EndpointState]) -> list[float]:
-    """The gear's load weights; alike for all where it names none or only endpoints that are down."""
+    """The gear's load weights x slots; slots alone where it names none or only endpoints that are down."""
     planned = queue.family.gear.load.get(queue.model.name)
-    if planned is None:
-        return [1.0] * len(endpoints)
-    weights = [planned.get(endpoint.name, 0.0) for endpoint in endpoints]
-    live = (endpoint.hosts(queue.model) for endpoint in endpoints)
-    return weights if any(w > 0.0 for w, up in zip(weights, live, strict=True) if up) else [1.0] * len(weights)
+    if planned is not None:
+        weights = [planned.get(endpoint.name, 0.0) * endpoint.slots_frac for endpoint in endpoints]
+        live = (endpoint.hosts(queue.model) for endpoint in endpoints)
+        if any(w > 0.0 for w, up in zip(weights, live, strict=True) if up):
+            return weights
+    return [endpoint.slots_frac for endpoint in endpoints]
 
 
 def with_room(queue: FamilyQueue, endpoints: Sequence[EndpointState]) -> list[bool]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cascadeserve.gear_work import full_batches_s
 from cascadeserve.policy.work import planned_work_s, work_from_s
 from orchestrator.backend import ModelVersion
 from orchestrator.rows import ModelQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from cascadeserve.gear_plan import Gear, LadderEntry, PlannedFamily
+    from cascadeserve.gear_plan import Gear, GearPlan, LadderEntry, PlannedFamily
     from orchestrator.backend import Backend
     from orchestrator.rows import Segment
 
@@ -24,6 +25,8 @@ class EndpointState:
     name: str
     backend: Backend
     slots: int
+    # its slots as a share of the most that any endpoint has: what its load weights are multiplied by
+    slots_frac: float = 1.0
     up: bool = False
     # counts how often it came up
     generation: int = 0
@@ -95,6 +98,8 @@ class FamilyState:
     gear: Gear
     entry: LadderEntry
     plan_name: str
+    # device-seconds of the largest batch, by gear and model
+    full_batches_s: Mapping[str, Mapping[str, float]]
     queues: dict[str, FamilyQueue] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,12 +108,14 @@ class FamilyState:
 
     @classmethod
     def in_gear_for(
-        cls, demand_per_s: float, name: str, plan: PlannedFamily, layout: str, *, plan_name: str
+        cls, demand_per_s: float, name: str, plan: GearPlan, layout: str, slots: Mapping[str, int]
     ) -> FamilyState:
-        """State at first: the gear for a demand under a layout."""
-        gears = plan.gears_of(layout)
+        """State at first of a family of a plan: the gear for a demand under a layout; `slots` is by endpoint."""
+        family = plan.families[name]
+        gears = family.gears_of(layout)
         gear = gears[covering_gear(gears, demand_per_s)]
-        return cls(name, plan, gear, plan.entry(gear.ladder_entry), plan_name)
+        full_s = full_batches_s(plan, family, slots)
+        return cls(name, family, gear, family.entry(gear.ladder_entry), plan.name, full_s)
 
     @property
     def entry_model(self) -> str:
@@ -146,9 +153,8 @@ class FamilyState:
         return trigger.min_batch, trigger.max_batch, trigger.max_wait_s
 
     def full_batch_s(self, model: str) -> float:
-        """Device-seconds of a model's largest batch in this gear."""
-        _, max_batch, _ = self.trigger(model)
-        return self.plan.models[model].batch_busy_s(max_batch)
+        """Device-seconds of a model's largest batch in this gear, mean over its endpoints."""
+        return self.full_batches_s[self.gear.name][model]
 
     def row_work_s(self, model: str) -> float:
         """Device-seconds per row of a model at its largest batch in this gear."""

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -56,10 +56,6 @@ def _choose_endpoint(cluster_path: Path, name: str | None) -> Endpoint:
     if name is not None and name not in names:
         raise UsageError(f"--endpoint: {name!r} is not in {cluster_path}; endpoints are {', '.join(names)}")
     return cluster.endpoint(name or names[0])
-
-
-def _device_kind(endpoint: Endpoint) -> Literal["cpu", "gpu"]:
-    return "cpu" if isinstance(endpoint.device, CpuDevice) else "gpu"
 
 
 @contextlib.contextmanager
@@ -127,7 +123,7 @@ def record(
         server = TritonCalls(endpoint.grpc)
         try:
             recorder = Recorder(server, rows_file, batch, keep_scores, partial, on_rows)
-            return await record_family(recorder, chosen, family=family, split=split, device_kind=_device_kind(endpoint))
+            return await record_family(recorder, chosen, family=family, split=split, device_kind=endpoint.kind)
         finally:
             await server.close()
 
@@ -285,7 +281,7 @@ class _ProfileSession:
             await server.close()
         return Profile(
             schema_version=1,
-            device_kind=_device_kind(self._endpoint),
+            device_kind=self._endpoint.kind,
             slots=slots,
             server_version=version,
             repeats=len(visits),

@@ -20,7 +20,7 @@ from planner.explain import explain_plan
 from planner.explain_page import check_page, write_page
 from planner.goal import choose_family, rate_prior, read_goal, trace_path
 from planner.planning import Inputs, plan_family
-from planner.profile import read_profile
+from planner.profile import read_profiles
 from planner.records_files import read_search
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from planner.planning import Policy
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_PROFILE_HELP = "Profile of the models (JSON); one for every kind of device in the cluster."
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -54,7 +55,7 @@ def _make_room(context: click.Context, parameter: click.Parameter, output: Path)
 
 @click.command(short_help="Choose cascades, triggers and gears for a goal, and certify them.")
 @click.option("--goal", "goal_path", type=_FILE, required=True, help="What the plan has to keep (TOML).")
-@click.option("--profile", "profile_path", type=_FILE, required=True, help="Profile of the models (JSON).")
+@click.option("--profile", "profile_paths", type=_FILE, multiple=True, required=True, help=_PROFILE_HELP)
 @click.option("--cluster", "cluster_path", type=_FILE, required=True, help="Cluster file.")
 @click.option("--search", "search_path", type=_FILE, required=True, help="Records that everything is chosen on (.npz).")
 @click.option("--calibration", type=_FILE, default=None, help="Records for the certificate (.npz); without: a draft.")
@@ -68,7 +69,7 @@ def _make_room(context: click.Context, parameter: click.Parameter, output: Path)
 def plan(
     *,
     goal_path: Path,
-    profile_path: Path,
+    profile_paths: tuple[Path, ...],
     cluster_path: Path,
     search_path: Path,
     calibration: Path | None,
@@ -86,18 +87,20 @@ def plan(
     """
     goal = read_goal(goal_path)
     family = choose_family(goal, goal_path, family_name)
-    profile = read_profile(profile_path)
+    profiles = read_profiles(profile_paths)
     cluster = read_cluster(cluster_path)
     search = read_search(search_path)
     tensors, num_classes, largest_batch = _signature(repository, search.models)
-    sources = {"goal": goal_path, "profile": profile_path, "cluster": cluster_path}
+    sources = {"goal": goal_path, "cluster": cluster_path}
+    for kind, path in zip(profiles, profile_paths, strict=True):
+        sources["profile" if len(profiles) == 1 else f"profile.{kind}"] = path
     if (trace := trace_path(goal.families[family], goal_path)) is not None:
         sources["trace"] = trace
     inputs = Inputs(
         family=family,
         goal=goal.families[family],
         prior=rate_prior(goal.families[family], goal_path, seed),
-        profile=profile,
+        profiles=profiles,
         cluster=cluster,
         search=search,
         tensors=tensors,

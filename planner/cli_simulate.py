@@ -18,7 +18,7 @@ from cascadeserve.gear_plan import read_gear_plan
 from cascadeserve.replay import settings
 from planner.chrome_trace import MOST, write_trace
 from planner.fits import check_fit
-from planner.profile import read_profile
+from planner.profile import read_profiles
 from planner.records_files import read_held_out, read_search
 from planner.timeline_plot import check_plot, draw_timeline
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from planner.simulator import Simulation
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_PROFILE_HELP = "Profile of the models (JSON); one for every kind of device in the cluster."
 _SHOWN_GEARS = 8
 
 # those of `replay`, so that one load can be simulated and sent
@@ -60,7 +61,7 @@ def _load_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(short_help="Simulate what a gear plan does under a load.")
 @click.argument("plan_path", metavar="PLAN", type=_FILE)
-@click.option("--profile", "profile_path", type=_FILE, required=True, help="Profile of the models (JSON).")
+@click.option("--profile", "profile_paths", type=_FILE, multiple=True, required=True, help=_PROFILE_HELP)
 @click.option("--cluster", "cluster_path", type=_FILE, required=True, help="Cluster file.")
 @click.option("--records", "records_path", type=_FILE, required=True, help="Search or test records to draw rows from.")
 @click.option("--family", "family_name", default=None, help="Family to simulate, if the plan has several.")
@@ -73,7 +74,7 @@ def _load_options(command: Callable[..., None]) -> Callable[..., None]:
 def simulate(
     *,
     plan_path: Path,
-    profile_path: Path,
+    profile_paths: tuple[Path, ...],
     cluster_path: Path,
     records_path: Path,
     family_name: str | None,
@@ -102,18 +103,17 @@ def simulate(
     name = _choose_family(plan, family_name)
     family = plan.families[name]
     _check_gear(family, gear)
-    profile = read_profile(profile_path)
+    profiles = read_profiles(profile_paths)
     records = _read_records(records_path)
     used = dict.fromkeys(stage.model for entry in family.ladder for stage in entry.stages)
-    check_fit(records, profile, cluster, family=name, models=used)
-    slots = {endpoint.name: endpoint.slots for endpoint in cluster.endpoints}
+    devices = check_fit(records, profiles, cluster, family=name, models=used)
     try:
         # compiled code, which nothing else needs
         from planner.simulator import Simulator, draw_load  # noqa: PLC0415
         from planner.simulator.report import summarise  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise UsageError(f"simulating needs the package {error.name!r}: pip install 'cascadeserve[planner]'") from error
-    simulator = Simulator(plan, name, records, profile, slots=slots)
+    simulator = Simulator(plan, name, records, devices)
     # as in `replay`: arrivals and rows have their own streams
     arrivals_rng, rows_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     times_s, duration_s = asked.draw(sum(per_request) / 2, arrivals_rng)
@@ -126,7 +126,7 @@ def simulate(
         write_json(report_path, report)
     if plot_path is not None:
         draw_timeline(plot_path, simulation, family, _title(plan, name, report))
-    Console().print(_tabulate(simulation, family, report, slots))
+    Console().print(_tabulate(simulation, family, report, {name: each.slots for name, each in devices.items()}))
     if chrome_trace_path is not None:
         covered_s = write_trace(chrome_trace_path, simulation, plan, name)
         if covered_s is not None:

@@ -23,6 +23,7 @@ def explain_plan(plan: GearPlan) -> Iterator[Table | str]:
             f"{family.max_rows_per_request} row(s) each; arrivals with index of dispersion {family.dispersion:g}"
         )
         yield "models: " + ", ".join(f"{name}:{model.version}" for name, model in family.models.items())
+        yield from _own_times(family)
         yield _ladder_table(family)
         for layout in plan.layouts:
             yield f"gears of layout {layout.name}"
@@ -87,6 +88,14 @@ def limit_sentence(family: PlannedFamily, layout: str) -> str:
         f"Planned up to {top.max_rate_per_s:.0f} rows/s{asked} {top.max_rate_per_s / sustained:.0%} of the "
         f"{sustained:.0f} that {top.name} sustains; at {sustained:.0f} the limit is {what}."
     )
+
+
+def _own_times(family: PlannedFamily) -> Iterator[str]:
+    """Endpoints whose devices take other times than `busy_s`, by the reference model's largest batch."""
+    model = family.models[family.reference_model]
+    for endpoint in model.busy_s_on:
+        share = model.batch_busy_s(model.max_batch, endpoint) / model.batch_busy_s(model.max_batch)
+        yield f"{endpoint} takes {share:.2f} times as long for {family.reference_model} as endpoints of the first kind"
 
 
 def _ladder_table(family: PlannedFamily) -> Table:

@@ -49,7 +49,8 @@ class TraceUse(Artefact, frozen=True, kw_only=True):
 class FamilyGoal(Artefact, frozen=True, kw_only=True):
     """What one family's plan has to keep."""
 
-    # latency that `percentile` of the requests keep; the multiple is of the reference model's busy time for one row
+    # latency that `percentile` of the requests keep; the multiple is of the reference model's busy time for one row, on
+    # the fastest kind of device of the cluster
     slo_s: Positive | None = None
     slo_per_reference_batch: Positive | None = None
     percentile: Inner = 0.95

@@ -27,7 +27,7 @@ from planner.ladder import ladder
 from planner.predict import SimulatedGears
 from planner.profile import batch_busy_s, planned_busy_points
 from planner.search import evaluate, reference_model, search
-from planner.triggers import Device, largest_within, tune
+from planner.triggers import Device, tune
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -54,14 +54,14 @@ _BATCH_SLO_FRAC = 0.1
 class Inputs:
     """All that one family's plan is made from, but the calibration rows.
 
-    `num_classes` is None where a model returns no scores; `largest_batch` is what the model configs allow, by model;
-    `digests` are those of the files, by what they are.
+    `profiles` is by device kind; `num_classes` is None where a model returns no scores; `largest_batch` is what the
+    model configs allow, by model; `digests` are those of the files, by what they are.
     """
 
     family: str
     goal: FamilyGoal
     prior: RatePrior | None
-    profile: Profile
+    profiles: Mapping[str, Profile]
     cluster: Cluster
     search: SearchRecords
     tensors: tuple[TensorSpec, ...]
@@ -93,8 +93,9 @@ def plan_family(
         UsageError: the inputs do not fit each other, or nothing keeps the goal.
 
     """
-    check_fit(inputs.search, inputs.profile, inputs.cluster, family=inputs.family, models=inputs.search.models)
-    draft = _Draft(inputs, predictor)
+    models = inputs.search.models
+    devices = check_fit(inputs.search, inputs.profiles, inputs.cluster, family=inputs.family, models=models)
+    draft = _Draft(inputs, devices, predictor)
     options = draft.options(on_progress)
     overload = draft.overload() if inputs.goal.uncertified_overload else None
     gears = draft.gears(options, overload)
@@ -121,16 +122,21 @@ def plan_family(
 class _Draft:
     """A plan on its way."""
 
-    def __init__(self, inputs: Inputs, predictor: Predictor | None) -> None:
+    def __init__(self, inputs: Inputs, devices: Mapping[str, Profile], predictor: Predictor | None) -> None:
+        """`devices` is the profile of every endpoint."""
         self._inputs = inputs
+        self._devices = devices
         goal, search_records = inputs.goal, inputs.search
         self._reference = reference_model(search_records)
-        self._slo_s = goal.slo_s or (goal.slo_per_reference_batch or 0.0) * batch_busy_s(
-            inputs.profile.models[self._reference], 1, 1
+        # as a multiple of a batch of the reference model it is that of the fastest kind of device
+        self._slo_s = goal.slo_s or (goal.slo_per_reference_batch or 0.0) * min(
+            batch_busy_s(profile.models[self._reference], 1, 1) for profile in devices.values()
         )
         names = [self._reference] if inputs.policy == "single" else list(search_records.models)
         models = {name: self._planned_model(name) for name in names}
-        work_s = {name: self._row_work_s(model) for name, model in models.items()}
+        slots = {endpoint: profile.slots for endpoint, profile in devices.items()}
+        self._device = Device(models=models, slots=slots, slo_s=self._slo_s, layout=_LAYOUT)
+        work_s = {name: self._row_work_s(name) for name in models}
         reference_accuracy = evaluate(search_records, [Stage(model=self._reference)], work_s).accuracy
         self._floor = goal.accuracy_floor(reference_accuracy)
         if self._floor > reference_accuracy:
@@ -139,12 +145,9 @@ class _Draft:
                 f"reaches {reference_accuracy:.2%} on the search rows; lower min_accuracy, or add a better model"
             )
         self._ladder = self._make_ladder(work_s)
-        slots = {endpoint.name: endpoint.slots for endpoint in inputs.cluster.endpoints}
-        self._device = Device(models=models, slots=sum(slots.values()), slo_s=self._slo_s, layout=_LAYOUT)
         self.predictor: Predictor = predictor or SimulatedGears(
-            self._assembled([], self._ladder, models), inputs.family, goal, search_records, inputs.profile,
-            slots=slots, seed=inputs.seed,
-        )  # fmt: skip
+            self._assembled([], self._ladder, models), inputs.family, goal, search_records, devices, seed=inputs.seed
+        )
 
     def options(self, on_progress: Callable[[int, int], None]) -> list[Option]:
         """Entries that may serve without being degraded, with their triggers."""
@@ -244,21 +247,27 @@ class _Draft:
         return {stage.model for stage in entry.stages} == {self._reference}
 
     def _planned_model(self, name: str) -> PlannedModel:
-        points = planned_busy_points(self._inputs.profile, name)
-        measured = self._inputs.profile.models[name]
-        most = min(measured.max_batch, self._inputs.largest_batch[name])
+        """Model with the busy times of the first endpoint's kind, and those of endpoints of other kinds."""
+        (_, first), *others = self._devices.items()
+        measured = first.models[name]
+        largest = min(profile.models[name].max_batch for profile in self._devices.values())
         return PlannedModel(
-            max_batch=most,
-            busy_s=points,
+            max_batch=min(largest, self._inputs.largest_batch[name]),
+            busy_s=planned_busy_points(first, name),
+            busy_s_on={
+                endpoint: planned_busy_points(profile, name)
+                for endpoint, profile in others
+                if profile.device_kind != first.device_kind
+            },
             version=measured.version,
             digest=measured.digest,
             composed_of=measured.composed_of,
         )
 
-    def _row_work_s(self, model: PlannedModel) -> float:
+    def _row_work_s(self, model: str) -> float:
         """Slot-seconds per row in batches as they are under load."""
-        rows = largest_within(model, _BATCH_SLO_FRAC * self._slo_s)
-        return model.batch_busy_s(rows) / rows
+        rows = self._device.largest_within(model, _BATCH_SLO_FRAC * self._slo_s)
+        return self._device.batch_s(model, rows) / rows
 
     def _assembled(
         self,

@@ -85,18 +85,16 @@ class SimulatedGears:
         family: str,
         goal: FamilyGoal,
         records: SearchRecords,
-        profile: Profile,
+        devices: Mapping[str, Profile],
         *,
-        slots: Mapping[str, int],
         seed: int,
     ) -> None:
-        """`slots` by endpoint; `seed` fixes every load."""
+        """`devices` is the profile of every endpoint, in the order of the cluster file; `seed` fixes every load."""
         self._plan = plan
         self._family = family
         self._goal = goal
         self._records = records
-        self._profile = profile
-        self._slots = dict(slots)
+        self._devices = devices
         self._seed = seed
         self._unit_times: dict[tuple[int, float], NDArray[np.float64]] = {}
 
@@ -117,7 +115,7 @@ class SimulatedGears:
             p95_s=outcome.quantile_s(0.95),
             latency_s=latency_s,
             utilisation=max(
-                busy_s / (duration_s * self._slots[endpoint]) for endpoint, busy_s in outcome.busy_s.items()
+                busy_s / (duration_s * self._devices[endpoint].slots) for endpoint, busy_s in outcome.busy_s.items()
             ),
             keeps=latency_s <= slo_s and outcome.refused == 0 and not growing,
         )
@@ -183,7 +181,7 @@ class SimulatedGears:
         models = {name: model for name, model in family.models.items() if name in needed}
         family = msgspec.structs.replace(family, gears=tuple(gears), ladder=entries, models=models)
         plan = msgspec.structs.replace(self._plan, families={self._family: family})
-        return Simulator(plan, self._family, self._records, self._profile, slots=self._slots)
+        return Simulator(plan, self._family, self._records, self._devices)
 
 
 def _gear_at(gears: Sequence[Gear], rate_per_s: float) -> int:

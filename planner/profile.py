@@ -32,10 +32,11 @@ from msgspec import Meta, field
 
 from cascadeserve.artefacts import Artefact, read_json
 from cascadeserve.errors import InvalidArtefact
-from cascadeserve.gear_plan import Count, Name, PlannedModel, Seconds
+from cascadeserve.gear_plan import Count, Name, Seconds
+from cascadeserve.policy.work import batch_work_s
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 Duration = Annotated[float, Meta(gt=0.0, le=1e6)]
@@ -144,14 +145,15 @@ class FrontCost(Artefact, frozen=True, kw_only=True):
 
 
 class Profile(Artefact, frozen=True, kw_only=True):
-    """Models by name from cheap to dear, all measured on one endpoint with `slots` slots.
+    """Models by name from cheap to dear, all measured on one endpoint of a kind, with `slots` slots.
 
     `host` is null where the endpoint was not on the machine that measured; `repeats` is the number of windows behind
     each value. `front` is null where the orchestrator's own cost was not measured; it then counts as nothing.
     """
 
     schema_version: Literal[1]
-    device_kind: Literal["cpu", "gpu"]
+    # the kind of the endpoint; the profile applies to all endpoints of this kind
+    device_kind: Name
     slots: Count = 1
     server_version: str | None = None
     repeats: Count = 1
@@ -172,6 +174,26 @@ def read_profile(path: Path) -> Profile:
     profile = read_json(path, Profile)
     check_profile(profile, path)
     return profile
+
+
+def read_profiles(paths: Iterable[Path]) -> dict[str, Profile]:
+    """Read and check profiles, one per kind of device; they are returned by kind, in the order given.
+
+    Raises:
+        InvalidArtefact: naming the field.
+
+    """
+    profiles: dict[str, Profile] = {}
+    for path in paths:
+        profile = read_profile(path)
+        if profile.device_kind in profiles:
+            raise InvalidArtefact(
+                f"is {profile.device_kind!r}, of which another profile is given; give one per kind of device",
+                path=path,
+                field="$.device_kind",
+            )
+        profiles[profile.device_kind] = profile
+    return profiles
 
 
 def check_profile(profile: Profile, path: Path | None = None) -> None:
@@ -252,12 +274,12 @@ def batch_busy_s(model: ModelProfile, rows: int, concurrency: int) -> float:
 
     Below the smallest batch it is that one's; beyond the largest, its time per row.
     """
-    # the plan's own interpolation, so that planner and orchestrator mean the same
-    return PlannedModel(max_batch=model.max_batch, busy_s=busy_points(model, concurrency)).batch_busy_s(rows)
+    # interpolated as in a plan, so that planner and orchestrator mean the same
+    return batch_work_s(busy_points(model, concurrency), rows)
 
 
 def planned_busy_points(profile: Profile, model: str) -> tuple[tuple[int, float], ...]:
-    """`PlannedModel.busy_s` of a gear plan: busy times under load, at concurrency slots + 1."""
+    """Busy times for a `PlannedModel` of a gear plan: those under load, at concurrency slots + 1."""
     return busy_points(profile.models[model], profile.slots + 1)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cascadeserve.gear_plan import Gear, Trigger
+from cascadeserve.policy.work import mean_work_s
 from planner.predict import ROUGH, THOROUGH
 
 if TYPE_CHECKING:
@@ -58,12 +59,26 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Device:
-    """What the triggers are chosen for; `slots` is the sum over all endpoints."""
+    """What the triggers are chosen for: all endpoints together; `slots` is by endpoint."""
 
     models: Mapping[str, PlannedModel]
-    slots: int
+    slots: Mapping[str, int]
     slo_s: float
     layout: str
+
+    def batch_s(self, model: str, rows: int) -> float:
+        """Device-seconds of one batch, mean over the endpoints as in `mean_work_s`."""
+        planned = self.models[model]
+        return mean_work_s([planned.batch_busy_s(rows, endpoint) for endpoint in self.slots], list(self.slots.values()))
+
+    def sizes(self, model: str) -> list[int]:
+        """Batch sizes to choose from: powers of two and the model's largest batch."""
+        largest = self.models[model].max_batch
+        return sorted({2**power for power in range(largest.bit_length())} | {largest})
+
+    def largest_within(self, model: str, limit_s: float) -> int:
+        """Largest of these sizes that keeps a slot busy for at most this long; 1 at least."""
+        return max((size for size in self.sizes(model) if self.batch_s(model, size) <= limit_s), default=1)
 
 
 def trial_gear(entry: LadderEntry, triggers: Triggers, layout: str) -> Gear:
@@ -79,17 +94,11 @@ def greedy(entry: LadderEntry, device: Device) -> Triggers:
     return {
         stage.model: Trigger(
             min_batch=1,
-            max_batch=largest_within(device.models[stage.model], _BATCH_SLO_FRAC * device.slo_s),
+            max_batch=device.largest_within(stage.model, _BATCH_SLO_FRAC * device.slo_s),
             max_wait_s=0.0,
         )
         for stage in entry.stages
     }
-
-
-def largest_within(model: PlannedModel, limit_s: float) -> int:
-    """Largest power of two (or the model's largest batch) that keeps a slot busy for at most this long; 1 at least."""
-    sizes = [size for size in _sizes(model) if model.batch_busy_s(size) <= limit_s]
-    return max(sizes, default=1)
 
 
 def tune(entry: LadderEntry, device: Device, predictor: Predictor) -> list[Tuned]:
@@ -100,7 +109,7 @@ def tune(entry: LadderEntry, device: Device, predictor: Predictor) -> list[Tuned
     for _ in range(_PASSES):
         climbed = best
         for stage in reversed(entry.stages):
-            for trigger in _variants(climbed.triggers[stage.model], device.models[stage.model], device.slo_s):
+            for trigger in _variants(climbed.triggers[stage.model], stage.model, device):
                 climbed = _try(climbed, stage.model, trigger, device, predictor)
         if climbed is best:
             break
@@ -126,15 +135,15 @@ def confirm(tuned: Tuned, device: Device, predictor: Predictor) -> Tuned:
     return Tuned(tuned.entry, tuned.triggers, _bisect(gear, low, high, _FINE_RATIO, THOROUGH, predictor))
 
 
-def _variants(trigger: Trigger, model: PlannedModel, slo_s: float) -> Iterator[Trigger]:
+def _variants(trigger: Trigger, model: str, device: Device) -> Iterator[Trigger]:
     """Other triggers for one model."""
-    for size in _sizes(model):
-        if size != trigger.max_batch and model.batch_busy_s(size) <= slo_s:
+    for size in device.sizes(model):
+        if size != trigger.max_batch and device.batch_s(model, size) <= device.slo_s:
             yield msgspec.structs.replace(trigger, max_batch=size, min_batch=min(size, trigger.min_batch))
     for min_batch in _MIN_BATCHES[1:]:
         if min_batch <= trigger.max_batch:
             for share in _WAIT_SLO_FRACS:
-                yield msgspec.structs.replace(trigger, min_batch=min_batch, max_wait_s=share * slo_s)
+                yield msgspec.structs.replace(trigger, min_batch=min_batch, max_wait_s=share * device.slo_s)
 
 
 def _try(best: Tuned, model: str, trigger: Trigger, device: Device, predictor: Predictor) -> Tuned:
@@ -151,15 +160,14 @@ def _try(best: Tuned, model: str, trigger: Trigger, device: Device, predictor: P
 def _with_large_batches(tuned: Tuned, device: Device, predictor: Predictor) -> Tuned:
     """Raise max_batch, as long as the rate stays."""
     for stage in tuned.entry.stages:
-        model = device.models[stage.model]
-        for size in _sizes(model):
+        for size in device.sizes(stage.model):
             trigger = tuned.triggers[stage.model]
             if size <= trigger.max_batch:
                 continue
             triggers = {**tuned.triggers, stage.model: msgspec.structs.replace(trigger, max_batch=size)}
             gear = trial_gear(tuned.entry, triggers, device.layout)
             if (
-                model.batch_busy_s(size) > device.slo_s
+                device.batch_s(stage.model, size) > device.slo_s
                 or not predictor.gear(gear, tuned.sustained_per_s * _NEARLY, ROUGH).keeps
             ):
                 break
@@ -193,10 +201,5 @@ def _capacity_per_s(tuned: Tuned, device: Device) -> float:
     work_s = 0.0
     for stage, share in zip(tuned.entry.stages, tuned.entry.reach, strict=True):
         largest = tuned.triggers[stage.model].max_batch
-        work_s += share * device.models[stage.model].batch_busy_s(largest) / largest
-    return device.slots / work_s
-
-
-def _sizes(model: PlannedModel) -> list[int]:
-    """Batch sizes to choose from."""
-    return sorted({2**power for power in range(model.max_batch.bit_length())} | {model.max_batch})
+        work_s += share * device.batch_s(stage.model, largest) / largest
+    return sum(device.slots.values()) / work_s

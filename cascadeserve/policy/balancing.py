@@ -13,11 +13,12 @@ def least_expected_work(
     work_sent_s: Sequence[float],
     weights: Sequence[float],
     has_room: Sequence[bool],
-    batch_work_s: float,
+    batch_work_s: Sequence[float],
 ) -> int:
     """Index of the endpoint with room whose work, this batch included, is least for its weight; -1 if none has room.
 
-    `work_in_flight_s` is device time sent and not yet answered, `work_sent_s` all that was ever sent; a weight of 0
+    All by endpoint. `batch_work_s` is device time that the batch would take there, more on a slower device;
+    `work_in_flight_s` is what was sent and is not yet answered, `work_sent_s` all that was ever sent. A weight of 0
     excludes an endpoint. Among equals the one that was sent less takes it, so that a light load is spread too.
     """
     best = -1
@@ -26,7 +27,7 @@ def least_expected_work(
     for index in range(len(weights)):
         if not has_room[index] or weights[index] <= 0.0:
             continue
-        cost = (work_in_flight_s[index] + batch_work_s) / weights[index]
+        cost = (work_in_flight_s[index] + batch_work_s[index]) / weights[index]
         sent = work_sent_s[index] / weights[index]
         if best < 0 or cost < best_cost or (cost == best_cost and sent < best_sent):
             best = index

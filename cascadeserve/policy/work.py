@@ -1,15 +1,45 @@
-"""Device time that rows still take, and how much of it waits in queues while everything goes as planned.
+"""Device time that batches and rows take, and how much of it waits in queues while everything goes as planned.
 
-All sequences run over the stages of one ladder entry: `reach` is the share of entry rows that gets to a stage,
-`row_work_s` device-seconds per row there, `full_batch_s` device-seconds of the largest batch.
+In `work_from_s` and `planned_work_s` all sequences run over the stages of one ladder entry: `reach` is the share of
+entry rows that gets to a stage, `row_work_s` device-seconds per row there, `full_batch_s` device-seconds of the largest
+batch.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+def batch_work_s(points: Sequence[tuple[int, float]], rows: int) -> float:
+    """Device-seconds of one batch of `rows` rows, by (rows, seconds) points of rising rows: linear between them.
+
+    Below the first point it is that one's; beyond the last, its time per row.
+    """
+    if rows <= points[0][0]:
+        return points[0][1]
+    for (low, low_s), (high, high_s) in pairwise(points):
+        if rows <= high:
+            return low_s + (high_s - low_s) * (rows - low) / (high - low)
+    return points[-1][1] * rows / points[-1][0]
+
+
+def mean_work_s(work_s: Sequence[float], shares: Sequence[float]) -> float:
+    """Device-seconds that a batch takes on average, where endpoint by endpoint it would take `work_s`.
+
+    `shares` says how the device time is divided among them while all are busy: by load weight x slots. In a second of
+    it an endpoint finishes 1 / work_s batches, so the faster ones have more of them: this is the harmonic mean. That of
+    equals is theirs, to the last bit.
+    """
+    if min(work_s) == max(work_s):
+        return work_s[0]
+    batches = 0.0
+    for each_s, share in zip(work_s, shares, strict=True):
+        batches += share / each_s
+    return sum(shares) / batches
 
 
 def work_from_s(reach: Sequence[float], row_work_s: Sequence[float], stage: int) -> float:

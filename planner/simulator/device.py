@@ -33,7 +33,7 @@ def speed(served: Served, flights: Flights, endpoint: int, first: int, places: i
         for other in range(first, place):
             if flights.phase[other] == RUNNING:
                 pairs += 1
-                efficiency += served.efficiency[flights.model[other], flights.model[place]]
+                efficiency += served.efficiency[endpoint, flights.model[other], flights.model[place]]
         running += 1
     if running <= served.slots[endpoint]:
         return 1.0
@@ -80,12 +80,12 @@ def depart(
     place = endpoint * places
     while flights.phase[place] != FREE:
         place += 1
-    planned_s = served.planned_busy_s[model, rows]
+    planned_s = served.planned_busy_s[model, rows, endpoint]
     flights.phase[place] = GOING
     flights.model[place] = model
     flights.first[place] = chain
     flights.rows[place] = rows
-    flights.until_s[place] = now_s + served.going_s[model]
+    flights.until_s[place] = now_s + served.going_s[model, endpoint]
     flights.planned_s[place] = planned_s
     flights.turn[place] = turn
     devices.in_flight[endpoint] += 1
@@ -125,12 +125,12 @@ def step(
     for place in range(first, first + places):
         if flights.phase[place] == RUNNING and flights.until_s[place] <= _MOMENT_S:
             flights.phase[place] = COMING
-            flights.until_s[place] = now_s + served.coming_s[flights.model[place]]
+            flights.until_s[place] = now_s + served.coming_s[flights.model[place], endpoint]
             if flights.turn[place] < len(flights.log.ended_s):
                 flights.log.ended_s[flights.turn[place]] = now_s
         elif flights.phase[place] == GOING and flights.until_s[place] <= now_s:
             flights.phase[place] = QUEUED
-    _start_queued(served, flights, first, places, served.instances[layout, endpoint], now_s)
+    _start_queued(served, flights, endpoint, places, served.instances[layout, endpoint], now_s)
     for place in range(first, first + places):
         if flights.phase[place] == COMING and flights.until_s[place] <= now_s and came_back == NONE:
             came_back = place
@@ -141,8 +141,9 @@ def step(
 
 
 @inlined
-def _start_queued(served: Served, flights: Flights, first: int, places: int, instances: Ints, now_s: float) -> None:
+def _start_queued(served: Served, flights: Flights, endpoint: int, places: int, instances: Ints, now_s: float) -> None:
     """Start queued batches, in the order of their departure, as far as their models have idle instances."""
+    first = endpoint * places
     while True:
         chosen = NONE
         for place in range(first, first + places):
@@ -157,7 +158,7 @@ def _start_queued(served: Served, flights: Flights, first: int, places: int, ins
         if chosen == NONE:
             return
         flights.phase[chosen] = RUNNING
-        flights.until_s[chosen] = served.device_busy_s[flights.model[chosen], flights.rows[chosen]]
+        flights.until_s[chosen] = served.device_busy_s[flights.model[chosen], flights.rows[chosen], endpoint]
         if flights.turn[chosen] < len(flights.log.began_s):
             flights.log.began_s[flights.turn[chosen]] = now_s
             flights.log.device_s[flights.turn[chosen]] = flights.until_s[chosen]

@@ -184,9 +184,10 @@ def _dispatch(
 ) -> None:
     """Send one batch; rows that would come too late are refused instead."""
     room = served.max_batch[gear, model]
-    work_s = served.planned_busy_s[model, min(queues.rows[model], room)]
+    works_s = served.planned_busy_s[model, min(queues.rows[model], room)]
     _find_room(served, devices, layout, gear, model)
-    endpoint = least_expected_work(devices.planned_s, devices.sent_s, served.weight[gear, model], devices.room, work_s)
+    endpoint = least_expected_work(devices.planned_s, devices.sent_s, served.weight[gear, model], devices.room, works_s)
+    work_s = works_s[endpoint]
     ahead_s = devices.planned_s[endpoint] / served.slots[endpoint]
     chain, last, count = NONE, NONE, 0
     while count < room and queues.first[model] != NONE:

@@ -1,4 +1,4 @@
-"""Simulator: a gear plan, records and a profile made into arrays, and runs of loads through them."""
+"""Simulator: a gear plan, records and profiles made into arrays, and runs of loads through them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from cascadeserve.errors import UsageError
 from cascadeserve.policy.admission import DEADLINE_SLOS
 from cascadeserve.policy.gear_switch import TICK_S
+from planner.profile import FrontCost
 from planner.simulator import kernel, state
 from planner.simulator.served import build_served
 
@@ -77,19 +78,20 @@ class Simulation:
 class Simulator:
     """Runs loads through one family of a plan on simulated endpoints.
 
-    The device is the profile's, what the policy believes of it is the plan's `busy_s`. `slots` is by endpoint.
+    Devices are those of the profiles, what the policy believes of them is the plan's busy times.
     """
 
-    def __init__(
-        self, plan: GearPlan, family: str, records: Records, profile: Profile, *, slots: Mapping[str, int]
-    ) -> None:
-        """Endpoints are those in `slots`, in that order (of the cluster file, which breaks ties)."""
+    def __init__(self, plan: GearPlan, family: str, records: Records, devices: Mapping[str, Profile]) -> None:
+        """`devices` is the profile of every endpoint by name, in the order of the cluster file, which breaks ties.
+
+        What the orchestrator itself costs is taken from the first profile that has it.
+        """
         self._plan = plan
         self.family = plan.families[family]
-        self._profile = profile
-        self._endpoints = list(slots)
+        self._front = next((profile.front for profile in devices.values() if profile.front), None) or FrontCost()
+        self._endpoints = list(devices)
         self._layouts = [layout.name for layout in plan.layouts]
-        self._served, self._right = build_served(plan, self.family, records, profile, slots)
+        self._served, self._right = build_served(plan, self.family, records, devices)
 
     def run(
         self,
@@ -155,7 +157,7 @@ class Simulator:
         )
 
     def _knobs(self, timeout_s: float | None, hold_gear: str | None, layout: str | None, until_s: float) -> state.Knobs:
-        switching, front = self._plan.switching, self._profile.front
+        switching, front = self._plan.switching, self._front
         gears = [gear.name for gear in self.family.gears]
         held = state.NONE if hold_gear is None else gears.index(hold_gear)
         first = 0 if layout is None else self._layouts.index(layout)
@@ -169,11 +171,11 @@ class Simulator:
             layout_up_after_s=switching.layout_up_after_s,
             layout_down_after_s=switching.layout_down_after_s,
             layout_down_fraction=switching.layout_down_fraction,
-            request_s=front.request_s if front else 0.0,
-            answer_s=front.answer_s if front else 0.0,
-            batch_s=front.batch_s if front else 0.0,
-            row_s=front.row_s if front else 0.0,
-            path_s=front.path_s if front else 0.0,
+            request_s=front.request_s,
+            answer_s=front.answer_s,
+            batch_s=front.batch_s,
+            row_s=front.row_s,
+            path_s=front.path_s,
             held_gear=held,
             first_layout=first,
             until_s=until_s,

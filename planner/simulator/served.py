@@ -1,4 +1,4 @@
-"""From gear plan, records and profile to the arrays of `state.Served`."""
+"""From gear plan, records and profiles to the arrays of `state.Served`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cascadeserve.errors import UsageError
-from cascadeserve.policy.work import work_from_s
+from cascadeserve.gear_work import full_batches_s
+from cascadeserve.policy.work import batch_work_s, work_from_s
 from planner.cascade_rows import cascade_answers
-from planner.profile import batch_busy_s, work_rate
+from planner.profile import batch_busy_s, planned_busy_points, work_rate
 from planner.simulator.state import Served
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     from numpy.typing import NDArray
@@ -27,49 +28,55 @@ _LOAD_S = 1.0
 
 
 def build_served(
-    plan: GearPlan, family: PlannedFamily, records: Records, profile: Profile, slots: Mapping[str, int]
+    plan: GearPlan, family: PlannedFamily, records: Records, devices: Mapping[str, Profile]
 ) -> tuple[Served, NDArray[np.bool_]]:
-    """(arrays, right [E, R]): the latter tells which records an entry answers rightly.
+    """(arrays, right [E, R]): the latter tells which records an entry answers rightly; `devices` is by endpoint.
 
     Raises:
-        UsageError: profile or records lack a model of the family, or the plan names other endpoints.
+        UsageError: a profile or the records lack a model of the family, or the plan names other endpoints.
 
     """
     used = {stage.model for entry in family.ladder for stage in entry.stages}
-    if missing := used - profile.models.keys():
-        raise UsageError(f"the profile has no model {', '.join(sorted(missing))}, which the plan uses")
-    if missing := {name for layout in plan.layouts for name in layout.instances} - slots.keys():
+    for endpoint, profile in devices.items():
+        if missing := used - profile.models.keys():
+            names = ", ".join(sorted(missing))
+            raise UsageError(f"endpoint {endpoint!r}: its profile has no model {names}, which the plan uses")
+    if missing := {name for layout in plan.layouts for name in layout.instances} - devices.keys():
         raise UsageError(f"the plan uses the endpoints {', '.join(sorted(missing))}, which the cluster does not have")
     models = list(family.models)
     answers = [cascade_answers(entry, records) for entry in family.ladder]
-    busy = [(family.models[name].batch_busy_s, _device_busy_s(profile, family, name)) for name in models]
     largest = max(model.max_batch for model in family.models.values())
-    planned_busy_s, device_busy_s = (
-        np.array([[0.0, *(pair[which](rows) for rows in range(1, largest + 1))] for pair in busy]) for which in (0, 1)
-    )
-    way_s = np.array([_way_s(profile, name) for name in models]) / 2
+    planned_busy_s = np.zeros((len(models), largest + 1, len(devices)))
+    for index, model in enumerate(family.models.values()):
+        for rows in range(1, largest + 1):
+            planned_busy_s[index, rows] = [model.batch_busy_s(rows, endpoint) for endpoint in devices]
+    way_s = np.array([[_way_s(profile, name) for profile in devices.values()] for name in models]) / 2
+    slots = {endpoint: profile.slots for endpoint, profile in devices.items()}
     served = Served(
         **_of_entries(family, models),
         leaves_at=np.array([answer.stage for answer in answers], np.int8),
-        **_of_gears(family, models, list(slots), planned_busy_s),
-        **_of_layouts(plan, family, models, list(slots), profile),
+        **_of_gears(plan, family, models, slots),
+        **_of_layouts(plan, family, models, devices),
         slots=np.array(list(slots.values()), np.int64),
         planned_busy_s=planned_busy_s,
-        device_busy_s=device_busy_s,
+        device_busy_s=np.stack([_device_busy_s(each, family, models, largest) for each in devices.values()], axis=2),
         going_s=way_s,
         coming_s=way_s,
-        efficiency=_efficiency(profile, models),
+        efficiency=np.stack([_efficiency(profile, models) for profile in devices.values()]),
     )
     # one memory order, or the kernel would be compiled anew
     served = Served._make(np.ascontiguousarray(array) for array in served)
     return served, np.array([answer.label == records.truth for answer in answers])
 
 
-def _device_busy_s(profile: Profile, family: PlannedFamily, name: str) -> Callable[[int], float]:
-    if name not in profile.models:
-        return family.models[name].batch_busy_s
-    model = profile.models[name]
-    return lambda rows: batch_busy_s(model, rows, profile.slots + 1)
+def _device_busy_s(profile: Profile, family: PlannedFamily, models: list[str], largest: int) -> NDArray[np.float64]:
+    """Busy times [M, B] of a device; as the plan has them for a model that no entry uses."""
+    busy_s = np.zeros((len(models), largest + 1))
+    for index, name in enumerate(models):
+        known = name in profile.models
+        points = planned_busy_points(profile, name) if known else family.models[name].busy_s
+        busy_s[index, 1:] = [batch_work_s(points, rows) for rows in range(1, largest + 1)]
+    return busy_s
 
 
 def _way_s(profile: Profile, name: str) -> float:
@@ -111,7 +118,7 @@ def _of_entries(family: PlannedFamily, models: list[str]) -> dict[str, NDArray[A
 
 
 def _of_gears(
-    family: PlannedFamily, models: list[str], endpoints: list[str], planned_busy_s: NDArray[np.float64]
+    plan: GearPlan, family: PlannedFamily, models: list[str], slots: Mapping[str, int]
 ) -> dict[str, NDArray[Any]]:
     gears, most = len(family.gears), max(len(entry.stages) for entry in family.ladder)
     names = [entry.name for entry in family.ladder]
@@ -119,15 +126,16 @@ def _of_gears(
     # a model without a trigger drains at once
     max_batch = np.array([[family.models[name].max_batch for name in models]] * gears, np.int64)
     max_wait_s = np.zeros((gears, len(models)))
-    weight = np.ones((gears, len(models), len(endpoints)))
+    weight = np.ones((gears, len(models), len(slots)))
     for index, gear in enumerate(family.gears):
         for name, trigger in gear.triggers.items():
             model = models.index(name)
             min_batch[index, model], max_batch[index, model] = trigger.min_batch, trigger.max_batch
             max_wait_s[index, model] = trigger.max_wait_s
         for name, weights in gear.load.items():
-            weight[index, models.index(name)] = [weights.get(endpoint, 0.0) for endpoint in endpoints]
-    full_batch_s = np.take_along_axis(planned_busy_s, max_batch.T, axis=1).T
+            weight[index, models.index(name)] = [weights.get(endpoint, 0.0) for endpoint in slots]
+    by_gear = full_batches_s(plan, family, slots)
+    full_batch_s = np.array([[by_gear[gear.name][name] for name in models] for gear in family.gears])
     row_work_s = full_batch_s / max_batch
     onward_work_s = row_work_s.copy()
     by_stage = np.zeros((4, gears, most))
@@ -143,7 +151,7 @@ def _of_gears(
         "min_batch": min_batch,
         "max_batch": max_batch,
         "max_wait_s": max_wait_s,
-        "weight": weight,
+        "weight": weight * (np.array(list(slots.values())) / max(slots.values())),
         "stage_row_work_s": by_stage[0],
         "stage_full_batch_s": by_stage[1],
         "stage_min_batch": by_stage[2].astype(np.int64),
@@ -153,10 +161,11 @@ def _of_gears(
 
 
 def _of_layouts(
-    plan: GearPlan, family: PlannedFamily, models: list[str], endpoints: list[str], profile: Profile
+    plan: GearPlan, family: PlannedFamily, models: list[str], devices: Mapping[str, Profile]
 ) -> dict[str, NDArray[Any]]:
     names = [gear.name for gear in family.gears]
     layouts, gears = len(plan.layouts), len(family.gears)
+    endpoints = list(devices)
     layout_gear = np.zeros((layouts, gears), np.int64)
     upper_rate_per_s = np.full((layouts, gears), np.inf)
     instances = np.zeros((layouts, len(endpoints), len(models)), np.int64)
@@ -170,7 +179,7 @@ def _of_layouts(
             for place, name in enumerate(models):
                 count = layout.count(endpoint, name, family.models[name].composed_of)
                 instances[index, endpoints.index(endpoint), place] = count
-    load_s = np.array([_load_s(profile, family, name) for name in models])
+    load_s = np.array([[_load_s(profile, family, name) for name in models] for profile in devices.values()])
     grows = instances[None, :] > instances[:, None]  # [from, to, P, M]
     return {
         "gears_in": gears_in,

@@ -39,8 +39,8 @@ class Served(NamedTuple):
     min_batch: Ints  # [G, M]
     max_batch: Ints  # [G, M]
     max_wait_s: Floats  # [G, M]
-    weight: Floats  # [G, M, P]
-    # the same by stage of the gear's entry, for the demand
+    weight: Floats  # [G, M, P] load weight x slots, as a share of the most slots
+    # by stage of the gear's entry, for the demand; work is the mean of endpoints as in `gear_work`
     stage_row_work_s: Floats  # [G, K]
     stage_full_batch_s: Floats  # [G, K]
     stage_min_batch: Ints  # [G, K]
@@ -57,11 +57,11 @@ class Served(NamedTuple):
     change_s: Floats  # [L, L]
     # of models and endpoints
     slots: Ints  # [P]
-    planned_busy_s: Floats  # [M, B] by rows, as the plan has it
-    device_busy_s: Floats  # [M, B] by rows, as the device has it
-    going_s: Floats  # [M] from the orchestrator to the device
-    coming_s: Floats  # [M] and back
-    efficiency: Floats  # [M, M] work done per second while two models share a slot
+    planned_busy_s: Floats  # [M, B, P] by rows, as the plan has it
+    device_busy_s: Floats  # [M, B, P] by rows, as the device has it
+    going_s: Floats  # [M, P] from the orchestrator to the device
+    coming_s: Floats  # [M, P] and back
+    efficiency: Floats  # [P, M, M] work done per second while two models share a slot
 
 
 class Knobs(NamedTuple):

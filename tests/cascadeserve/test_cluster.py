@@ -44,6 +44,15 @@ def test_endpoints_keep_their_order_devices_and_slots(tmp_path: Path) -> None:
     assert [endpoint.slots for endpoint in cluster.endpoints] == [1, 2]
 
 
+def test_a_device_is_of_the_kind_that_is_named_or_of_what_it_is(tmp_path: Path) -> None:
+    plain = read_cluster(written(tmp_path, VALID))
+    assert [endpoint.kind for endpoint in plain.endpoints] == ["cpu", "gpu"]
+    assert [(endpoint.memory_bytes, endpoint.cost_per_hour) for endpoint in plain.endpoints] == [(None, 0.0)] * 2
+    more = 'device_kind = "l4"\nmemory_bytes = 24_000_000_000\ncost_per_hour = 0.7\n'
+    (_, gpu) = read_cluster(written(tmp_path, VALID + more)).endpoints
+    assert (gpu.kind, gpu.memory_bytes, gpu.cost_per_hour) == ("l4", 24_000_000_000, 0.7)
+
+
 WRONG = {
     "name used twice": (('"b"', '"a"'), "$.endpoints[1].name"),
     "address used twice": (('"gpu-host:8001"', '"127.0.0.1:8000"'), "$.endpoints[1].grpc"),
@@ -59,6 +68,12 @@ WRONG = {
     "no cores": (("[0, 2]", "[]"), "$.endpoints[0].device.cores"),
     "negative core": (("[0, 2]", "[-1]"), "$.endpoints[0].device.cores[0]"),
     "cores of a GPU": (("index = 1", "cores = [1]"), "$.endpoints[1].device"),
+    "device kind of two words": (("slots = 2", 'device_kind = "two words"'), "$.endpoints[1].device_kind"),
+    "device kind without a name": (("slots = 2", 'device_kind = ""'), "$.endpoints[1].device_kind"),
+    "no memory": (("slots = 2", "memory_bytes = 0"), "$.endpoints[1].memory_bytes"),
+    "negative cost": (("slots = 2", "cost_per_hour = -0.1"), "$.endpoints[1].cost_per_hour"),
+    "infinite cost": (("slots = 2", "cost_per_hour = inf"), "$.endpoints[1].cost_per_hour"),
+    "cost that is no number": (("slots = 2", "cost_per_hour = nan"), "$.endpoints[1].cost_per_hour"),
     "newer schema": (("schema_version = 1", "schema_version = 2"), "$.schema_version"),
 }
 

@@ -169,6 +169,21 @@ WRONG: dict[str, tuple[Callable[[Document], Any], str, str]] = {
         f"{FAMILY}.models[...]",
         "rising",
     ),
+    "an endpoint's busy times out of order": (
+        lambda d: family_of(d)["models"]["small"].update(busy_s_on={"a": [[64, 0.002], [1, 0.001]]}),
+        f"{FAMILY}.models[...]",
+        "rising",
+    ),
+    "no busy times for an endpoint": (
+        lambda d: family_of(d)["models"]["small"].update(busy_s_on={"a": []}),
+        f"{FAMILY}.models[...].busy_s_on[...]",
+        "length >= 1",
+    ),
+    "busy times of an unknown endpoint": (
+        lambda d: family_of(d)["models"]["small"].update(busy_s_on={"c": [[1, 0.001]]}),
+        f"{AT}.models.small.busy_s_on.c",
+        "no layout has",
+    ),
     "unknown reference model": (lambda d: family_of(d).update(reference_model="huge"), f"{AT}.reference_model", "huge"),
     "unknown model in a stage": (
         lambda d: family_of(d)["ladder"][1]["stages"][1].update(model="huge"),
@@ -326,6 +341,15 @@ def test_a_plan_may_leave_endpoints_unused_but_not_name_unknown_ones(tmp_path: P
     error = refusal(path, cluster("b", "c"))
     assert error.field == "$.layouts[0].instances.a"
     assert "endpoints are b, c" in str(error)
+
+
+def test_an_endpoint_of_another_kind_has_busy_times_of_its_own(tmp_path: Path) -> None:
+    document = plan_document()
+    family_of(document)["models"]["small"]["busy_s_on"] = {"a": [[1, 0.01], [64, 0.073]]}
+    plan = read_gear_plan(written(tmp_path, document))
+    model = plan.families["family"].models["small"]
+    assert [model.batch_busy_s(64, endpoint) for endpoint in ("a", "b", None)] == [0.073, 0.002, 0.002]
+    assert model.batch_busy_s(11, "a") == pytest.approx(0.02)
 
 
 points = st.lists(st.tuples(st.integers(1, 4096), st.floats(0.0, 10.0)), min_size=1, max_size=8).map(

@@ -93,7 +93,7 @@ def inputs(**changes: Any) -> Inputs:
         "family": "tiny",
         "goal": goal(),
         "prior": None,
-        "profile": profile(),
+        "profiles": {"cpu": profile()},
         "cluster": cluster(),
         "search": records(),
         "tensors": (TensorSpec(name="x", datatype="FP32", shape=(3,)),),

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.backend import ModelVersion
+from orchestrator.routing import load_weights
 from orchestrator.state import Batch, EndpointState, FamilyState
 from tests.fakes import tiny
+
+if TYPE_CHECKING:
+    from cascadeserve.gear_plan import GearPlan
 
 # device-seconds per row at the largest batch of a gear without triggers: 64 rows
 SMALL_ROW_S = 0.002 / 64
@@ -16,10 +21,13 @@ LARGE_ROW_S = 0.010 / 64
 SMALL, LARGE = ModelVersion("small", 1), ModelVersion("large", 1)
 
 
+def started(plan: GearPlan, layout: str = "narrow") -> FamilyState:
+    return FamilyState.in_gear_for(0.0, "family", plan, layout, {"a": 1, "b": 2})
+
+
 def family(gear: str = "calm") -> FamilyState:
-    plan = tiny.plan().families["family"]
-    state = FamilyState.in_gear_for(0.0, "family", plan, "narrow", plan_name="tiny")
-    state.shift(next(each for each in plan.gears if each.name == gear))
+    state = started(tiny.plan())
+    state.shift(next(each for each in state.plan.gears if each.name == gear))
     return state
 
 
@@ -76,8 +84,7 @@ def test_when_every_batch_is_answered_nothing_is_in_flight(batches: list[tuple[s
 
 
 def test_a_family_starts_in_the_gear_for_rate_0_and_shifts_gear_and_cascade_together() -> None:
-    plan = tiny.plan().families["family"]
-    state = FamilyState.in_gear_for(0.0, "family", plan, "broad", plan_name="tiny")
+    state = started(tiny.plan(), "broad")
     assert (state.gear.name, state.entry.name, state.entry_model) == ("wide", "cascade", "small")
     alone = tiny.plan_document()
     alone["families"]["family"]["gears"][0]["ladder_entry"] = "reference"
@@ -106,14 +113,14 @@ def test_a_row_is_expected_to_cost_what_the_stages_it_may_still_reach_cost() -> 
 def test_rows_left_from_another_cascade_cost_their_own_model() -> None:
     document = tiny.plan_document()
     document["families"]["family"]["gears"][0]["ladder_entry"] = "reference"
-    state = FamilyState.in_gear_for(0.0, "family", tiny.plan(document).families["family"], "narrow", plan_name="tiny")
+    state = started(tiny.plan(document))
     assert state.work_from_s("small") == pytest.approx(SMALL_ROW_S)
 
 
 def test_a_stage_that_no_row_is_expected_to_reach_does_not_divide_by_zero() -> None:
     document = tiny.plan_document()
     document["families"]["family"]["ladder"][1]["reach"] = [1.0, 0.0]
-    state = FamilyState.in_gear_for(0.0, "family", tiny.plan(document).families["family"], "narrow", plan_name="tiny")
+    state = started(tiny.plan(document))
     assert state.work_per_row_s() == pytest.approx(SMALL_ROW_S)
     assert state.work_from_s("large") == pytest.approx(LARGE_ROW_S)
 
@@ -143,8 +150,7 @@ def test_an_ensemble_is_held_to_the_limits_of_what_it_is_composed_of() -> None:
     document["families"]["family"]["models"]["large"]["composed_of"] = {"tokens": 1, "classifier": 1}
     for layout in document["layouts"]:
         layout["instances"]["a"] = {"small": 1, "tokens": 1, "classifier": 1}
-    planned = tiny.plan(document).families["family"]
-    state = FamilyState.in_gear_for(0.0, "family", planned, "narrow", plan_name="tiny")
+    state = started(tiny.plan(document))
     small, large = (state.queues[name].occupied for name in ("small", "large"))
     assert large == (LARGE, ModelVersion("tokens", 1), ModelVersion("classifier", 1))
     at = endpoint(slots=3, small=None, large=None, tokens=1, classifier=None)
@@ -157,3 +163,27 @@ def test_an_ensemble_is_held_to_the_limits_of_what_it_is_composed_of() -> None:
     at.arrive(sent)
     assert at.has_room(large)
     assert not any(at.in_flight_by_model.values())
+
+
+def test_load_weights_are_those_of_slots() -> None:
+    state = family()
+    queue = state.queues["small"]
+    wide = EndpointState("a", cast("Any", None), 4, up=True, hosted={SMALL: None})
+    narrow = EndpointState("b", cast("Any", None), 1, 0.25, up=True, hosted={SMALL: None})
+    assert load_weights(queue, [wide, narrow]) == [1.0, 0.25]
+    state.gear = msgspec.structs.replace(state.gear, load={"small": {"a": 1.0, "b": 2.0}})
+    assert load_weights(queue, [wide, narrow]) == [1.0, 0.5]
+    state.gear = msgspec.structs.replace(state.gear, load={"small": {"b": 2.0}})
+    assert load_weights(queue, [wide, narrow]) == [0.0, 0.5]
+    narrow.up = False
+    assert load_weights(queue, [wide, narrow]) == [1.0, 0.25]
+
+
+def test_the_work_of_endpoints_of_several_kinds_is_their_mean() -> None:
+    document = tiny.plan_document(("a", "b"))
+    for model in document["families"]["family"]["models"].values():
+        model["busy_s_on"] = {"b": [[rows, 4 * busy_s] for rows, busy_s in model["busy_s"]]}
+    state = started(tiny.plan(document))
+    # the two slots of b do half of what the one of a does: all three as much as 1.5 of a
+    assert state.row_work_s("small") == pytest.approx(2 * SMALL_ROW_S)
+    assert state.work_per_row_s() == pytest.approx(2 * (SMALL_ROW_S + 0.3 * LARGE_ROW_S))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.timeout(240), pytest.mark.looptime(resolution=1e-9)]
 
 BUSY_S = {"small": [[1, 0.001], [32, 0.004]], "large": [[1, 0.004], [16, 0.05]]}
+# of endpoint b, where it is of a slower kind
+SLOW_S = {model: [[rows, 2.7 * busy_s] for rows, busy_s in points] for model, points in BUSY_S.items()}
 WAY_S = 0.0006
 RECORDS = 500
 
@@ -36,7 +38,8 @@ RECORDS = 500
 class SharedDevice:
     """A backend whose running batches share one slot evenly; batches of one model run one after the other."""
 
-    def __init__(self, plan: GearPlan) -> None:
+    def __init__(self, plan: GearPlan, endpoint: str) -> None:
+        self._endpoint = endpoint
         self._models = plan.families["family"].models
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, tuple[float, asyncio.Future[None]]] = {}
@@ -58,7 +61,8 @@ class SharedDevice:
         await asyncio.sleep(WAY_S / 2)
         finished = self._loop.create_future()
         self._count_work()
-        self._queue.append((model.name, self._models[model.name].batch_busy_s(len(rows)), finished))
+        busy_s = self._models[model.name].batch_busy_s(len(rows), self._endpoint)
+        self._queue.append((model.name, busy_s, finished))
         self._start()
         await finished
         await asyncio.sleep(WAY_S / 2)
@@ -108,7 +112,7 @@ class SharedDevice:
         self._start()
 
 
-def make_gears() -> GearPlan:
+def make_gears(*, two_kinds: bool) -> GearPlan:
     """Three gears: the reference alone, a careful cascade, a hasty one with larger batches; and one for overload."""
     family: dict[str, Any] = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [3]}],
@@ -130,6 +134,9 @@ def make_gears() -> GearPlan:
             {"name": "hasty", "stages": [{"model": "small", "threshold": 0.1}, {"model": "large"}], "reach": [1, 0.1]},
         ],
     }
+    if two_kinds:
+        for model, planned in family["models"].items():
+            planned["busy_s_on"] = {"b": SLOW_S[model]}
     triggers = {
         "small": {"min_batch": 4, "max_batch": 32, "max_wait_s": 0.005},
         "large": {"min_batch": 2, "max_batch": 8, "max_wait_s": 0.01},
@@ -159,7 +166,10 @@ async def orchestrate(
     """(latency [n], NaN where refused; gears of each request; gear in force after each tick)."""
     loop = asyncio.get_running_loop()
     orchestrator = Orchestrator(
-        lambda: plan, cluster(("a", "b")), repository=None, backends={name: SharedDevice(plan) for name in ("a", "b")}
+        lambda: plan,
+        cluster(("a", "b")),
+        repository=None,
+        backends={name: SharedDevice(plan, name) for name in ("a", "b")},
     )
     for monitor in orchestrator.monitors.values():
         await monitor.probe()
@@ -201,27 +211,31 @@ async def orchestrate(
 
 
 @pytest.mark.parametrize(
-    ("rates", "rows", "timeout_s"),
+    ("rates", "rows", "timeout_s", "two_kinds"),
     [
-        (((6, 80), (4, 700), (8, 250)), (1, 1), 1.0),
-        (((6, 80), (4, 700), (8, 250)), (1, 9), 1.0),
+        (((6, 80), (4, 700), (8, 250)), (1, 1), 1.0, False),
+        (((6, 80), (4, 700), (8, 250)), (1, 9), 1.0, False),
+        (((6, 80), (4, 700), (8, 250)), (1, 3), 1.0, True),
         # beyond the top: rows are refused, and the backlog holds the gear
-        (((3, 100), (2, 9000), (8, 250)), (1, 1), 0.2),
+        (((3, 100), (2, 9000), (8, 250)), (1, 1), 0.2, False),
+        (((3, 100), (2, 9000), (8, 250)), (1, 1), 0.2, True),
     ],
-    ids=["single rows", "several rows", "overload"],
+    ids=["single rows", "several rows", "two kinds", "overload", "overload of two kinds"],
 )
 async def test_the_simulator_does_what_the_orchestrator_does(
-    rates: tuple[tuple[float, float], ...], rows: tuple[int, int], timeout_s: float
+    rates: tuple[tuple[float, float], ...], rows: tuple[int, int], timeout_s: float, two_kinds: bool
 ) -> None:
-    plan = make_gears()
+    plan = make_gears(two_kinds=two_kinds)
     rng = np.random.default_rng(11)
     mean = sum(rows) / 2
     times_s = steps([(seconds, rate / mean) for seconds, rate in rates], rng)
     load = draw_load(times_s, sum(seconds for seconds, _ in rates), RECORDS, rng, rows)
     certainty = rng.random(RECORDS).astype(np.float32)
-    profile = make_profile(BUSY_S, overhead_s=WAY_S)
+    devices = {name: make_profile(BUSY_S, overhead_s=WAY_S) for name in ("a", "b")}
+    if two_kinds:
+        devices["b"] = make_profile(SLOW_S, overhead_s=WAY_S)
     records = make_records({"small": certainty.tolist(), "large": certainty.tolist()})
-    simulator = Simulator(plan, "family", records, profile, slots={"a": 1, "b": 1})
+    simulator = Simulator(plan, "family", records, devices)
     simulated: Simulation = simulator.run(load, timeout_s=timeout_s)
     latency_s, gears, timeline = await orchestrate(plan, load, certainty, timeout_s)
 

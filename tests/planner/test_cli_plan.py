@@ -66,6 +66,36 @@ def test_plan_writes_a_plan_and_explains_it(folder: Path, capsys: pytest.Capture
     assert "gear overload" in words
 
 
+SECOND = CLUSTER_TOML.replace("schema_version = 1", "").replace('"a"', '"b"').replace(":80", ":90")
+SECOND += 'device_kind = "l4"\n'
+
+
+def test_a_plan_for_two_kinds_takes_a_profile_of_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "cluster.toml").write_text(CLUSTER_TOML + SECOND)
+    slow = profile(device_kind="l4")
+    busy = tuple(msgspec.structs.replace(entry, busy_s=0.5 * entry.busy_s) for entry in slow.models["large"].busy)
+    models = slow.models | {"large": msgspec.structs.replace(slow.models["large"], busy=busy)}
+    (folder / "l4.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(slow, models=models)))
+    cli.main(arguments(folder, f"--profile={folder / 'l4.json'}"))
+    plan = read_gear_plan(folder / "plan.json")
+    assert plan.made_from is not None
+    found = plan.made_from.digests
+    assert list(found) == ["calibration", "cluster", "goal", "profile.cpu", "profile.l4", "search"]
+    assert found["profile.cpu"] != found["profile.l4"]
+    assert "b takes 0.50 times as long for large as" in " ".join(capsys.readouterr().out.split())
+
+
+def test_profiles_that_the_cluster_has_no_use_for_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "l4.json").write_bytes(msgspec.json.encode(profile(device_kind="l4")))
+    error = refusal(arguments(folder, f"--profile={folder / 'l4.json'}"), capsys)
+    assert "no endpoint is of device kind 'l4'" in error
+    error = refusal(arguments(folder, f"--profile={folder / 'profile.json'}"), capsys)
+    assert "profile.json: $.device_kind: is 'cpu', of which another profile is given" in error
+    (folder / "cluster.toml").write_text(CLUSTER_TOML + SECOND)
+    error = refusal(arguments(folder), capsys)
+    assert "endpoint 'b' is of device kind 'l4', but the profiles are of cpu" in error
+
+
 def test_a_trace_is_an_input_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "trace.csv").write_text("time_s\n0.0\n0.5\n1.5\n")
     (folder / "goal.toml").write_text(GOAL_TOML + 'trace = { file = "trace.csv", rate_per_s = 50.0 }\n')

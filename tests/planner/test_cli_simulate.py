@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -295,8 +296,8 @@ def other_slots(folder: Path) -> None:
         (other_family, "the records are of family 'animals', but 'family' is wanted"),
         (other_model, "model 'large' is not in the records, which hold small"),
         (changed_model, "model 'large' changed between recording and profiling"),
-        (on_gpu, "endpoint 'a' is a gpu, but the profile is of a cpu"),
-        (other_slots, "endpoint 'a' has 1 slots, but the profile was measured with 2"),
+        (on_gpu, "endpoint 'a' is of device kind 'gpu', but the profiles are of cpu"),
+        (other_slots, "endpoint 'a' has 1 slots, but the profile of its device kind 'cpu' was measured with 2"),
     ],
 )
 def test_files_that_do_not_fit_each_other_are_refused(
@@ -307,6 +308,20 @@ def test_files_that_do_not_fit_each_other_are_refused(
     assert (code, output) == (2, "")
     assert sentence in errors
     assert errors.count("\n") == 1
+
+
+def test_every_endpoint_is_simulated_on_the_profile_of_its_kind(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = CLUSTER.replace("schema_version = 1\n", "").replace('"a"', '"b"').replace(":80", ":90")
+    (folder / "cluster.toml").write_text(CLUSTER + second + 'device_kind = "l4"\n')
+    fast = {model: [[rows, busy_s / 4] for rows, busy_s in points] for model, points in BUSY_S.items()}
+    write_json(folder / "l4.json", msgspec.structs.replace(make_profile(fast), device_kind="l4"))
+    write_json(folder / "plan.json", tiny.plan_document(("a", "b")))
+    code, output, _ = run(folder, capsys, STEPS, f"--profile={folder / 'l4.json'}")
+    assert code == 0
+    busy = dict(re.findall(r"(\w) busy\W+([\d.]+)%", output))
+    assert float(busy["b"]) < 0.4 * float(busy["a"])
 
 
 def test_a_missing_package_is_named(

@@ -17,6 +17,7 @@ from tests.fakes.planned import FormulaPredictor, calibration, cluster, goal, in
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cascadeserve.cluster import Endpoint
     from cascadeserve.gear_plan import PlannedFamily
     from planner.certificate import Certificate
 
@@ -137,6 +138,20 @@ def test_the_slo_may_be_a_multiple_of_the_reference() -> None:
     assert family_of(plan_family(given, None)).slo_s == pytest.approx(0.11)
 
 
+def of_another_kind(name: str) -> Endpoint:
+    return msgspec.structs.replace(cluster().endpoints[0], name=name, device_kind="l4")
+
+
+def test_on_several_kinds_it_is_a_multiple_of_the_fastest() -> None:
+    large = profile().models["large"]
+    one_row = msgspec.structs.replace(large.busy[0], busy_s=0.004)
+    faster = msgspec.structs.replace(large, busy=(one_row, *large.busy[1:]))
+    profiles = {"cpu": profile(), "l4": profile(device_kind="l4", models=profile().models | {"large": faster})}
+    both = msgspec.structs.replace(cluster(), endpoints=(*cluster().endpoints, of_another_kind("b")))
+    given = inputs(goal=goal(slo_s=None, slo_per_reference_batch=50.0), profiles=profiles, cluster=both)
+    assert family_of(plan_family(given, None)).slo_s == pytest.approx(0.2)
+
+
 def test_batches_stay_within_the_model_configs() -> None:
     family = family_of(plan_family(inputs(largest_batch={"small": 4, "large": 2}), None))
     assert {name: model.max_batch for name, model in family.models.items()} == {"small": 4, "large": 2}
@@ -150,7 +165,7 @@ def other_family() -> dict[str, Any]:
 
 
 def unprofiled() -> dict[str, Any]:
-    return {"profile": profile(models={"large": profile().models["large"]})}
+    return {"profiles": {"cpu": profile(models={"large": profile().models["large"]})}}
 
 
 def on_gpu() -> dict[str, Any]:
@@ -168,7 +183,7 @@ def more_slots() -> dict[str, Any]:
     [
         (other_family, "of family 'tiny'"),
         (unprofiled, "'small' is in the records but not in the profile"),
-        (on_gpu, "is a gpu"),
+        (on_gpu, "'a' is of device kind 'gpu', but the profiles are of cpu"),
         (more_slots, "has 2 slots"),
     ],
 )

@@ -47,8 +47,8 @@ class Recorder:
 
 def predictor(monkeypatch: pytest.MonkeyPatch, recorder: Recorder, **changes: Any) -> SimulatedGears:
     found = SimulatedGears(
-        plan(), "family", goal(**changes), records(), profile(), slots={"a": 1, "b": 2}, seed=3
-    )  # fmt: skip
+        plan(), "family", goal(**changes), records(), {"a": profile(), "b": profile(slots=2)}, seed=3
+    )
     monkeypatch.setattr(found, "_simulator", recorder)
     return found
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from cascadeserve.gear_plan import LadderEntry, PlannedModel, Stage, Trigger
 from planner.predict import THOROUGH
-from planner.triggers import Device, greedy, largest_within, trial_gear, tune
+from planner.triggers import Device, greedy, trial_gear, tune
 from tests.fakes.planned import FormulaPredictor
 
 SMALL = PlannedModel(max_batch=48, busy_s=((1, 0.001), (48, 0.002)))
 LARGE = PlannedModel(max_batch=32, busy_s=((1, 0.01), (32, 0.32)))
-DEVICE = Device(models={"small": SMALL, "large": LARGE}, slots=1, slo_s=0.1, layout="all")
+DEVICE = Device(models={"small": SMALL, "large": LARGE}, slots={"a": 1}, slo_s=0.1, layout="all")
 CASCADE = LadderEntry(
     name="cascade", stages=(Stage(model="small", threshold=0.5), Stage(model="large")), reach=(1.0, 0.2)
 )
@@ -18,9 +18,9 @@ def predictor(call_s: float = 0.0) -> FormulaPredictor:
 
 
 def test_batches_are_powers_of_two_or_the_largest_there_is() -> None:
-    assert largest_within(SMALL, 1.0) == 48
-    assert largest_within(LARGE, 0.045) == 4
-    assert largest_within(LARGE, 0.0) == 1, "one row has to be sent, however long it takes"
+    assert DEVICE.largest_within("small", 1.0) == 48
+    assert DEVICE.largest_within("large", 0.045) == 4
+    assert DEVICE.largest_within("large", 0.0) == 1, "one row has to be sent, however long it takes"
 
 
 def test_greedy_triggers_never_wait() -> None:
@@ -52,5 +52,5 @@ def test_no_batch_is_longer_than_the_slo() -> None:
 
 
 def test_what_never_keeps_the_slo_is_left_out() -> None:
-    hopeless = Device(models=DEVICE.models, slots=1, slo_s=0.005, layout="all")
+    hopeless = Device(models=DEVICE.models, slots={"a": 1}, slo_s=0.005, layout="all")
     assert tune(CASCADE, hopeless, FormulaPredictor(DEVICE.models, [CASCADE], 0.005)) == []

@@ -25,8 +25,7 @@ def single_server(times_s: np.ndarray, duration_s: float) -> Simulation:
         make_plan(busy_s, [("model", None)], slo_s=1e3),
         "family",
         make_records({"model": [0.5]}),
-        make_profile(busy_s),
-        slots={"a": 1},
+        {"a": make_profile(busy_s)},
     )
     return simulator.run(draw_load(times_s, duration_s, 1, np.random.default_rng(0)))
 
@@ -78,9 +77,7 @@ def test_the_mean_wait_is_that_of_m_m_c(servers: int) -> None:
         instances={"a": dict.fromkeys(names, servers)},
     )
     certainty = {name: rng.random(50_000).tolist() for name in names}
-    simulator = Simulator(
-        plan, "family", make_records(certainty), make_profile(busy_s, slots=servers), slots={"a": servers}
-    )
+    simulator = Simulator(plan, "family", make_records(certainty), {"a": make_profile(busy_s, slots=servers)})
     utilisation, duration_s = 0.7, 2_000.0
     times_s = poisson(utilisation * servers / mean_s, duration_s, rng)
     simulation = simulator.run(draw_load(times_s, duration_s, 50_000, rng))
@@ -109,7 +106,7 @@ def cascade(front: dict[str, float] | None = None) -> Simulator:
     plan = make_plan(busy_s, [("small", 0.3), ("large", None)], reach=[1.0, 0.3], triggers=triggers)
     rng = np.random.default_rng(5)
     records = make_records({"small": rng.random(1_000), "large": rng.random(1_000)})
-    return Simulator(plan, "family", records, make_profile(busy_s, overhead_s=0.0004, front=front), slots={"a": 1})
+    return Simulator(plan, "family", records, {"a": make_profile(busy_s, overhead_s=0.0004, front=front)})
 
 
 def bursty_load(rows: tuple[int, int] = (1, 1)) -> Load:
@@ -141,7 +138,7 @@ def test_the_orchestrators_core_is_a_server_of_its_own() -> None:
     busy_s = {"model": [[64, 1e-7]]}
     plan = make_plan(busy_s, [("model", None)])
     profile = make_profile(busy_s, front={"request_s": 0.001, "path_s": 0.002})
-    simulator = Simulator(plan, "family", make_records({"model": [0.5]}), profile, slots={"a": 1})
+    simulator = Simulator(plan, "family", make_records({"model": [0.5]}), {"a": profile})
     rng = np.random.default_rng(7)
     simulation = simulator.run(draw_load(poisson(700.0, 500.0, rng), 500.0, 1, rng))
     taken_in_s = 0.001 + 0.7 * 0.001 / 2 / 0.3
@@ -154,7 +151,7 @@ def test_requests_of_a_batch_are_answered_one_by_one_while_the_next_batch_runs()
     busy_s = {"model": [[1, 0.01], [64, 0.01]]}
     plan = make_plan(busy_s, [("model", None)])
     profile = make_profile(busy_s, front={"answer_s": 0.002})
-    simulator = Simulator(plan, "family", make_records({"model": [0.5]}), profile, slots={"a": 1})
+    simulator = Simulator(plan, "family", make_records({"model": [0.5]}), {"a": profile})
     times_s = np.array([0.0, 0.001, 0.002, 0.003])
     simulation = simulator.run(Load(times_s, np.ones(4, np.int64), np.zeros(4, np.int64), 1.0))
     # slots + 1 in flight: the second request waits in Triton, the last two in their queue

@@ -23,7 +23,7 @@ def tiny_simulator(document: dict | None = None) -> Simulator:
     certainty = np.random.default_rng(0).random(ROWS)
     plan = decode_json(msgspec.json.encode(document or tiny.plan_document()), GearPlan)
     records = make_records({"small": certainty + 0.2, "large": certainty})
-    return Simulator(plan, "family", records, make_profile(BUSY_S), slots={"a": 1})
+    return Simulator(plan, "family", records, {"a": make_profile(BUSY_S)})
 
 
 def stepped(*profile: tuple[float, float], seed: int = 1):  # noqa: ANN201
@@ -62,7 +62,7 @@ def test_a_held_gear_is_never_left() -> None:
 def test_overload_is_refused_and_the_rest_is_answered_in_time() -> None:
     busy_s = {"model": [[1, 0.01]]}
     plan = make_plan(busy_s, [("model", None)], slo_s=0.05)
-    simulator = Simulator(plan, "family", make_records({"model": [0.5]}), make_profile(busy_s), slots={"a": 1})
+    simulator = Simulator(plan, "family", make_records({"model": [0.5]}), {"a": make_profile(busy_s)})
     rng = np.random.default_rng(2)
     simulation = simulator.run(draw_load(poisson(200.0, 20.0, rng), 20.0, 1, rng), timeout_s=0.2)
     answered = ~np.isnan(simulation.latency_s)
@@ -76,7 +76,7 @@ def test_accuracy_is_that_of_the_stage_that_answered() -> None:
     certainty = np.array([0.9, 0.9, 0.1, 0.1])
     plan = make_plan(BUSY_S, [("small", 0.5), ("large", None)], reach=[1.0, 0.5])
     records = make_records({"small": certainty, "large": certainty}, truth=[0, 1, 0, 0])
-    simulator = Simulator(plan, "family", records, make_profile(BUSY_S), slots={"a": 1})
+    simulator = Simulator(plan, "family", records, {"a": make_profile(BUSY_S)})
     rng = np.random.default_rng(3)
     simulation = simulator.run(draw_load(poisson(100.0, 60.0, rng), 60.0, 4, rng))
     assert simulation.accuracy == pytest.approx(0.75, abs=0.03)
@@ -92,8 +92,7 @@ def test_rows_of_two_endpoints_are_shared_by_their_weights() -> None:
     load = draw_load(poisson(300.0, 20.0, rng), 20.0, 1, rng)
     records, profile = make_records({"large": [0.5]}), make_profile(BUSY_S)
     even, uneven = (
-        Simulator(each, "family", records, profile, slots={"a": 1, "b": 1}).run(load).busy_s
-        for each in (plan, weighted)
+        Simulator(each, "family", records, {"a": profile, "b": profile}).run(load).busy_s for each in (plan, weighted)
     )
     assert even["a"] == pytest.approx(even["b"], rel=0.1)
     assert uneven["b"] > 1.5 * uneven["a"]
@@ -102,12 +101,12 @@ def test_rows_of_two_endpoints_are_shared_by_their_weights() -> None:
 def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
     plan, records = make_plan(BUSY_S, [("small", 0.5), ("large", None)]), make_records({"small": [0.5]})
     with pytest.raises(UsageError, match="records hold only small"):
-        Simulator(plan, "family", records, make_profile(BUSY_S), slots={"a": 1})
+        Simulator(plan, "family", records, {"a": make_profile(BUSY_S)})
     both = make_records({"small": [0.5], "large": [0.5]})
     with pytest.raises(UsageError, match="profile has no model large"):
-        Simulator(plan, "family", both, make_profile({"small": [[1, 0.1]]}), slots={"a": 1})
+        Simulator(plan, "family", both, {"a": make_profile({"small": [[1, 0.1]]})})
     with pytest.raises(UsageError, match="endpoints a"):
-        Simulator(plan, "family", both, make_profile(BUSY_S), slots={"b": 1})
+        Simulator(plan, "family", both, {"b": make_profile(BUSY_S)})
     with pytest.raises(UsageError, match="no request"):
         draw_load(np.array([]), 1.0, 1, np.random.default_rng(0))
     with pytest.raises(UsageError, match="must rise"):
