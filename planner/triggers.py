@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from cascadeserve.gear_plan import Gear, Trigger
 from planner.predict import ROUGH, THOROUGH
@@ -49,11 +50,22 @@ _LEAST_FRAC = 1e-3
 
 @dataclass(frozen=True)
 class Tuned:
-    """A ladder entry with triggers, and the rate in rows per second that they sustain; 0: they never keep the SLO."""
+    """A ladder entry with triggers, and the rate in rows per second that they sustain; 0: they never keep the SLO.
+
+    `values`, (rate, worth) by rising rate, are there where more is asked of an answer than to be right.
+    """
 
     entry: LadderEntry
     triggers: Triggers
     sustained_per_s: float
+    values: tuple[tuple[float, float], ...] = ()
+
+    def worth(self, rate_per_s: float) -> float:
+        """What an answer at a rate is worth: its accuracy on the search split, or what `values` say."""
+        if not self.values:
+            return self.entry.accuracy or 0.0
+        rates, values = zip(*self.values, strict=True)
+        return float(np.interp(rate_per_s, rates, values))
 
 
 @dataclass(frozen=True)
