@@ -30,7 +30,7 @@ from planner.profile import batch_busy_s, planned_busy_points
 from planner.quickest import quickest
 from planner.search import evaluate, reference_model
 from planner.time_limit import TimeLimit, spread
-from planner.triggers import Device, largest_within, tune
+from planner.triggers import Device, largest_within, most_per_s, tune
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,6 +52,8 @@ LADDER_SIZE = 12
 _LAYOUT = "all"
 # the search weighs models by their work in batches that keep the device for at most this share of the SLO
 _BATCH_SLO_FRAC = 0.1
+# models side by side may get this much more out of a device than full batches one after the other
+_SHARING = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,7 @@ class _Draft:
     ) -> None:
         self._inputs = inputs
         self._limit = limit
+        self._one_entry = WITH_ONE_ENTRY[inputs.policy] == inputs.policy
         goal, search_records = inputs.goal, inputs.search
         self._reference = reference_model(search_records)
         self._slo_s = goal.slo_s or (goal.slo_per_reference_batch or 0.0) * batch_busy_s(
@@ -165,6 +168,8 @@ class _Draft:
     def options(self, on_progress: Callable[[int, int], None]) -> list[Option]:
         """Entries that may serve without being degraded, with their triggers."""
         certain = [entry for entry in self._ladder if self._may_be_certified(entry)]
+        if self._one_entry:
+            certain = self._that_may_reach(certain)
         found: dict[str, Option] = {}
         for done, entry in enumerate(spread(certain)):
             on_progress(done, len(certain))
@@ -180,6 +185,22 @@ class _Draft:
                 "latency",
             )
         return [found[entry.name] for entry in certain if entry.name in found]
+
+    def _that_may_reach(self, entries: Sequence[LadderEntry]) -> list[LadderEntry]:
+        """Entries that need not be ruled out for the rate of the goal, where one of them has to serve it alone."""
+        goal = self._inputs.goal
+        wanted_per_s = (goal.max_rate_per_s or 0.0) / goal.headroom / _SHARING
+        most_per_s_of = {entry.name: most_per_s(entry, self._device) for entry in entries}
+        kept = [entry for entry in entries if most_per_s_of[entry.name] >= wanted_per_s]
+        if not kept:
+            fastest = max(most_per_s_of, key=most_per_s_of.__getitem__)
+            raise Infeasible(
+                f"the goal asks for {goal.max_rate_per_s:g} rows/s, but full batches of {fastest!r}, the fastest entry "
+                f"that is accurate enough, make only {most_per_s_of[fastest]:.0f}; lower max_rate_per_s, or relax the SLO "
+                "or the accuracy",
+                "rate",
+            )
+        return kept
 
     def _reaches(self, options: Iterable[Option]) -> bool:
         """Whether some option serves the rate that the goal asks for."""
@@ -221,8 +242,7 @@ class _Draft:
         if spare:
             # the spare entries may serve lower rates than the goal asks for: that is decided when they are needed
             slower = msgspec.structs.replace(goal, max_rate_per_s=None)
-            one_entry = WITH_ONE_ENTRY[self._inputs.policy] == self._inputs.policy
-            used |= {span.tuned.entry.name for span in tile(spare, slower, prior, one_entry=one_entry)}
+            used |= {span.tuned.entry.name for span in tile(spare, slower, prior, one_entry=self._one_entry)}
         kept = [e for e in self._ladder if e.name in used | degraded or self._is_reference(e)]
         return freeze(kept, self._reference, self._inputs.search, degraded=degraded)
 

@@ -200,6 +200,16 @@ def _bisect(gear: Gear, low: float, high: float, ratio: float, effort: Effort, p
     return low
 
 
+def most_per_s(entry: LadderEntry, device: Device) -> float:
+    """Rows per second at which the best batches within the SLO would keep every slot busy, whatever the triggers."""
+    work_s = 0.0
+    for stage, share in zip(entry.stages, entry.reach, strict=True):
+        model = device.models[stage.model]
+        sizes = [size for size in _sizes(model) if model.batch_busy_s(size) <= device.slo_s] or [1]
+        work_s += share * min(model.batch_busy_s(size) / size for size in sizes)
+    return device.slots / work_s
+
+
 def _capacity_per_s(tuned: Tuned, device: Device) -> float:
     """Rows per second at which full batches would keep every slot busy."""
     work_s = 0.0
