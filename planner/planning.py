@@ -196,8 +196,8 @@ class _Draft:
             fastest = max(most_per_s_of, key=most_per_s_of.__getitem__)
             raise Infeasible(
                 f"the goal asks for {goal.max_rate_per_s:g} rows/s, but full batches of {fastest!r}, the fastest entry "
-                f"that is accurate enough, make only {most_per_s_of[fastest]:.0f}; lower max_rate_per_s, or relax the SLO "
-                "or the accuracy",
+                f"that is accurate enough, make only {most_per_s_of[fastest]:.0f}; lower max_rate_per_s, or relax the "
+                "SLO or the accuracy",
                 "rate",
             )
         return kept
