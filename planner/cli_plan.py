@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -16,22 +18,31 @@ from cascadeserve.cluster import read_cluster
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.gear_plan import MAX_NAME_LENGTH, NAME_PATTERN, read_gear_plan
 from cascadeserve.triton_config import input_specs, read_config
+from planner.checkpoint import Checkpoint
 from planner.explain import explain_plan
 from planner.explain_page import check_page, write_page
-from planner.goal import choose_family, rate_prior, read_goal, trace_path
-from planner.planning import Inputs, plan_family
+from planner.goal import choose_family, rate_prior, read_goal, trace_path, with_least
+from planner.infeasible import Infeasible
+from planner.objectives import Planner
+from planner.planning import Inputs
+from planner.policies import POLICIES
 from planner.profile import read_profiles
 from planner.records_files import read_search
+from planner.time_limit import TimeLimit
+from planner.trace_facts import trace_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from cascadeserve.gear_plan import GearPlan, TensorSpec
-    from planner.planning import Policy
+    from planner.goal import FamilyGoal, Least, RatePrior
+    from planner.policies import Policy
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _PROFILE_HELP = "Profile of the models (JSON); one for every kind of device in the cluster."
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+# exit status after Ctrl-C
+_INTERRUPTED = 130
 
 
 def _check_name(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
@@ -62,7 +73,27 @@ def _make_room(context: click.Context, parameter: click.Parameter, output: Path)
 @click.option("--repository", type=_FOLDER, default="model_repository", show_default=True, help="What Triton serves.")
 @click.option("--output", type=_FILE, required=True, callback=_make_room, help="Gear plan to write (JSON).")
 @click.option("--family", "family_name", default=None, help="Family to plan, if the goal has several.")
-@click.option("--policy", type=click.Choice(["cascade", "single"]), default="cascade", show_default=True)
+@click.option(
+    "--policy",
+    type=click.Choice(POLICIES),
+    default="cascade",
+    show_default=True,
+    help="What gears choose from: cascades, or one for all rates; single models, or one; the most accurate model.",
+)
+@click.option(
+    "--minimise",
+    type=click.Choice(["latency", "cost"]),
+    default=None,
+    help="Latency at the accuracy of a goal without SLO, or cost of endpoints that reach its rate [default: as in it].",
+)
+@click.option("--from-trace", type=_FILE, default=None, help="Take burstiness and rates from a trace (CSV).")
+@click.option("--trace-column", default=None, help="Column of the times in that trace, by name or index from 0.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=None,
+    help="Seconds after which nothing is refined any more; what was left out is said.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Fixes every simulated load.")
 @click.option("--name", default=None, callback=_check_name, help="Name of the plan [default: the family's].")
 @click.option("--spend", is_flag=True, help="Certify although the calibration rows certified another ladder before.")
@@ -77,16 +108,24 @@ def plan(
     output: Path,
     family_name: str | None,
     policy: Policy,
+    minimise: Least | None,
+    from_trace: Path | None,
+    trace_column: str | None,
+    time_limit: float | None,
     seed: int,
     name: str | None,
     spend: bool,
 ) -> None:
-    """Make a gear plan; the same files and seed give the same bytes.
+    """Make a gear plan; the same files and seed give the same bytes, if there is no time limit.
 
     Calibration rows are for one certificate. So try goals without --calibration first, and certify what you settled on.
+    Interrupted, the same command goes on where it was, from OUTPUT.partial.
     """
-    goal = read_goal(goal_path)
-    family = choose_family(goal, goal_path, family_name)
+    goals = read_goal(goal_path)
+    family = choose_family(goals, goal_path, family_name)
+    goal = goals.families[family]
+    if minimise is not None:
+        goal = with_least(goal, minimise)
     profiles = read_profiles(profile_paths)
     cluster = read_cluster(cluster_path)
     search = read_search(search_path)
@@ -94,12 +133,14 @@ def plan(
     sources = {"goal": goal_path, "cluster": cluster_path}
     for kind, path in zip(profiles, profile_paths, strict=True):
         sources["profile" if len(profiles) == 1 else f"profile.{kind}"] = path
-    if (trace := trace_path(goal.families[family], goal_path)) is not None:
+    trace = from_trace or trace_path(goal, goal_path)
+    if trace is not None:
         sources["trace"] = trace
+    goal, prior = _load_to_plan_for(goal, goal_path, from_trace, trace_column, seed)
     inputs = Inputs(
         family=family,
-        goal=goal.families[family],
-        prior=rate_prior(goal.families[family], goal_path, seed),
+        goal=goal,
+        prior=prior,
         profiles=profiles,
         cluster=cluster,
         search=search,
@@ -111,20 +152,26 @@ def plan(
         seed=seed,
         name=name or "",
     )
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal) as progress:
-        task = progress.add_task("tuning cascades", total=None)
-        made = plan_family(
-            inputs,
-            calibration,
-            spend=spend,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    write_json(output, made)
+    limit = TimeLimit(time_limit)
+    checkpoint = Checkpoint(output.with_name(f"{output.name}.partial"))
+    try:
+        with _progress() as on_progress:
+            planner = Planner(limit=limit, checkpoint=checkpoint, on_progress=on_progress)
+            made, settled = planner.plan(inputs, calibration, spend=spend)
+        write_json(output, made)
+    except Infeasible:
+        # another goal asks other questions
+        checkpoint.remove()
+        raise
+    except KeyboardInterrupt:
+        kept = f", from what is in {checkpoint.folder}" if checkpoint.folder.exists() else ""
+        click.echo(f"interrupted; nothing was written, and the same command goes on where it was{kept}", err=True)
+        raise SystemExit(_INTERRUPTED) from None
+    checkpoint.remove()
+    for finding in settled.findings:
+        click.echo(finding)
+    if limit.left_out:
+        click.echo(f"The time limit was reached, which left out: {'; '.join(limit.left_out)}.", err=True)
     # what was written is what serves: read as the orchestrator will
     _show(read_gear_plan(output, cluster))
 
@@ -151,6 +198,38 @@ def explain(*, plan_path: Path, page_path: Path | None, cluster_path: Path | Non
     if page_path is not None:
         write_page(page_path, made, cluster)
     _show(made)
+
+
+def _load_to_plan_for(
+    goal: FamilyGoal, goal_path: Path, from_trace: Path | None, column: str | None, seed: int
+) -> tuple[FamilyGoal, RatePrior | None]:
+    """Burstiness and rates as the goal has them, or as a trace does, which is said then."""
+    if from_trace is None:
+        if column is not None:
+            raise UsageError("--trace-column: names a column of no trace; give --from-trace, too")
+        return goal, rate_prior(goal, goal_path, seed)
+    if any(given is not None for given in (goal.rate_prior, goal.trace, goal.zipf)):
+        raise UsageError(
+            f"--from-trace: {goal_path} says already how often each rate occurs; "
+            "leave out its rate_prior, trace or zipf"
+        )
+    facts = trace_facts(from_trace, column=column, mean_rows=goal.mean_rows, seed=seed)
+    for sentence in facts.sentences():
+        click.echo(sentence)
+    return msgspec.structs.replace(goal, dispersion=facts.dispersion), facts.prior
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal) as progress:
+        task = progress.add_task("tuning cascades", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _show(made: GearPlan) -> None:

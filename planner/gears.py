@@ -1,8 +1,9 @@
 """Gears: which ladder entry serves which rates, checked in the simulator.
 
 An entry may serve up to `headroom` times the rate it sustains. Of all ways to tile the rates from 0 to the highest of
-these with gears, the one is taken whose rows are answered most accurately, at the rates of the goal's prior (without
-one, every doubling of the rate counts as equally frequent), less a small price per gear.
+these with gears, the one is taken whose rows are answered most accurately (or soonest, see planner.quickest), at the
+rates of the goal's prior (without one, every doubling of the rate counts as equally frequent), less a small price per
+gear.
 
 A gear must be **wide enough**: the orchestrator estimates the rate from recent arrivals, and a load in the upper part
 of a narrow gear would look like one of the next gear now and then, and for the dwell after that be served by it. So a
@@ -21,10 +22,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cascadeserve.errors import UsageError
 from cascadeserve.gear_plan import Gear
 from cascadeserve.plan_evidence import Predicted
 from cascadeserve.policy.demand import MAX_WINDOW_S, MIN_WINDOW_S, WINDOW_REQUESTS
+from planner.infeasible import Infeasible
 from planner.predict import CHECK
 
 if TYPE_CHECKING:
@@ -57,19 +58,22 @@ _WIDEST = 1.6
 
 @dataclass(frozen=True)
 class Option:
-    """A ladder entry that may serve, by rising sustained rate: greedy triggers and, maybe, eager ones."""
+    """A ladder entry that may serve, by rising sustained rate: greedy triggers and, maybe, eager ones.
+
+    From `until_per_s` on, in rows per second, another option is better, though this one could serve more.
+    """
 
     tuned: tuple[Tuned, ...]
+    until_per_s: float = math.inf
 
     @property
     def name(self) -> str:
         """Name of the ladder entry."""
         return self.tuned[0].entry.name
 
-    @property
-    def accuracy(self) -> float:
-        """Accuracy on the search split."""
-        return self.tuned[0].entry.accuracy or 0.0
+    def worth(self, rate_per_s: float) -> float:
+        """What an answer is worth at a rate: as a rule the accuracy on the search split."""
+        return self.tuned[-1].worth(rate_per_s)
 
     @property
     def sustained_per_s(self) -> float:
@@ -99,25 +103,32 @@ def least_width_per_s(upper_per_s: float, goal: FamilyGoal) -> float:
 
 
 def tile(
-    options: Iterable[Option], goal: FamilyGoal, prior: RatePrior | None, *, wider: Mapping[str, float] = _AS_THEY_ARE
+    options: Iterable[Option],
+    goal: FamilyGoal,
+    prior: RatePrior | None,
+    *,
+    wider: Mapping[str, float] = _AS_THEY_ARE,
+    one_entry: bool = False,
 ) -> list[Span]:
     """Choose gears for the rates from 0 to the highest that an option can serve, or the goal asks for.
 
-    `wider` is the factor by which the gear of a ladder entry must be wider than the module says.
+    `wider` is the factor by which the gear of a ladder entry must be wider than the module says. With `one_entry` the
+    option that serves the highest rate serves all.
 
     Raises:
-        UsageError: no option serves the rate that the goal asks for.
+        Infeasible: no option serves the rate that the goal asks for.
 
     """
     useful = _useful(options, goal)
     top = useful[-1]
     rate_per_s = _upper_per_s(top, goal)
     if goal.max_rate_per_s is not None and rate_per_s < goal.max_rate_per_s:
-        raise UsageError(
+        raise Infeasible(
             f"the goal asks for {goal.max_rate_per_s:g} rows/s, but {top.name!r}, the fastest entry that is accurate "
-            f"enough, serves only {rate_per_s:.0f}; lower max_rate_per_s, or relax the SLO or the accuracy"
+            f"enough, serves only {rate_per_s:.0f}; lower max_rate_per_s, or relax the SLO or the accuracy",
+            "rate",
         )
-    others = useful[:-1]
+    others = [] if one_entry else useful[:-1]
     subsets = chain.from_iterable(combinations(others, size) for size in range(len(others) + 1))
     tilings = [_spans((*subset, top), goal, wider) for subset in subsets]
     wide = [spans for spans in tilings if len(spans) == 1 or all(_is_wide(span, goal, wider) for span in spans)]
@@ -126,15 +137,16 @@ def tile(
 
 
 def _upper_per_s(option: Option, goal: FamilyGoal) -> float:
-    upper = goal.headroom * option.sustained_per_s
+    upper = min(goal.headroom * option.sustained_per_s, option.until_per_s)
     return upper if goal.max_rate_per_s is None else min(upper, goal.max_rate_per_s)
 
 
 def _useful(options: Iterable[Option], goal: FamilyGoal) -> list[Option]:
-    """Options by rising rate that no other one beats in both rate and accuracy."""
+    """Options by rising rate that no other one beats in both rate and worth."""
     kept: list[Option] = []
-    for option in sorted(options, key=lambda o: (-_upper_per_s(o, goal), -o.accuracy)):
-        if not kept or option.accuracy > kept[-1].accuracy:
+    for option in sorted(options, key=lambda o: (-_upper_per_s(o, goal), -o.worth(_upper_per_s(o, goal)))):
+        end_per_s = _upper_per_s(option, goal)
+        if not kept or option.worth(end_per_s) > kept[-1].worth(end_per_s):
             kept.append(option)
     return kept[::-1]
 
@@ -161,18 +173,20 @@ def _is_wide(span: Span, goal: FamilyGoal, wider: Mapping[str, float]) -> bool:
 
 
 def _score(spans: Sequence[Span], prior: RatePrior | None) -> float:
-    """Accuracy over rows, less the price of the gears; rates above the highest are served by the last one."""
+    """Worth over rows, less the price of the gears; rates above the highest are served by the last one."""
     if prior is None:
         # as many rows between any two rates as between two others as far apart
-        weights = [span.high - span.low for span in spans]
+        parts = [(span.high - span.low, span.tuned.worth((span.low + span.high) / 2)) for span in spans]
     else:
-        ends = [*(span.high for span in spans[:-1]), float("inf")]
-        weights = [
-            sum(share * rate for rate, share in prior if span.low <= rate < end)
+        ends = [*(span.high for span in spans[:-1]), math.inf]
+        parts = [
+            (share * rate, span.tuned.worth(rate))
             for span, end in zip(spans, ends, strict=True)
+            for rate, share in prior
+            if span.low <= rate < end
         ]
-    accuracy = sum(w * (span.tuned.entry.accuracy or 0.0) for w, span in zip(weights, spans, strict=True))
-    return accuracy / sum(weights) - _GEAR_PRICE * len(spans)
+    worth = sum(weight * worth for weight, worth in parts)
+    return worth / sum(weight for weight, _ in parts) - _GEAR_PRICE * len(spans)
 
 
 def _by_triggers(span: Span, options: Sequence[Option], goal: FamilyGoal, wider: Mapping[str, float]) -> list[Span]:
@@ -194,18 +208,19 @@ def build_gears(
     *,
     layout: str,
     overload: Tuned | None = None,
+    one_entry: bool = False,
 ) -> list[Gear]:
     """Gears by rising rate, each checked at the quarters of its range, then the degraded one.
 
-    `overload` serves what is above all ranges; None: the fastest of the gears does.
+    `overload` serves what is above all ranges; None: the fastest of the gears does. `one_entry` is for `tile`.
 
     Raises:
-        UsageError: as in `tile`, or a gear fails its checks however it is tried.
+        Infeasible: as in `tile`, or a gear fails its checks however it is tried.
 
     """
     wider: dict[str, float] = {}
     for _ in range(_TRIES):
-        spans = _calm_spans(options, goal, prior, predictor, wider, layout)
+        spans = _calm_spans(options, goal, prior, predictor, wider, layout, one_entry=one_entry)
         gears = [_gear(span, spans, layout) for span in spans]
         checked = [_checked(gear, span, goal, predictor) for gear, span in zip(gears, spans, strict=True)]
         failed = {id(span.tuned) for gear, span in zip(checked, spans, strict=True) if gear is None}
@@ -217,10 +232,14 @@ def build_gears(
         if (stuck := _latches(found, predictor)) is None:
             return found
         if all(len(option.tuned) == 1 for option in options):
-            raise UsageError(f"after a surge the load of gear {stuck!r} does not bring it back; relax the SLO")
+            raise Infeasible(
+                f"after a surge the load of gear {stuck!r} does not bring it back; relax the SLO", "latency"
+            )
         # What waits for large batches can look like a backlog; greedy triggers never do.
-        options = [Option(option.tuned[:1]) for option in options]
-    raise UsageError("no gear keeps the SLO over its whole range; the profile may be too noisy, or the SLO too tight")
+        options = [replace(option, tuned=option.tuned[:1]) for option in options]
+    raise Infeasible(
+        "no gear keeps the SLO over its whole range; the profile may be too noisy, or the SLO too tight", "latency"
+    )
 
 
 def _calm_spans(
@@ -230,9 +249,11 @@ def _calm_spans(
     predictor: Predictor,
     wider: dict[str, float],
     layout: str,
+    *,
+    one_entry: bool,
 ) -> list[Span]:
     """Tile so that a steady load stays in its gear; `wider` remembers what that takes, if it can be had."""
-    spans = tile(options, goal, prior, wider=wider)
+    spans = tile(options, goal, prior, wider=wider, one_entry=one_entry)
     while len(spans) > 1:
         gears = [_gear(span, spans, layout) for span in spans]
         gears.append(_overload(spans[-1].tuned, spans[-1].high, layout))
@@ -242,7 +263,7 @@ def _calm_spans(
             if wider.get(restless, 1.0) > _WIDEST:
                 return spans
             wider[restless] = wider.get(restless, 1.0) * _WIDER
-            spans = tile(options, goal, prior, wider=wider)
+            spans = tile(options, goal, prior, wider=wider, one_entry=one_entry)
         if restless is None:
             break
     return spans
@@ -298,7 +319,8 @@ def _ended_by(span: Span, goal: FamilyGoal) -> RangeEnd:
 def _shrunk(option: Option, failed: set[int]) -> Option:
     """Option that claims less of the triggers that failed; eager ones that claim no more than the greedy ones go."""
     tuned = [replace(t, sustained_per_s=t.sustained_per_s * _SHRINK) if id(t) in failed else t for t in option.tuned]
-    return Option(tuple(tuned[:1] + [t for t in tuned[1:] if t.sustained_per_s > tuned[0].sustained_per_s]))
+    kept = tuned[:1] + [t for t in tuned[1:] if t.sustained_per_s > tuned[0].sustained_per_s]
+    return replace(option, tuned=tuple(kept))
 
 
 def _restless(gears: Sequence[Gear], predictor: Predictor) -> str | None:

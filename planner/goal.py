@@ -3,18 +3,19 @@
     schema_version = 1
 
     [families.digits]
-    slo_per_reference_batch = 10.0     # or slo_s: seconds
+    slo_per_reference_batch = 10.0     # or slo_s: seconds; or neither, for the least latency at an accuracy
     below_reference = 0.005            # or min_accuracy: what a cascade may lose on the search split
     max_epsilon = 0.01                 # what it may lose at most, certified at 1 - delta
     delta = 0.05
 
-Rates are in rows per second. Everything has a default but the latency.
+Rates are in rows per second. Everything has a default but the latency, or the accuracy in its place.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -26,12 +27,16 @@ from cascadeserve.replay.arrivals import from_trace
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
 Rate = Annotated[float, Meta(ge=0.0, le=1e9)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Inner = Annotated[float, Meta(gt=0.0, lt=1.0)]
 # (rows per second, share of time) by rising rate; the shares sum to 1
 RatePrior = tuple[tuple[float, float], ...]
+# what a plan is to have as little of as it can
+Least = Literal["latency", "cost"]
 
 # a trace tells how often each rate occurs, counted over windows as long as the orchestrator's
 _WINDOW_S = 1.0
@@ -46,9 +51,26 @@ class TraceUse(Artefact, frozen=True, kw_only=True):
     duration_s: Positive | None = None
 
 
+class Zipf(Artefact, frozen=True, kw_only=True):
+    """The rates of the paper's plans: low ones often, high ones seldom.
+
+    The rates up to `max_rate_per_s` (None: the one that the plan has to reach) are cut into `ranges` slices of the same
+    width. Slice k, the slowest being the first, is met for a share of time that goes with k ** -exponent; a rate in it
+    is taken to be the middle of the slice. Slices of the same width and low rates more frequent are the paper's; the
+    exponent and the middle, about which it says nothing, are ours.
+    """
+
+    max_rate_per_s: Positive | None = None
+    ranges: Annotated[int, Meta(ge=1, le=_MOST_RATES)] = 10
+    exponent: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+
+
 class FamilyGoal(Artefact, frozen=True, kw_only=True):
     """What one family's plan has to keep."""
 
+    # what to have the least of: the latency, at the accuracy that is asked for and without an SLO, which is then found;
+    # or the cost of the endpoints that reach the rate within the SLO; None: the latency if there is no SLO, or neither
+    minimise: Least | None = None
     # latency that `percentile` of the requests keep; the multiple is of the reference model's busy time for one row, on
     # the fastest kind of device of the cluster
     slo_s: Positive | None = None
@@ -71,22 +93,54 @@ class FamilyGoal(Artefact, frozen=True, kw_only=True):
     headroom: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.9
     # rate that the plan has to reach, and need not exceed; None: as high as it goes
     max_rate_per_s: Positive | None = None
-    # how often each rate occurs: (rows per second, weight), or as a trace has it
+    # how often each rate occurs: (rows per second, weight), or as a trace has it, or the slower the more often
     rate_prior: Annotated[tuple[tuple[Rate, Positive], ...], Meta(min_length=1)] | None = None
     trace: TraceUse | None = None
+    zipf: Zipf | None = None
 
     def __post_init__(self) -> None:
         """Check what contradicts itself."""
-        if (self.slo_s is None) == (self.slo_per_reference_batch is None):
-            raise ValueError("give one of slo_s and slo_per_reference_batch")
-        if self.min_accuracy is not None and self.below_reference is not None:
-            raise ValueError("give one of min_accuracy and below_reference, not both")
-        if self.rate_prior is not None and self.trace is not None:
-            raise ValueError("give one of rate_prior and trace, not both")
-        if self.rate_prior is not None and not any(rate for rate, _ in self.rate_prior):
-            raise ValueError("rate_prior needs a rate above 0")
-        if self.min_rows_per_request > self.max_rows_per_request:
-            raise ValueError("min_rows_per_request must not exceed max_rows_per_request")
+        self.check()
+
+    def check(self) -> None:
+        """Raise a ValueError where the goal contradicts itself."""
+        slos = _num_given(self.slo_s, self.slo_per_reference_batch)
+        accuracies = _num_given(self.min_accuracy, self.below_reference)
+        priors = _num_given(self.rate_prior, self.trace, self.zipf)
+        for wrong, problem in (
+            (slos > 1, "give one of slo_s and slo_per_reference_batch, not both"),
+            (accuracies > 1, "give one of min_accuracy and below_reference, not both"),
+            (
+                slos == accuracies == 0,
+                "give one of slo_s and slo_per_reference_batch; or an accuracy alone, for the least latency at that",
+            ),
+            (
+                self.minimise == "latency" and slos > 0,
+                "to minimise the latency is to find the SLO; give neither slo_s nor slo_per_reference_batch",
+            ),
+            (
+                self.minimise == "cost" and slos == 0,
+                "to minimise the cost takes an SLO; give slo_s or slo_per_reference_batch",
+            ),
+            (priors > 1, "give one of rate_prior, trace and zipf, not several"),
+            (
+                self.rate_prior is not None and not any(rate for rate, _ in self.rate_prior),
+                "rate_prior needs a rate above 0",
+            ),
+            (
+                self.min_rows_per_request > self.max_rows_per_request,
+                "min_rows_per_request must not exceed max_rows_per_request",
+            ),
+        ):
+            if wrong:
+                raise ValueError(problem)
+
+    @property
+    def least(self) -> Least | None:
+        """What to have the least of; None: the SLO is given, and the accuracy is to be high."""
+        if self.slo_s is None and self.slo_per_reference_batch is None:
+            return "latency"
+        return self.minimise
 
     @property
     def mean_rows(self) -> float:
@@ -99,6 +153,10 @@ class FamilyGoal(Artefact, frozen=True, kw_only=True):
         if self.below_reference is not None:
             asked = reference_accuracy - self.below_reference
         return max(asked, reference_accuracy - self.max_epsilon)
+
+
+def _num_given(*fields: object) -> int:
+    return sum(field is not None for field in fields)
 
 
 class Goal(Artefact, frozen=True, kw_only=True):
@@ -138,17 +196,53 @@ def trace_path(goal: FamilyGoal, path: Path) -> Path | None:
     return None if goal.trace is None else path.parent / goal.trace.file
 
 
+def with_least(goal: FamilyGoal, least: Least) -> FamilyGoal:
+    """The same goal with something else to minimise.
+
+    Raises:
+        UsageError: that contradicts the goal.
+
+    """
+    try:
+        changed = msgspec.structs.replace(goal, minimise=least)
+        changed.check()
+    except ValueError as error:
+        raise UsageError(f"--minimise {least}: {error}") from error
+    return changed
+
+
+def rate_to_reach_per_s(goal: FamilyGoal, prior: RatePrior | None) -> float:
+    """Rate, in rows per second, that a plan with something to minimise has to reach.
+
+    Raises:
+        UsageError: the goal names no rate.
+
+    """
+    highest = max((rate for rate, _ in prior or ()), default=0.0)
+    if goal.max_rate_per_s is None and not highest:
+        raise UsageError(
+            f"to minimise the {goal.least} takes rates; give max_rate_per_s, rate_prior, zipf or trace in the goal"
+        )
+    return goal.max_rate_per_s or highest
+
+
 def rate_prior(goal: FamilyGoal, path: Path, seed: int) -> RatePrior | None:
     """How often each rate occurs, as the goal in file `path` says; None if it says nothing.
 
     Raises:
-        InvalidArtefact: the trace is missing or wrong.
+        InvalidArtefact: the trace is missing or wrong, or a Zipf prior has no highest rate.
 
     """
     if goal.rate_prior is not None:
         points = sorted(goal.rate_prior)
         total = sum(weight for _, weight in points)
         return tuple((rate, weight / total) for rate, weight in points)
+    if goal.zipf is not None:
+        highest = goal.zipf.max_rate_per_s or goal.max_rate_per_s
+        if highest is None:
+            problem = "needs max_rate_per_s, its own or the one that the plan has to reach"
+            raise InvalidArtefact(problem, path=path, field="zipf")
+        return _zipf_prior(goal.zipf, highest)
     file = trace_path(goal, path)
     if goal.trace is None or file is None:
         return None
@@ -160,7 +254,18 @@ def rate_prior(goal: FamilyGoal, path: Path, seed: int) -> RatePrior | None:
     )
     if not len(times_s):
         raise InvalidArtefact("holds no arrival", path=file)
-    rates = np.bincount((times_s / _WINDOW_S).astype(np.int64)) * (goal.mean_rows / _WINDOW_S)
+    return prior_of_arrivals(times_s, goal.mean_rows)
+
+
+def prior_of_arrivals(times_s: NDArray[np.float64], mean_rows: float) -> RatePrior:
+    """How often each rate occurs among requests at `times_s` [n], rising from 0, of `mean_rows` rows on average."""
+    rates = np.bincount((times_s / _WINDOW_S).astype(np.int64)) * (mean_rows / _WINDOW_S)
     level = (rates * (_MOST_RATES - 1) / rates.max()).astype(np.int64)
     windows, rows = np.bincount(level), np.bincount(level, weights=rates)
     return tuple((float(rows[i] / windows[i]), float(windows[i] / len(rates))) for i in np.flatnonzero(windows))
+
+
+def _zipf_prior(zipf: Zipf, max_rate_per_s: float) -> RatePrior:
+    weights = [k**-zipf.exponent for k in range(1, zipf.ranges + 1)]
+    total = sum(weights)
+    return tuple(((index + 0.5) * max_rate_per_s / zipf.ranges, weight / total) for index, weight in enumerate(weights))

@@ -21,7 +21,7 @@ from cascadeserve.gear_plan import LadderEntry
 from planner.front import pareto_front
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,22 +37,30 @@ _MAX_DECIMALS = 9
 
 
 def ladder(
-    candidates: Sequence[Candidate], *, reference: str, size: int = 12, floor: float = 0.0
+    candidates: Sequence[Candidate],
+    *,
+    reference: str,
+    size: int = 12,
+    floor: float = 0.0,
+    also: Collection[tuple[Stage, ...]] = (),
 ) -> tuple[LadderEntry, ...]:
     """Choose at most `size` candidates, from the dearest to the cheapest.
 
     The most accurate candidate, the reference model alone and the cheapest model alone are always among them. All but
     the reference lie on the Pareto front, where accuracy falls along with work; a reference that some cascade beats in
-    both stands above that cascade, as the dearer one. Below the accuracy `floor` there is only the cheapest model, for
-    when all else is too slow: with a goal that is known, the places go where they can be used.
+    both stands above that cascade, as the dearer one. So do the candidates whose stages are in `also`, which are always
+    among them, too. Below the accuracy `floor` there is only the cheapest model, for when all else is too slow: with a
+    goal that is known, the places go where they can be used.
 
     Raises:
-        UsageError: `size` is too small, or the reference model alone is no candidate.
+        UsageError: `size` is too small for what must be in it, or the reference model alone is no candidate.
 
     """
     if size < _SMALLEST:
         raise UsageError(f"a ladder needs room for {_SMALLEST} entries, not {size}: most accurate, reference, cheapest")
-    points, must = _places(candidates, reference, floor)
+    points, must = _places(candidates, reference, floor, also)
+    if len(must) > size:
+        raise UsageError(f"a ladder of {size} entries has no room for the {len(must)} that must be in it")
     chosen = [points[place] for place in _least_squares(points, must, size)]
     names = entry_names([candidate.stages for candidate in chosen])
     return tuple(
@@ -80,14 +88,16 @@ def _stage_name(stage: Stage, decimals: int) -> str:
     return f"{stage.model}{apart}{stage.threshold:.{decimals}f}"
 
 
-def _places(candidates: Sequence[Candidate], reference: str, floor: float) -> tuple[list[Candidate], set[int]]:
+def _places(
+    candidates: Sequence[Candidate], reference: str, floor: float, also: Collection[tuple[Stage, ...]]
+) -> tuple[list[Candidate], set[int]]:
     """Candidates that may become entries, from dear to cheap, and the places of those that must."""
     singles = {c.stages[0].model: c for c in candidates if len(c.stages) == 1}
     if reference not in singles:
         raise UsageError(f"the reference model {reference!r} alone is not among the candidates; search it too")
     front = [candidates[i] for i in pareto_front([c.accuracy for c in candidates], [c.work_s for c in candidates])]
     cheapest = min(singles.values(), key=lambda c: (c.work_s, -c.accuracy))
-    must = [front[0], singles[reference], cheapest]
+    must = [front[0], singles[reference], cheapest, *(c for c in candidates if c.stages in also)]
     front = [candidate for candidate in front if candidate.accuracy >= floor]
     along = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(_on_log_axes(front), axis=0), axis=1))))
     # As many equal stretches of the front as there are places; the first point of each stands for it.

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.infeasible import Infeasible, why_infeasible
 from planner.load_split import SLACK, LoadSplit, least_utilisation, split_load
 from planner.patterns import alike, fullest, patterns, undominated
 from planner.placement_inputs import Problem
 from planner.placement_program import Program
+from planner.unplaced import Unplaced, why_unplaced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def place(
     former: Instances | None = None,
     most_utilisation: float = 1.0,
     tolerance: float = TOLERANCE,
-) -> Placement | Infeasible:
+) -> Placement | Unplaced:
     """Place models so that each of the loads can be carried, one at a time; `former` is what stands now.
 
     No device is busier than `most_utilisation`, a share of its slots of at most 1. The busiest is within `tolerance`,
@@ -82,7 +82,7 @@ def place(
     problem = Problem(tuple(endpoints), tuple(loads))
     found = _least_utilisation(problem, most_utilisation, tolerance / 4)
     if found is None:
-        return why_infeasible(problem, most_utilisation)
+        return why_unplaced(problem, most_utilisation)
     least, full = found
     held = min(max(least, _LEAST_UTILISATION) * (1.0 + tolerance / 2), most_utilisation)
     instances = _with_few_moves(problem, held, former, full) or full

@@ -9,45 +9,51 @@ hold at once; a few spare entries are certified for the case.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from cascadeserve import __version__
 from cascadeserve.errors import UsageError
-from cascadeserve.gear_plan import GearPlan, LadderEntry, Layout, PlannedFamily, PlannedModel, Stage
-from cascadeserve.plan_evidence import Expected, MadeFrom, PlanCertificate
-from planner.bounds import gap_upper, grouped_gap_upper, harms, repairs
-from planner.cascade_rows import cascade_answers
-from planner.certificate import REPAIR_SHARE, certify_file, freeze
+from cascadeserve.gear_plan import GearPlan, Layout, PlannedFamily, PlannedModel, Stage
+from cascadeserve.plan_evidence import MadeFrom, PlanCertificate
+from planner.certificate import certify_file, freeze
+from planner.checkpoint import RememberedPredictions
+from planner.expected import expect
 from planner.fits import check_fit
-from planner.gears import Option, build_gears, tile
-from planner.ladder import ladder
+from planner.gears import Option, tile
+from planner.infeasible import Infeasible
+from planner.likely import likely_epsilon
+from planner.policies import WITH_ONE_ENTRY, policy_gears, policy_ladder
 from planner.predict import SimulatedGears
 from planner.profile import batch_busy_s, planned_busy_points
-from planner.search import evaluate, reference_model, search
-from planner.triggers import Device, tune
+from planner.quickest import quickest
+from planner.search import evaluate, reference_model
+from planner.time_limit import TimeLimit, spread
+from planner.triggers import Device, most_per_s, tune
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from cascadeserve.cluster import Cluster
-    from cascadeserve.gear_plan import Gear, TensorSpec
+    from cascadeserve.gear_plan import Gear, LadderEntry, TensorSpec
+    from cascadeserve.plan_evidence import Expected
     from planner.certificate import Certificate, FrozenLadder
+    from planner.checkpoint import Checkpoint
     from planner.goal import FamilyGoal, RatePrior
+    from planner.policies import Policy
     from planner.predict import Predictor
     from planner.profile import Profile
     from planner.records import SearchRecords
     from planner.triggers import Tuned
 
-Policy = Literal["cascade", "single"]
-
-_LADDER_SIZE = 12
+LADDER_SIZE = 12
 _LAYOUT = "all"
 # the search weighs models by their work in batches that keep the device for at most this share of the SLO
 _BATCH_SLO_FRAC = 0.1
+# models side by side may get this much more out of a device than full batches one after the other
+_SHARING = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,8 @@ class Inputs:
     """All that one family's plan is made from, but the calibration rows.
 
     `profiles` is by device kind; `num_classes` is None where a model returns no scores; `largest_batch` is what the
-    model configs allow, by model; `digests` are those of the files, by what they are.
+    model configs allow, by model; `digests` are those of the files, by what they are. With `quickest` every rate gets
+    the gear that answers soonest there, not the most accurate one; the goal then has a `max_rate_per_s`.
     """
 
     family: str
@@ -69,6 +76,7 @@ class Inputs:
     largest_batch: Mapping[str, int]
     digests: Mapping[str, str]
     policy: Policy = "cascade"
+    quickest: bool = False
     seed: int = 0
     name: str = ""
 
@@ -84,18 +92,22 @@ def plan_family(
     spend: bool = False,
     predictor: Predictor | None = None,
     on_progress: Callable[[int, int], None] = no_progress,
+    limit: TimeLimit | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> GearPlan:
     """Make the plan; without `calibration` it is a draft, in which nothing is certified.
 
     `spend` is for `certify_file`; `predictor` None asks the simulator; `on_progress` gets ladder entries done and all.
+    Past the `limit` only what a plan needs is done; `checkpoint` keeps what the predictor said for the next run.
 
     Raises:
-        UsageError: the inputs do not fit each other, or nothing keeps the goal.
+        UsageError: the inputs do not fit each other.
+        Infeasible: nothing keeps the goal.
 
     """
     models = inputs.search.models
     devices = check_fit(inputs.search, inputs.profiles, inputs.cluster, family=inputs.family, models=models)
-    draft = _Draft(inputs, devices, predictor)
+    draft = _Draft(inputs, devices, predictor, limit or TimeLimit(None), checkpoint)
     options = draft.options(on_progress)
     overload = draft.overload() if inputs.goal.uncertified_overload else None
     gears = draft.gears(options, overload)
@@ -122,17 +134,26 @@ def plan_family(
 class _Draft:
     """A plan on its way."""
 
-    def __init__(self, inputs: Inputs, devices: Mapping[str, Profile], predictor: Predictor | None) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        devices: Mapping[str, Profile],
+        predictor: Predictor | None,
+        limit: TimeLimit,
+        checkpoint: Checkpoint | None,
+    ) -> None:
         """`devices` is the profile of every endpoint."""
         self._inputs = inputs
         self._devices = devices
+        self._limit = limit
+        self._one_entry = WITH_ONE_ENTRY[inputs.policy] == inputs.policy
         goal, search_records = inputs.goal, inputs.search
         self._reference = reference_model(search_records)
         # as a multiple of a batch of the reference model it is that of the fastest kind of device
         self._slo_s = goal.slo_s or (goal.slo_per_reference_batch or 0.0) * min(
             batch_busy_s(profile.models[self._reference], 1, 1) for profile in devices.values()
         )
-        names = [self._reference] if inputs.policy == "single" else list(search_records.models)
+        names = [self._reference] if inputs.policy == "reference" else list(search_records.models)
         models = {name: self._planned_model(name) for name in names}
         slots = {endpoint: profile.slots for endpoint, profile in devices.items()}
         self._device = Device(models=models, slots=slots, slo_s=self._slo_s, layout=_LAYOUT)
@@ -140,31 +161,59 @@ class _Draft:
         reference_accuracy = evaluate(search_records, [Stage(model=self._reference)], work_s).accuracy
         self._floor = goal.accuracy_floor(reference_accuracy)
         if self._floor > reference_accuracy:
-            raise UsageError(
+            raise Infeasible(
                 f"the goal wants an accuracy of {self._floor:.2%}, but the most accurate model, {self._reference!r}, "
-                f"reaches {reference_accuracy:.2%} on the search rows; lower min_accuracy, or add a better model"
+                f"reaches {reference_accuracy:.2%} on the search rows; lower min_accuracy, or add a better model",
+                "accuracy",
             )
         self._ladder = self._make_ladder(work_s)
         self.predictor: Predictor = predictor or SimulatedGears(
             self._assembled([], self._ladder, models), inputs.family, goal, search_records, devices, seed=inputs.seed
         )
+        file = None if checkpoint is None else checkpoint.file(_content(inputs))
+        self.predictor = RememberedPredictions(self.predictor, file)
 
     def options(self, on_progress: Callable[[int, int], None]) -> list[Option]:
         """Entries that may serve without being degraded, with their triggers."""
         certain = [entry for entry in self._ladder if self._may_be_certified(entry)]
-        options = []
-        for done, entry in enumerate(certain):
+        if self._one_entry:
+            certain = self._that_may_reach(certain)
+        found: dict[str, Option] = {}
+        for done, entry in enumerate(spread(certain)):
             on_progress(done, len(certain))
-            tuned = tune(entry, self._device, self.predictor)
-            if tuned:
-                options.append(Option(tuple(tuned)))
+            if self._limit.reached and self._reaches(found.values()):
+                self._limit.leave_out(f"the ladder entry {entry.name}")
+            elif tuned := tune(entry, self._device, self.predictor):
+                found[entry.name] = Option(tuple(tuned))
         on_progress(len(certain), len(certain))
-        if not options:
-            raise UsageError(
+        if not found:
+            raise Infeasible(
                 f"no ladder entry answers within the SLO of {self._slo_s * 1e3:.3g} ms at any rate; relax the SLO, "
-                "or add a faster model or endpoint"
+                "or add a faster model or endpoint",
+                "latency",
             )
-        return options
+        return [found[entry.name] for entry in certain if entry.name in found]
+
+    def _that_may_reach(self, entries: Sequence[LadderEntry]) -> list[LadderEntry]:
+        """Entries that need not be ruled out for the rate of the goal, where one of them has to serve it alone."""
+        goal = self._inputs.goal
+        wanted_per_s = (goal.max_rate_per_s or 0.0) / goal.headroom / _SHARING
+        most_per_s_of = {entry.name: most_per_s(entry, self._device) for entry in entries}
+        kept = [entry for entry in entries if most_per_s_of[entry.name] >= wanted_per_s]
+        if not kept:
+            fastest = max(most_per_s_of, key=most_per_s_of.__getitem__)
+            raise Infeasible(
+                f"the goal asks for {goal.max_rate_per_s:g} rows/s, but full batches of {fastest!r}, the fastest entry "
+                f"that is accurate enough, make only {most_per_s_of[fastest]:.0f}; lower max_rate_per_s, or relax the "
+                "SLO or the accuracy",
+                "rate",
+            )
+        return kept
+
+    def _reaches(self, options: Iterable[Option]) -> bool:
+        """Whether some option serves the rate that the goal asks for."""
+        goal = self._inputs.goal
+        return any(goal.headroom * option.sustained_per_s >= (goal.max_rate_per_s or 0.0) for option in options)
 
     def overload(self) -> Tuned | None:
         """Triggers of the cheapest entry, for what is above all ranges."""
@@ -181,7 +230,15 @@ class _Draft:
                 f"{_rows_needed(certificate)}"
             )
         goal, prior = self._inputs.goal, self._inputs.prior
-        return build_gears(options, goal, prior, self.predictor, layout=_LAYOUT, overload=overload)
+        if self._inputs.quickest:
+            options = quickest(
+                options, self.predictor, layout=_LAYOUT, slo_s=self._slo_s, headroom=goal.headroom,
+                top_per_s=goal.max_rate_per_s or 0.0,
+            )  # fmt: skip
+        return policy_gears(
+            self._inputs.policy, options, goal, prior, self.predictor, layout=_LAYOUT, overload=overload,
+            limit=self._limit, compare=not self._inputs.quickest,
+        )  # fmt: skip
 
     def freeze(self, options: Sequence[Option], gears: Sequence[Gear]) -> FrozenLadder:
         """Freeze what the gears use, what they would use without the fastest entry, and the reference model."""
@@ -193,7 +250,7 @@ class _Draft:
         if spare:
             # the spare entries may serve lower rates than the goal asks for: that is decided when they are needed
             slower = msgspec.structs.replace(goal, max_rate_per_s=None)
-            used |= {span.tuned.entry.name for span in tile(spare, slower, prior)}
+            used |= {span.tuned.entry.name for span in tile(spare, slower, prior, one_entry=self._one_entry)}
         kept = [e for e in self._ladder if e.name in used | degraded or self._is_reference(e)]
         return freeze(kept, self._reference, self._inputs.search, degraded=degraded)
 
@@ -212,12 +269,9 @@ class _Draft:
     def _make_ladder(self, work_s: Mapping[str, float]) -> list[LadderEntry]:
         """Entries from dear to cheap with their accuracy."""
         records = self._inputs.search
-        entries: tuple[LadderEntry, ...]
-        if self._inputs.policy == "single":
-            entries = (LadderEntry(name=self._reference, stages=(Stage(model=self._reference),), reach=(1.0,)),)
-        else:
-            candidates = search(records, work_s)
-            entries = ladder(candidates, reference=self._reference, size=_LADDER_SIZE, floor=self._floor)
+        entries = policy_ladder(
+            self._inputs.policy, records, work_s, reference=self._reference, size=LADDER_SIZE, floor=self._floor
+        )
         return [
             msgspec.structs.replace(entry, accuracy=evaluate(records, entry.stages, work_s).accuracy)
             for entry in entries
@@ -227,20 +281,10 @@ class _Draft:
         """Whether the entry is accurate enough, and would be certified if the calibration rows were like these."""
         if self._is_reference(entry):
             return True
-        goal, records = self._inputs.goal, self._inputs.search
         if (entry.accuracy or 0.0) < self._floor:
             return False
-        label = cascade_answers(entry, records).label
-        reference = records.models[self._reference].label
-        harmed, repaired = harms(label, reference, records.truth), repairs(label, reference, records.truth)
-        delta = goal.delta / _LADDER_SIZE
-        group_of = np.unique(records.group_id, return_inverse=True)[1]
-        size = np.bincount(group_of)
-        if len(size) == len(records):
-            loss = gap_upper(int(harmed.sum()), int(repaired.sum()), len(records), delta, repair_share=REPAIR_SHARE)
-        else:
-            net_harm = np.bincount(group_of, weights=harmed.astype(np.int64) - repaired).astype(np.int64)
-            loss = grouped_gap_upper(net_harm, size, delta)
+        goal = self._inputs.goal
+        loss = likely_epsilon(entry, self._reference, self._inputs.search, goal.delta / LADDER_SIZE)
         return loss <= goal.max_epsilon
 
     def _is_reference(self, entry: LadderEntry) -> bool:
@@ -310,24 +354,12 @@ class _Draft:
         )
 
 
-def expect(gears: Sequence[Gear], entries: Sequence[LadderEntry], prior: RatePrior) -> Expected | None:
-    """What a prior comes to under some gears; None without gears."""
-    if not gears:
-        return None
-    accuracy = {entry.name: entry.accuracy or 0.0 for entry in entries}
-    rows, over_time, total = dict.fromkeys([gear.name for gear in gears], 0.0), 0.0, 0.0
-    for rate, share in prior:
-        gear = next(gear for gear in gears if rate < gear.upper_rate_per_s)
-        rows[gear.name] += rate * share
-        over_time += share * accuracy[gear.ladder_entry]
-        total += rate * share
-    shares = {name: amount / total for name, amount in rows.items()}
-    return Expected(
-        rate_prior=prior,
-        accuracy=sum(shares[gear.name] * accuracy[gear.ladder_entry] for gear in gears),
-        accuracy_over_time=over_time,
-        gears=shares,
-    )
+def _content(inputs: Inputs) -> list[object]:
+    """All that a prediction depends on, but the code."""
+    return [
+        inputs.family, inputs.goal, inputs.prior, dict(inputs.profiles), inputs.cluster, inputs.search.digest(),
+        inputs.policy, dict(inputs.largest_batch), inputs.seed,
+    ]  # fmt: skip
 
 
 def _certificate(

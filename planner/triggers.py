@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from cascadeserve.gear_plan import Gear, Trigger
 from cascadeserve.policy.work import mean_work_s
@@ -50,11 +51,22 @@ _LEAST_FRAC = 1e-3
 
 @dataclass(frozen=True)
 class Tuned:
-    """A ladder entry with triggers, and the rate in rows per second that they sustain; 0: they never keep the SLO."""
+    """A ladder entry with triggers, and the rate in rows per second that they sustain; 0: they never keep the SLO.
+
+    `values`, (rate, worth) by rising rate, are there where more is asked of an answer than to be right.
+    """
 
     entry: LadderEntry
     triggers: Triggers
     sustained_per_s: float
+    values: tuple[tuple[float, float], ...] = ()
+
+    def worth(self, rate_per_s: float) -> float:
+        """What an answer at a rate is worth: its accuracy on the search split, or what `values` say."""
+        if not self.values:
+            return self.entry.accuracy or 0.0
+        rates, values = zip(*self.values, strict=True)
+        return float(np.interp(rate_per_s, rates, values))
 
 
 @dataclass(frozen=True)
@@ -194,6 +206,15 @@ def _bisect(gear: Gear, low: float, high: float, ratio: float, effort: Effort, p
         middle = (low * high) ** 0.5
         low, high = (middle, high) if predictor.gear(gear, middle, effort).keeps else (low, middle)
     return low
+
+
+def most_per_s(entry: LadderEntry, device: Device) -> float:
+    """Rows per second at which the best batches within the SLO would keep every slot busy, whatever the triggers."""
+    work_s = 0.0
+    for stage, share in zip(entry.stages, entry.reach, strict=True):
+        batches_s = {size: device.batch_s(stage.model, size) for size in device.sizes(stage.model)}
+        work_s += share * min(b_s / size for size, b_s in batches_s.items() if size == 1 or b_s <= device.slo_s)
+    return sum(device.slots.values()) / work_s
 
 
 def _capacity_per_s(tuned: Tuned, device: Device) -> float:

@@ -153,7 +153,7 @@ class _Demo:
         make = partial(plans.make_plan, goal=plans.GOAL, search=self._search, profile=self._profile)
         with steps.timed("plan"):
             made = await make(cascade, calibration=calibration)
-            baseline = await make(single, "--policy=single", "--name=single", calibration=None)
+            baseline = await make(single, "--policy=reference", "--name=single", calibration=None)
         return made, PlanPair(
             cascade=cascade,
             single=single,

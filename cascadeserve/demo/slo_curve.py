@@ -65,7 +65,7 @@ async def plan_curve(
             write_atomically(here / "goal.toml", goal_text(GOAL, multiple).encode())
             cascade, single = here / "cascade.json", here / "single.json"
             cascade_per_s, single_per_s = await asyncio.gather(
-                rate_per_s(cascade), rate_per_s(single, "--policy=single", "--name=single")
+                rate_per_s(cascade), rate_per_s(single, "--policy=reference", "--name=single")
             )
             slo_s = own.slo_s * multiple / own_multiple
             made = PlanPair(cascade, single, slo_s=slo_s, cascade_per_s=cascade_per_s, single_per_s=single_per_s)

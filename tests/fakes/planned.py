@@ -108,22 +108,29 @@ class FormulaPredictor:
     """A queue by formula: latency grows with 1 / (1 - load); every call costs `call_s` of the device."""
 
     def __init__(
-        self, models: Mapping[str, PlannedModel], ladder: Sequence[LadderEntry], slo_s: float, *, call_s: float = 0.0
+        self,
+        models: Mapping[str, PlannedModel],
+        ladder: Sequence[LadderEntry],
+        slo_s: float,
+        *,
+        call_s: float = 0.0,
+        slots: int = 1,
     ) -> None:
         self.models = models
         self.entries = {entry.name: entry for entry in ladder}
         self.slo_s = slo_s
         self.call_s = call_s
+        self.slots = slots
         self.latching: set[str] = set()
         self.restless: set[str] = set()
         # share of the predicted rate at which the check of a ladder entry fails
         self.fails_from_per_s: dict[str, float] = {}
 
     @classmethod
-    def of(cls, plan: GearPlan, family: str, *_: Any, **__: Any) -> FormulaPredictor:
+    def of(cls, plan: GearPlan, family: str, *_: Any, **options: Any) -> FormulaPredictor:
         """Like SimulatedGears."""
         planned = plan.families[family]
-        return cls(planned.models, planned.ladder, planned.slo_s)
+        return cls(planned.models, planned.ladder, planned.slo_s, slots=sum(options["slots"].values()))
 
     def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
         """Batches are half way between min_batch and max_batch."""
@@ -132,7 +139,7 @@ class FormulaPredictor:
         for stage, share in zip(entry.stages, entry.reach, strict=True):
             trigger, model = gear.triggers[stage.model], self.models[stage.model]
             rows = (trigger.min_batch + trigger.max_batch) // 2
-            load += rate_per_s * share * (model.batch_busy_s(rows) + self.call_s) / rows
+            load += rate_per_s * share * (model.batch_busy_s(rows) + self.call_s) / rows / self.slots
             alone_s += model.batch_busy_s(1) + trigger.max_wait_s
         latency_s = alone_s / (1.0 - load) if load < 1.0 else float("inf")
         keeps = latency_s <= self.slo_s

@@ -120,8 +120,8 @@ def test_a_draft_says_that_it_is_one(folder: Path, capsys: pytest.CaptureFixture
     assert not (folder / "calibration.npz.uses.json").exists()
 
 
-def test_the_single_policy_has_nothing_to_certify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(arguments(folder, "--policy", "single"))
+def test_the_reference_alone_has_nothing_to_certify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(arguments(folder, "--policy", "reference"))
     assert "Every answer is that of large" in capsys.readouterr().out
 
 

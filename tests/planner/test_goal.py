@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cascadeserve.errors import InvalidArtefact, UsageError
-from planner.goal import FamilyGoal, Goal, TraceUse, choose_family, rate_prior, read_goal
+from planner.goal import FamilyGoal, Goal, TraceUse, Zipf, choose_family, rate_prior, read_goal, with_least
 
 EXAMPLE = Path("examples/digits/goal.toml")
 
@@ -38,7 +38,12 @@ WRONG = {
     "rows the wrong way round": ("slo_s = 1.0\nmin_rows_per_request = 2", "min_rows_per_request must not exceed"),
     "weight of zero": ("slo_s = 1.0\nrate_prior = [[10.0, 0.0]]", "rate_prior"),
     "no rate above zero": ("slo_s = 1.0\nrate_prior = [[0.0, 1.0]]", "above 0"),
-    "two priors": ('slo_s = 1.0\nrate_prior = [[1.0, 1.0]]\ntrace = { file = "a.csv" }', "rate_prior and trace"),
+    "two priors": ('slo_s = 1.0\nrate_prior = [[1.0, 1.0]]\ntrace = { file = "a.csv" }', "rate_prior, trace and zipf"),
+    "no SLO and a latency to minimise, but no accuracy": ('minimise = "latency"', "one of slo_s"),
+    "a latency to minimise and an SLO": ('slo_s = 1.0\nminimise = "latency"', "give neither slo_s nor"),
+    "a cost to minimise without SLO": ('min_accuracy = 0.9\nminimise = "cost"', "takes an SLO"),
+    "something else to minimise": ('slo_s = 1.0\nminimise = "work"', "minimise"),
+    "a Zipf law that rises": ("slo_s = 1.0\nzipf = { exponent = -1.0 }", "exponent"),
 }
 
 
@@ -106,3 +111,29 @@ def test_a_missing_trace_is_named(tmp_path: Path) -> None:
     goal = FamilyGoal(slo_s=1.0, trace=TraceUse(file="none.csv"))
     with pytest.raises(InvalidArtefact, match=r"none\.csv"):
         rate_prior(goal, tmp_path / "goal.toml", 0)
+
+
+def test_a_goal_without_slo_wants_the_least_latency() -> None:
+    assert FamilyGoal(slo_s=1.0).least is None
+    assert FamilyGoal(min_accuracy=0.9).least == "latency"
+    assert FamilyGoal(below_reference=0.01, minimise="latency").least == "latency"
+    assert FamilyGoal(slo_s=1.0, minimise="cost").least == "cost"
+
+
+def test_what_to_minimise_may_be_asked_for_beside_the_goal() -> None:
+    assert with_least(FamilyGoal(slo_s=1.0), "cost").least == "cost"
+    with pytest.raises(UsageError, match=r"--minimise latency: .* give neither slo_s"):
+        with_least(FamilyGoal(slo_s=1.0), "latency")
+
+
+def test_low_rates_are_more_frequent_under_zipf() -> None:
+    path = Path("goal.toml")
+    goal = FamilyGoal(slo_s=1.0, max_rate_per_s=300.0, zipf=Zipf(ranges=3, exponent=1.0))
+    prior = rate_prior(goal, path, 0)
+    assert prior is not None
+    assert [rate for rate, _ in prior] == [50.0, 150.0, 250.0]
+    assert [share for _, share in prior] == pytest.approx([6 / 11, 3 / 11, 2 / 11])
+    own = FamilyGoal(slo_s=1.0, max_rate_per_s=300.0, zipf=Zipf(max_rate_per_s=30.0, ranges=1))
+    assert rate_prior(own, path, 0) == ((15.0, 1.0),)
+    with pytest.raises(InvalidArtefact, match=r"goal\.toml: zipf: needs max_rate_per_s"):
+        rate_prior(FamilyGoal(slo_s=1.0, zipf=Zipf()), path, 0)

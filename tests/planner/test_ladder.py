@@ -153,3 +153,21 @@ def test_names_say_models_and_thresholds() -> None:
     tiny = entry_names([stages(("m", t), ("n", None)) for t in (1e-12, 2e-12)])
     assert tiny == ["cascade-0", "cascade-1"]
     assert max(map(len, entry_names([stages(("a" * 128, 0.5), ("b" * 128, None))]))) <= 128
+
+
+def test_what_must_be_on_the_ladder_is_there_though_a_cascade_beats_it() -> None:
+    beaten = single("beaten", 0.8, 500.0)
+    candidates = [single("small", 0.3, 10.0), single("large", 0.9, 1000.0), cascade(0.5, 0.85, 100.0), beaten]
+    names = [entry.name for entry in ladder(candidates, reference="large", also=[beaten.stages])]
+    assert names == ["large", "beaten", "small0.50-large", "small"]
+    assert "beaten" not in {entry.name for entry in ladder(candidates, reference="large")}
+
+
+def test_a_ladder_that_is_too_short_for_what_must_be_in_it_is_refused() -> None:
+    candidates = [single("small", 0.3, 10.0), single("middle", 0.6, 100.0), single("large", 0.9, 1000.0)]
+    also = [(Stage(model="middle"),)]
+    also += [(Stage(model=candidate.stages[0].model),) for candidate in candidates]
+    assert len(ladder(candidates, reference="large", size=3, also=also)) == 3
+    more = [*candidates, single("other", 0.5, 50.0)]
+    with pytest.raises(UsageError, match="has no room for the 4"):
+        ladder(more, reference="large", size=3, also=[*also, (Stage(model="other"),)])

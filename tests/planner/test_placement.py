@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from planner.infeasible import Infeasible
 from planner.placement import Placement, place
+from planner.unplaced import Unplaced
 from tests.fakes.placements import load, model, part, room
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def tried(
     *,
     former: Instances | None = None,
     tolerance: float = 1e-4,
-) -> Placement | Infeasible:
+) -> Placement | Unplaced:
     return place(endpoints, [load(rate_per_s, *models)], former=former, tolerance=tolerance)
 
 
@@ -44,9 +44,9 @@ def placed(
     return result
 
 
-def refused(endpoints: Sequence[EndpointRoom], models: Sequence[ModelLoad], rate_per_s: float = 1.0) -> Infeasible:
+def refused(endpoints: Sequence[EndpointRoom], models: Sequence[ModelLoad], rate_per_s: float = 1.0) -> Unplaced:
     result = tried(endpoints, models, rate_per_s)
-    assert isinstance(result, Infeasible)
+    assert isinstance(result, Unplaced)
     return result
 
 
@@ -178,7 +178,7 @@ def test_one_placement_carries_several_loads_one_at_a_time() -> None:
         load(8.0, model("small", 0.2), model("large", 0.02, 2)),
     )
     why = place(endpoints, [quiet, busy])
-    assert isinstance(why, Infeasible)
+    assert isinstance(why, Unplaced)
     assert (why.binding, sum(why.short_bytes.values())) == ("memory", 2)
     assert "2 bytes of memory are missing if the loads are to be carried" in str(why)
     assert "or lower all rates to" in str(why)
@@ -287,7 +287,7 @@ def test_brute_force_finds_nothing_better(seed: int) -> None:
     best = min(lowest_utilisation(endpoints, models, 1.0, way) for way in ways)
     result = tried(endpoints, models, 1.0, tolerance=1e-4)
     if best > 1.0:
-        assert isinstance(result, Infeasible)
+        assert isinstance(result, Unplaced)
     else:
         assert isinstance(result, Placement)
         check(endpoints, models, 1.0, result)
@@ -379,7 +379,7 @@ def test_more_endpoints_or_memory_make_nothing_worse(
 ) -> None:
     endpoints, models = problem
     before = tried(endpoints, models, 0.5, tolerance=1e-3)
-    if isinstance(before, Infeasible):
+    if isinstance(before, Unplaced):
         return
     changed = endpoints[which % len(endpoints)]
     if add:

@@ -101,8 +101,8 @@ def test_if_only_the_reference_is_certified_it_serves_alone(calibration_file: Pa
     assert not read_ledger(calibration_file).uses
 
 
-def test_the_single_policy_needs_no_certificate(calibration_file: Path) -> None:
-    family = family_of(plan_family(inputs(policy="single"), calibration_file))
+def test_the_reference_alone_needs_no_certificate(calibration_file: Path) -> None:
+    family = family_of(plan_family(inputs(policy="reference"), calibration_file))
     assert [entry.name for entry in family.ladder] == ["large"]
     assert family.ladder[0].epsilon == 0.0
     assert list(family.models) == ["large"]

@@ -134,7 +134,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
     made: list[tuple[float, str]] = []
 
     async def make_plan(path: Path, *options: str, goal: Path, **_: object) -> float:
-        multiple, kind = goal_multiple(goal), "single" if "--policy=single" in options else "cascade"
+        multiple, kind = goal_multiple(goal), "single" if "--policy=reference" in options else "cascade"
         made.append((multiple, kind))
         assert path.parent == goal.parent
         if (multiple, kind) == (3.0, "single"):
