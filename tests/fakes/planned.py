@@ -127,10 +127,13 @@ class FormulaPredictor:
         self.fails_from_per_s: dict[str, float] = {}
 
     @classmethod
-    def of(cls, plan: GearPlan, family: str, *_: Any, **options: Any) -> FormulaPredictor:
+    def of(
+        cls, plan: GearPlan, family: str, _goal: FamilyGoal, _records: Records, devices: Mapping[str, Profile], **_: Any
+    ) -> FormulaPredictor:
         """Like SimulatedGears."""
         planned = plan.families[family]
-        return cls(planned.models, planned.ladder, planned.slo_s, slots=sum(options["slots"].values()))
+        slots = sum(each.slots for each in devices.values())
+        return cls(planned.models, planned.ladder, planned.slo_s, slots=slots)
 
     def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
         """Batches are half way between min_batch and max_batch."""

@@ -35,7 +35,7 @@ def simulate(
     records = make_records({"small": certainty + 0.2, "large": certainty})
     plan = tiny.plan(tiny.plan_document(ENDPOINTS))
     made = make_profile(BUSY_S, overhead_s=WAY_S)
-    simulator = Simulator(plan, "family", records, made, slots=dict.fromkeys(ENDPOINTS, 1))
+    simulator = Simulator(plan, "family", records, dict.fromkeys(ENDPOINTS, made))
     rng = np.random.default_rng(1)
     load = draw_load(steps(profile, rng), sum(seconds for seconds, _ in profile), ROWS, rng, (rows, rows))
     return simulator.run(load, timeout_s=timeout_s, logged_batches=logged_batches)
@@ -154,7 +154,7 @@ def test_an_unanswered_batch_lasts_to_the_end(tmp_path: Path) -> None:
     certainty = np.zeros(4)
     records = make_records({"small": certainty, "large": certainty})
     slow = {"small": [[1, 5.0], [64, 5.0]], "large": BUSY_S["large"]}
-    simulator = Simulator(tiny.plan(), "family", records, make_profile(slow), slots={"a": 1})
+    simulator = Simulator(tiny.plan(), "family", records, {"a": make_profile(slow)})
     rng = np.random.default_rng(1)
     simulation = simulator.run(draw_load(poisson(20.0, 0.5, rng), 0.5, 4, rng), timeout_s=1.0, logged_batches=MOST)
     write_trace(tmp_path / "trace.json", simulation, tiny.plan(), "family")

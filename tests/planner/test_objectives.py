@@ -88,7 +88,9 @@ def test_every_rate_gets_the_gear_that_answers_soonest() -> None:
         )
         for name, (fixed_s, row_s) in busy.items()
     }
-    family = planned(inputs(goal=swift(below_reference=0.02, max_rate_per_s=150.0), profile=profile(models=models)))
+    family = planned(
+        inputs(goal=swift(below_reference=0.02, max_rate_per_s=150.0), profiles={"cpu": profile(models=models)})
+    )
     used = [[stage.model for stage in family.entry(gear.ladder_entry).stages] for gear in family.gears]
     assert used[0] == ["large"]
     assert used[-1] == ["small", "large"]

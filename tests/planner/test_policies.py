@@ -48,7 +48,7 @@ def family_inputs(*, seed: int = 0, certain: float = 0.4, **changes: Any) -> Any
         "goal": goal(max_epsilon=0.2, min_accuracy=None),
         "search": SearchRecords(family="tiny4", models=models, truth=truth, group_id=np.arange(rows)),
         "family": "tiny4",
-        "profile": profile(models=busy),
+        "profiles": {"cpu": profile(models=busy)},
         "largest_batch": dict.fromkeys(MODELS, 32),
     }
     return inputs(**(given | changes))
