@@ -21,7 +21,7 @@ from cascadeserve.plan_evidence import Expected, Gap, MadeFrom, PlanCertificate,
 from cascadeserve.policy.work import batch_work_s
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from cascadeserve.cluster import Cluster
@@ -159,6 +159,44 @@ class Layout(Artefact, frozen=True, kw_only=True):
         return min(instances.get(name, 0) for name in composed_of or (model,))
 
 
+class TransitionStep(Artefact, frozen=True, kw_only=True):
+    """Bring a model on an endpoint from `present` to `wanted` instances; 0 is not loaded."""
+
+    endpoint: Name
+    model: Name
+    present: Annotated[int, Meta(ge=0)]
+    wanted: Annotated[int, Meta(ge=0)]
+
+
+class Transition(Artefact, frozen=True, kw_only=True):
+    """How one layout becomes another: steps, one after the other, each within the memory of its endpoint.
+
+    First every family shifts to its gear in `gears`, one of the layout that is left, whose models stand all the while;
+    the steps begin when nothing needs the models that go. duration_s is what the loads take together. At no moment is
+    there less than least_rate_per_s that a family's gear can carry if it is alone, in rows per second by family.
+    """
+
+    from_layout: Name
+    to_layout: Name
+    gears: dict[Name, Name]
+    steps: tuple[TransitionStep, ...]
+    duration_s: Seconds
+    least_rate_per_s: dict[Name, Annotated[float, Meta(ge=0.0)]] = field(default_factory=dict)
+
+    def states(self, instances: Mapping[str, Mapping[str, int]]) -> list[dict[str, dict[str, int]]]:
+        """Instances by endpoint and model after each step, from those before the first."""
+        found: list[dict[str, dict[str, int]]] = []
+        now = {endpoint: dict(counts) for endpoint, counts in instances.items()}
+        for step in self.steps:
+            now = {endpoint: dict(counts) for endpoint, counts in now.items()}
+            counts = now.setdefault(step.endpoint, {})
+            counts[step.model] = step.wanted
+            if not step.wanted:
+                del counts[step.model]
+            found.append(now)
+        return found
+
+
 class PlannedFamily(Artefact, frozen=True, kw_only=True):
     """Everything the orchestrator needs to know of one family."""
 
@@ -208,12 +246,19 @@ class GearPlan(Artefact, frozen=True, kw_only=True):
     name: Name
     families: Annotated[dict[Name, PlannedFamily], Meta(min_length=1)]
     layouts: Annotated[tuple[Layout, ...], Meta(min_length=1)]
+    # between neighbours; where there is none, what a layout adds is loaded beside what stands
+    transitions: tuple[Transition, ...] = ()
     switching: Switching = Switching()
     made_from: MadeFrom | None = None
 
     def layout(self, name: str) -> Layout:
         """Layout by name."""
         return next(layout for layout in self.layouts if layout.name == name)
+
+    def transition(self, from_layout: str, to_layout: str) -> Transition | None:
+        """How a layout becomes another; None: what it adds is loaded beside what stands."""
+        found = (each for each in self.transitions if (each.from_layout, each.to_layout) == (from_layout, to_layout))
+        return next(found, None)
 
     @property
     def ensembles(self) -> dict[str, tuple[str, ...]]:

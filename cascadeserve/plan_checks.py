@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cascadeserve.cluster import Cluster
-    from cascadeserve.gear_plan import Gear, GearPlan, LadderEntry, Layout, PlannedFamily, TensorSpec
+    from cascadeserve.gear_plan import Gear, GearPlan, LadderEntry, Layout, PlannedFamily, TensorSpec, Transition
 
 Problems = Iterator[tuple[str, str]]
 
@@ -42,6 +42,53 @@ def problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
         yield from _gear_problems(plan, family, at)
     for index, layout in enumerate(plan.layouts):
         yield from _layout_problems(plan, layout, f"$.layouts[{index}]", owners.keys() | placed, cluster)
+    yield from _transition_problems(plan)
+
+
+def _transition_problems(plan: GearPlan) -> Problems:
+    layouts = {layout.name: layout for layout in plan.layouts}
+    known: set[tuple[str, str]] = set()
+    for index, each in enumerate(plan.transitions):
+        at = f"$.transitions[{index}]"
+        if unknown := {each.from_layout, each.to_layout} - layouts.keys():
+            yield at, f"names the unknown layout {_listed(unknown)}; layouts are {_listed(layouts)}"
+            continue
+        if (each.from_layout, each.to_layout) in known:
+            yield at, f"is the second one from layout {each.from_layout!r} to {each.to_layout!r}"
+        known.add((each.from_layout, each.to_layout))
+        yield from _step_problems(each, layouts, at)
+        for name, family in plan.families.items():
+            yield from _meanwhile_problems(each, name, family, layouts[each.from_layout], at)
+
+
+def _step_problems(each: Transition, layouts: Mapping[str, Layout], at: str) -> Problems:
+    before = layouts[each.from_layout].instances
+    for index, (step, after) in enumerate(zip(each.steps, each.states(before), strict=True)):
+        standing = before.get(step.endpoint, {}).get(step.model, 0)
+        if step.present != standing:
+            yield f"{at}.steps[{index}].present", f"is {step.present}, but {standing} stand by then"
+        elif step.wanted == step.present:
+            yield f"{at}.steps[{index}].wanted", "changes nothing; leave the step out"
+        before = after
+    target = layouts[each.to_layout].instances
+    for endpoint in before.keys() | target.keys():
+        if before.get(endpoint, {}) != target.get(endpoint, {}):
+            yield f"{at}.steps", f"do not lead to layout {each.to_layout!r} on endpoint {endpoint!r}"
+
+
+def _meanwhile_problems(each: Transition, name: str, family: PlannedFamily, layout: Layout, at: str) -> Problems:
+    """What is wrong with the gear that serves a family meanwhile."""
+    gears = {gear.name: gear for gear in family.gears_of(layout.name)}
+    if each.gears.get(name) not in gears:
+        yield f"{at}.gears.{name}", f"must name a gear of layout {layout.name!r}, which are {_listed(gears)}"
+        return
+    entry = family.entry(gears[each.gears[name]].ladder_entry)
+    for instances in each.states(layout.instances):
+        for stage in entry.stages:
+            parts = family.models[stage.model].composed_of or (stage.model,)
+            if not any(all(counts.get(part, 0) for part in parts) for counts in instances.values()):
+                yield f"{at}.gears.{name}", f"uses {stage.model!r}, which stands nowhere after one of the steps"
+                return
 
 
 def _ladder_problems(family: PlannedFamily, at: str) -> Problems:
