@@ -23,8 +23,8 @@ from planner.explain import explain_plan
 from planner.explain_page import check_page, write_page
 from planner.goal import choose_family, rate_prior, read_goal, trace_path, with_least
 from planner.infeasible import Infeasible
+from planner.inputs import Inputs
 from planner.objectives import Planner
-from planner.planning import Inputs
 from planner.policies import POLICIES
 from planner.profile import read_profiles
 from planner.records_files import read_search

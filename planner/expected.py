@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cascadeserve.gear_plan import Switching
 from cascadeserve.plan_evidence import Expected
+
+# what plans say, as they say nothing else
+DOWN_FRAC = Switching().layout_down_fraction
+# rates that plans with several layouts are compared at
+_RATES = 128
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cascadeserve.gear_plan import Gear, LadderEntry
     from planner.goal import RatePrior
+
+
+def gear_at(gears: Sequence[Gear], rate_per_s: float) -> Gear:
+    """Gear that serves a steady rate; `gears` are by layout, the one for the lowest rates first, then by rate.
+
+    A layout serves up to the share of its highest rate at which the orchestrator comes back to it.
+    """
+    layouts = list(dict.fromkeys(gear.layout for gear in gears))
+    here: list[Gear] = []
+    for layout in layouts:
+        here = [gear for gear in gears if gear.layout == layout]
+        if layout == layouts[-1] or rate_per_s < DOWN_FRAC * top_rate_per_s(here):
+            break
+    return next(gear for gear in here if rate_per_s < gear.upper_rate_per_s)
 
 
 def expect(gears: Sequence[Gear], entries: Sequence[LadderEntry], prior: RatePrior) -> Expected | None:
@@ -20,7 +40,7 @@ def expect(gears: Sequence[Gear], entries: Sequence[LadderEntry], prior: RatePri
     accuracy = {entry.name: entry.accuracy or 0.0 for entry in entries}
     rows, over_time, total = dict.fromkeys([gear.name for gear in gears], 0.0), 0.0, 0.0
     for rate, share in prior:
-        gear = next(gear for gear in gears if rate < gear.upper_rate_per_s)
+        gear = gear_at(gears, rate)
         rows[gear.name] += rate * share
         over_time += share * accuracy[gear.ladder_entry]
         total += rate * share
@@ -48,5 +68,16 @@ def accuracy_over_rows(gears: Sequence[Gear], entries: Sequence[LadderEntry], pr
             (rate, (gear.upper_rate_per_s - gear.min_rate_per_s) / rate)
             for gear, rate in zip(planned, middles, strict=True)
         )
+    found = expect(gears, entries, prior)
+    return 0.0 if found is None else found.accuracy
+
+
+def accuracy_up_to(
+    gears: Sequence[Gear], entries: Sequence[LadderEntry], prior: RatePrior | None, top_per_s: float
+) -> float:
+    """Accuracy over rows of gears of several layouts; without a prior, of as many rows at any rate up to the top."""
+    if prior is None:
+        rates = [top_per_s * (part + 0.5) / _RATES for part in range(_RATES)]
+        prior = tuple((rate, 1.0 / rate) for rate in rates)
     found = expect(gears, entries, prior)
     return 0.0 if found is None else found.accuracy

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cascadeserve.gear_plan import GearPlan
     from planner.checkpoint import Checkpoint
     from planner.goal import FamilyGoal
-    from planner.planning import Inputs
+    from planner.inputs import Inputs
 
 SLO_MARGIN = 1.1
 # SLOs in busy times of the reference model for one row: where the search starts, and where it gives up

@@ -8,21 +8,23 @@ hold at once; a few spare entries are certified for the case.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from cascadeserve import __version__
 from cascadeserve.errors import UsageError
-from cascadeserve.gear_plan import GearPlan, Layout, PlannedFamily, PlannedModel, Stage
-from cascadeserve.plan_evidence import MadeFrom, PlanCertificate
+from cascadeserve.gear_plan import Layout, PlannedModel, Stage
+from planner.assemble import assemble
 from planner.certificate import certify_file, freeze
 from planner.checkpoint import RememberedPredictions
-from planner.expected import expect
+from planner.choose_layouts import choose_layouts
+from planner.expected import DOWN_FRAC, top_rate_per_s
 from planner.fits import check_fit
 from planner.gears import Option, tile
 from planner.infeasible import Infeasible
+from planner.layouts import Wanted, layout_sets
 from planner.likely import likely_epsilon
 from planner.policies import WITH_ONE_ENTRY, policy_gears, policy_ladder
 from planner.predict import SimulatedGears
@@ -36,49 +38,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from cascadeserve.cluster import Cluster
-    from cascadeserve.gear_plan import Gear, LadderEntry, TensorSpec
-    from cascadeserve.plan_evidence import Expected
+    from cascadeserve.gear_plan import Gear, GearPlan, LadderEntry
     from planner.certificate import Certificate, FrozenLadder
     from planner.checkpoint import Checkpoint
-    from planner.goal import FamilyGoal, RatePrior
-    from planner.policies import Policy
+    from planner.choose_layouts import Chosen
+    from planner.goal import FamilyGoal
+    from planner.inputs import Inputs
+    from planner.layouts import Sites
     from planner.predict import Predictor
     from planner.profile import Profile
-    from planner.records import SearchRecords
     from planner.triggers import Tuned
 
 LADDER_SIZE = 12
-_LAYOUT = "all"
+# the layout where it is the only one that is looked at
+ALL = "all"
+
+Options = dict[str, list[Option]]
 # the search weighs models by their work in batches that keep the device for at most this share of the SLO
 _BATCH_SLO_FRAC = 0.1
 # models side by side may get this much more out of a device than full batches one after the other
 _SHARING = 1.25
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """All that one family's plan is made from, but the calibration rows.
-
-    `profiles` is by device kind; `num_classes` is None where a model returns no scores; `largest_batch` is what the
-    model configs allow, by model; `digests` are those of the files, by what they are. With `quickest` every rate gets
-    the gear that answers soonest there, not the most accurate one; the goal then has a `max_rate_per_s`.
-    """
-
-    family: str
-    goal: FamilyGoal
-    prior: RatePrior | None
-    profiles: Mapping[str, Profile]
-    cluster: Cluster
-    search: SearchRecords
-    tensors: tuple[TensorSpec, ...]
-    num_classes: int | None
-    largest_batch: Mapping[str, int]
-    digests: Mapping[str, str]
-    policy: Policy = "cascade"
-    quickest: bool = False
-    seed: int = 0
-    name: str = ""
 
 
 def no_progress(done: int, total: int) -> None:
@@ -109,9 +88,9 @@ def plan_family(
     devices = check_fit(inputs.search, inputs.profiles, inputs.cluster, family=inputs.family, models=models)
     draft = _Draft(inputs, devices, predictor, limit or TimeLimit(None), checkpoint)
     options = draft.options(on_progress)
-    overload = draft.overload() if inputs.goal.uncertified_overload else None
-    gears = draft.gears(options, overload)
-    frozen = draft.freeze(options, gears)
+    overload = draft.overload() if inputs.goal.uncertified_overload else {}
+    chosen = draft.gears(options, overload)
+    frozen = draft.freeze(options, chosen)
     # An entry that only answers with the reference model loses nothing by definition: that spends no rows.
     certificate = None
     if calibration is not None and frozen.tested:
@@ -126,9 +105,10 @@ def plan_family(
     if certificate is not None:
         epsilons |= {e.name: e.epsilon for e in certificate.entries if e.epsilon is not None}
         good = {name for name, epsilon in epsilons.items() if epsilon <= inputs.goal.max_epsilon}
-        if not good.issuperset(gear.ladder_entry for gear in gears if not gear.degraded):
-            gears = draft.gears([option for option in options if option.name in good], overload, certificate)
-    return draft.finish(gears, epsilons, certificate)
+        if not good.issuperset(gear.ladder_entry for gear in chosen.gears if not gear.degraded):
+            left = {name: [option for option in here if option.name in good] for name, here in options.items()}
+            chosen = draft.gears({name: here for name, here in left.items() if here}, overload, certificate)
+    return draft.finish(chosen, epsilons, certificate)
 
 
 class _Draft:
@@ -156,7 +136,7 @@ class _Draft:
         names = [self._reference] if inputs.policy == "reference" else list(search_records.models)
         models = {name: self._planned_model(name) for name in names}
         slots = {endpoint: profile.slots for endpoint, profile in devices.items()}
-        self._device = Device(models=models, slots=slots, slo_s=self._slo_s, layout=_LAYOUT)
+        self._device = Device(models=models, slots=slots, slo_s=self._slo_s, layout=ALL)
         work_s = {name: self._row_work_s(name) for name in models}
         reference_accuracy = evaluate(search_records, [Stage(model=self._reference)], work_s).accuracy
         self._floor = goal.accuracy_floor(reference_accuracy)
@@ -167,32 +147,76 @@ class _Draft:
                 "accuracy",
             )
         self._ladder = self._make_ladder(work_s)
+        self._sites, self._sets, self._layouts = self._choose_layouts()
         self.predictor: Predictor = predictor or SimulatedGears(
-            self._assembled([], self._ladder, models), inputs.family, goal, search_records, devices, seed=inputs.seed
-        )
+            assemble(
+                inputs, slo_s=self._slo_s, reference=self._reference, layouts=list(self._layouts.values()), gears=(),
+                entries=self._ladder, models=models,
+            ),
+            inputs.family, goal, search_records, devices, seed=inputs.seed,
+        )  # fmt: skip
         file = None if checkpoint is None else checkpoint.file(_content(inputs))
         self.predictor = RememberedPredictions(self.predictor, file)
 
-    def options(self, on_progress: Callable[[int, int], None]) -> list[Option]:
-        """Entries that may serve without being degraded, with their triggers."""
+    def _choose_layouts(self) -> tuple[Sites, list[tuple[str, ...]], dict[str, Layout]]:
+        """Sites, alternatives as names of layouts by rising rate, and the layouts by name."""
+        inputs = self._inputs
+        may = [entry for entry in self._ladder if self._may_be_certified(entry)] or self._ladder
+        wanted = Wanted(self._slo_s, inputs.goal.headroom, inputs.goal.max_rate_per_s, inputs.prior, DOWN_FRAC)
+        sites, sets = layout_sets(
+            inputs.cluster, self._devices, self._device.models, may, wanted, one_entry=self._one_entry
+        )
+        distinct = [each for index, each in enumerate(chain(*sets)) if each not in list(chain(*sets))[:index]]
+        names = [ALL] if len(distinct) == 1 else [f"layout-{number}" for number in range(1, len(distinct) + 1)]
+        layouts = {
+            name: Layout(name=name, instances=instances) for name, instances in zip(names, distinct, strict=True)
+        }
+        return sites, [tuple(names[distinct.index(each)] for each in row) for row in sets], layouts
+
+    def options(self, on_progress: Callable[[int, int], None]) -> Options:
+        """Entries that may serve without being degraded, with their triggers, by layout."""
         certain = [entry for entry in self._ladder if self._may_be_certified(entry)]
         if self._one_entry:
             certain = self._that_may_reach(certain)
-        found: dict[str, Option] = {}
-        for done, entry in enumerate(spread(certain)):
-            on_progress(done, len(certain))
-            if self._limit.reached and self._reaches(found.values()):
-                self._limit.leave_out(f"the ladder entry {entry.name}")
-            elif tuned := tune(entry, self._device, self.predictor):
-                found[entry.name] = Option(tuple(tuned))
-        on_progress(len(certain), len(certain))
-        if not found:
+        here = {
+            name: [entry for entry in certain if self._sites.runs(entry, layout.instances)]
+            for name, layout in self._layouts.items()
+        }
+        all_told = sum(map(len, here.values()))
+        found: Options = {}
+        done = 0
+        for name, entries in here.items():
+            if self._limit.reached and any(self._reaches(options) for options in found.values()):
+                self._limit.leave_out(f"the layout {name}")
+            else:
+                found[name] = self._tuned(name, entries, on_progress, done, all_told)
+            done += len(entries)
+        on_progress(all_told, all_told)
+        if not any(found.values()):
             raise Infeasible(
                 f"no ladder entry answers within the SLO of {self._slo_s * 1e3:.3g} ms at any rate; relax the SLO, "
                 "or add a faster model or endpoint",
                 "latency",
             )
-        return [found[entry.name] for entry in certain if entry.name in found]
+        return {name: options for name, options in found.items() if options}
+
+    def _tuned(
+        self,
+        layout: str,
+        entries: Sequence[LadderEntry],
+        on_progress: Callable[[int, int], None],
+        before: int,
+        all_told: int,
+    ) -> list[Option]:
+        device = replace(self._device, layout=layout)
+        found: dict[str, Option] = {}
+        for done, entry in enumerate(spread(entries)):
+            on_progress(before + done, all_told)
+            if self._limit.reached and self._reaches(found.values()):
+                self._limit.leave_out(f"the ladder entry {entry.name}")
+            elif tuned := tune(entry, device, self.predictor):
+                found[entry.name] = Option(tuple(tuned))
+        return [found[entry.name] for entry in entries if entry.name in found]
 
     def _that_may_reach(self, entries: Sequence[LadderEntry]) -> list[LadderEntry]:
         """Entries that need not be ruled out for the rate of the goal, where one of them has to serve it alone."""
@@ -215,56 +239,94 @@ class _Draft:
         goal = self._inputs.goal
         return any(goal.headroom * option.sustained_per_s >= (goal.max_rate_per_s or 0.0) for option in options)
 
-    def overload(self) -> Tuned | None:
-        """Triggers of the cheapest entry, for what is above all ranges."""
-        tuned = tune(self._ladder[-1], self._device, self.predictor)
-        return tuned[-1] if tuned else None
+    def overload(self) -> dict[str, Tuned]:
+        """Triggers of the cheapest entry of each layout, for what is above all ranges."""
+        found: dict[str, Tuned] = {}
+        for name, layout in self._layouts.items():
+            cheapest = next(entry for entry in reversed(self._ladder) if self._sites.runs(entry, layout.instances))
+            if tuned := tune(cheapest, replace(self._device, layout=name), self.predictor):
+                found[name] = tuned[-1]
+        return found
 
-    def gears(
-        self, options: Sequence[Option], overload: Tuned | None, certificate: Certificate | None = None
-    ) -> list[Gear]:
-        """Gears of some options; a `certificate` is what left no others."""
+    def gears(self, options: Options, overload: Mapping[str, Tuned], certificate: Certificate | None = None) -> Chosen:
+        """Layouts with gears of some options, which are by layout; a `certificate` is what left no others."""
         if not options:
             raise UsageError(
                 f"no entry that keeps the SLO is certified to lose at most {self._inputs.goal.max_epsilon:g}; "
                 f"{_rows_needed(certificate)}"
             )
-        goal, prior = self._inputs.goal, self._inputs.prior
+        made: dict[str, list[Gear]] = {}
+        refused: list[Infeasible] = []
+        for name, of_layout in options.items():
+            try:
+                made[name] = self._gears_in(name, of_layout, overload.get(name))
+            except Infeasible as error:
+                refused.append(error)
+        wanted_per_s = self._inputs.goal.max_rate_per_s
+        if not made or (wanted_per_s and max(map(top_rate_per_s, made.values())) < wanted_per_s):
+            raise refused[0]
+        reference = self._device.models[self._reference]
+        return choose_layouts(
+            [[self._layouts[name] for name in row] for row in self._sets], made, self._ladder, self._inputs.prior,
+            self._sites, family=self._inputs.family, always={*(reference.composed_of or [self._reference])},
+        )  # fmt: skip
+
+    def _gears_in(self, layout: str, options: Sequence[Option], overload: Tuned | None) -> list[Gear]:
+        """Gears of one layout; where there are several layouts, they need not reach the rate that is asked for."""
+        goal = self._inputs.goal
+        try:
+            return self._built(layout, options, overload, goal)
+        except Infeasible:
+            if len(self._layouts) == 1 or goal.max_rate_per_s is None or self._one_entry:
+                raise
+        return self._built(layout, options, overload, msgspec.structs.replace(goal, max_rate_per_s=None))
+
+    def _built(self, layout: str, options: Sequence[Option], overload: Tuned | None, goal: FamilyGoal) -> list[Gear]:
         if self._inputs.quickest:
             options = quickest(
-                options, self.predictor, layout=_LAYOUT, slo_s=self._slo_s, headroom=goal.headroom,
+                options, self.predictor, layout=layout, slo_s=self._slo_s, headroom=goal.headroom,
                 top_per_s=goal.max_rate_per_s or 0.0,
             )  # fmt: skip
         return policy_gears(
-            self._inputs.policy, options, goal, prior, self.predictor, layout=_LAYOUT, overload=overload,
+            self._inputs.policy, options, goal, self._inputs.prior, self.predictor, layout=layout, overload=overload,
             limit=self._limit, compare=not self._inputs.quickest,
         )  # fmt: skip
 
-    def freeze(self, options: Sequence[Option], gears: Sequence[Gear]) -> FrozenLadder:
+    def freeze(self, options: Options, chosen: Chosen) -> FrozenLadder:
         """Freeze what the gears use, what they would use without the fastest entry, and the reference model."""
-        goal, prior = self._inputs.goal, self._inputs.prior
-        used = {gear.ladder_entry for gear in gears if not gear.degraded}
-        degraded = {gear.ladder_entry for gear in gears if gear.degraded} - used
-        fastest = max((option for option in options if option.name in used), key=lambda o: o.sustained_per_s)
-        spare = [option for option in options if option.sustained_per_s < fastest.sustained_per_s]
-        if spare:
-            # the spare entries may serve lower rates than the goal asks for: that is decided when they are needed
-            slower = msgspec.structs.replace(goal, max_rate_per_s=None)
-            used |= {span.tuned.entry.name for span in tile(spare, slower, prior, one_entry=self._one_entry)}
-        kept = [e for e in self._ladder if e.name in used | degraded or self._is_reference(e)]
+        used = {gear.ladder_entry for gear in chosen.gears if not gear.degraded}
+        degraded = {gear.ladder_entry for gear in chosen.gears if gear.degraded} - used
+        spare: set[str] = set()
+        for layout, source in zip(chosen.layouts, chosen.sources, strict=True):
+            here = {gear.ladder_entry for gear in chosen.gears if gear.layout == layout.name and not gear.degraded}
+            spare |= self._spare(options[source], here)
+        kept = [e for e in self._ladder if e.name in used | spare | degraded or self._is_reference(e)]
         return freeze(kept, self._reference, self._inputs.search, degraded=degraded)
 
-    def finish(self, gears: Sequence[Gear], epsilons: Mapping[str, float], certificate: Certificate | None) -> GearPlan:
+    def _spare(self, options: Sequence[Option], used: set[str]) -> set[str]:
+        """Entries that the gears of a layout would use without their fastest one."""
+        fastest = max((option for option in options if option.name in used), key=lambda o: o.sustained_per_s)
+        slower = [option for option in options if option.sustained_per_s < fastest.sustained_per_s]
+        if not slower:
+            return set()
+        # they may serve lower rates than the goal asks for: that is decided when they are needed
+        goal = msgspec.structs.replace(self._inputs.goal, max_rate_per_s=None)
+        return {span.tuned.entry.name for span in tile(slower, goal, self._inputs.prior, one_entry=self._one_entry)}
+
+    def finish(self, chosen: Chosen, epsilons: Mapping[str, float], certificate: Certificate | None) -> GearPlan:
         """Put the plan together: entries that gears use and the reference, models that these need."""
-        used = {gear.ladder_entry for gear in gears}
+        used = {gear.ladder_entry for gear in chosen.gears}
         entries = [
             msgspec.structs.replace(entry, epsilon=epsilons.get(entry.name))
             for entry in self._ladder
             if entry.name in used or self._is_reference(entry)
         ]
         needed = {stage.model for entry in entries for stage in entry.stages}
-        models = {name: model for name, model in self._device.models.items() if name in needed}
-        return self._assembled(gears, entries, models, certificate)
+        return assemble(
+            self._inputs, slo_s=self._slo_s, reference=self._reference, layouts=chosen.layouts, gears=chosen.gears,
+            entries=entries, certificate=certificate, transitions=chosen.transitions,
+            models={name: model for name, model in self._device.models.items() if name in needed},
+        )  # fmt: skip
 
     def _make_ladder(self, work_s: Mapping[str, float]) -> list[LadderEntry]:
         """Entries from dear to cheap with their accuracy."""
@@ -313,46 +375,6 @@ class _Draft:
         rows = self._device.largest_within(model, _BATCH_SLO_FRAC * self._slo_s)
         return self._device.batch_s(model, rows) / rows
 
-    def _assembled(
-        self,
-        gears: Sequence[Gear],
-        entries: Sequence[LadderEntry],
-        models: Mapping[str, PlannedModel],
-        certificate: Certificate | None = None,
-    ) -> GearPlan:
-        inputs = self._inputs
-        # as many batches of one model run at once as the slots allow
-        standing = [part for name, model in models.items() for part in model.composed_of or (name,)]
-        instances = {e.name: dict.fromkeys(standing, e.slots) for e in inputs.cluster.endpoints}
-        expected = None if inputs.prior is None else expect(gears, entries, inputs.prior)
-        family = PlannedFamily(
-            inputs=inputs.tensors,
-            num_classes=inputs.num_classes,
-            models=dict(models),
-            reference_model=self._reference,
-            slo_s=self._slo_s,
-            max_rows_per_request=inputs.goal.max_rows_per_request,
-            ladder=tuple(entries),
-            gears=tuple(gears),
-            dispersion=inputs.goal.dispersion,
-            percentile=inputs.goal.percentile,
-            certificate=None if certificate is None else _certificate(certificate, entries, gears, expected),
-            expected=expected,
-        )
-        digests = dict(inputs.digests) | ({"calibration": certificate.records_digest} if certificate else {})
-        return GearPlan(
-            schema_version=1,
-            name=inputs.name or inputs.family,
-            families={inputs.family: family},
-            layouts=(Layout(name=_LAYOUT, instances=instances),),
-            made_from=MadeFrom(
-                planner_version=__version__,
-                policy=inputs.policy,
-                seed=inputs.seed,
-                digests=dict(sorted(digests.items())),
-            ),
-        )
-
 
 def _content(inputs: Inputs) -> list[object]:
     """All that a prediction depends on, but the code."""
@@ -360,28 +382,6 @@ def _content(inputs: Inputs) -> list[object]:
         inputs.family, inputs.goal, inputs.prior, dict(inputs.profiles), inputs.cluster, inputs.search.digest(),
         inputs.policy, dict(inputs.largest_batch), inputs.seed,
     ]  # fmt: skip
-
-
-def _certificate(
-    certificate: Certificate, entries: Sequence[LadderEntry], gears: Sequence[Gear], expected: Expected | None
-) -> PlanCertificate:
-    epsilons = {entry.name: entry.epsilon for entry in entries if entry.epsilon is not None}
-    weighted = None
-    if expected is not None:
-        parts = [(expected.gears[gear.name], epsilons.get(gear.ladder_entry)) for gear in gears]
-        if all(epsilon is not None for share, epsilon in parts if share > 0.0):
-            weighted = sum(share * (epsilon or 0.0) for share, epsilon in parts)
-    return PlanCertificate(
-        epsilon=max(epsilons.values()),
-        weighted_epsilon=weighted,
-        delta=certificate.delta,
-        rows=certificate.rows,
-        method=f"{certificate.method}, {certificate.correction}",
-        ladder_digest=certificate.ladder_digest,
-        records_digest=certificate.records_digest,
-        reference_accuracy=certificate.reference_accuracy,
-        assumptions=certificate.assumptions,
-    )
 
 
 def _rows_needed(certificate: Certificate | None) -> str:

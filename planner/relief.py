@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cascadeserve.gear_plan import GearPlan, LadderEntry, PlannedFamily
     from planner.goal import FamilyGoal
     from planner.infeasible import Constraint
-    from planner.planning import Inputs
+    from planner.inputs import Inputs
     from planner.time_limit import TimeLimit
 
 # how far SLO and number of endpoints are followed, as multiples of what there is

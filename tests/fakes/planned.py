@@ -10,7 +10,7 @@ import numpy as np
 from cascadeserve.cluster import Cluster, CpuDevice, Endpoint
 from cascadeserve.gear_plan import TensorSpec
 from planner.goal import FamilyGoal
-from planner.planning import Inputs
+from planner.inputs import Inputs
 from planner.predict import Prediction
 from planner.profile import BusyEntry, ModelProfile, Profile
 from planner.records import CalibrationRecords, ModelAnswers, Records, SearchRecords

@@ -1,0 +1,41 @@
+"""What one family's plan is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cascadeserve.cluster import Cluster
+    from cascadeserve.gear_plan import TensorSpec
+    from planner.goal import FamilyGoal, RatePrior
+    from planner.policies import Policy
+    from planner.profile import Profile
+    from planner.records import SearchRecords
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """All that one family's plan is made from, but the calibration rows.
+
+    `profiles` is by device kind; `num_classes` is None where a model returns no scores; `largest_batch` is what the
+    model configs allow, by model; `digests` are those of the files, by what they are. With `quickest` every rate gets
+    the gear that answers soonest there, not the most accurate one; the goal then has a `max_rate_per_s`.
+    """
+
+    family: str
+    goal: FamilyGoal
+    prior: RatePrior | None
+    profiles: Mapping[str, Profile]
+    cluster: Cluster
+    search: SearchRecords
+    tensors: tuple[TensorSpec, ...]
+    num_classes: int | None
+    largest_batch: Mapping[str, int]
+    digests: Mapping[str, str]
+    policy: Policy = "cascade"
+    quickest: bool = False
+    seed: int = 0
+    name: str = ""
