@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 LAYOUT_PRICE = 2e-3
 # a row in a batch of the size that is met under load: one that keeps a slot busy for at most this share of the SLO
 _BATCH_SLO_FRAC = 0.25
-# Where there are several kinds of device, one may be too slow for a model: one row takes longer than these shares of the
-# SLO. Beyond the first it is useless there, beyond the second often better left out.
+# Of several kinds of device one may be too slow for a model: a row takes longer than these shares of the SLO. Beyond
+# the first it is useless there, beyond the second often better left out.
 _SLOW_SLO_FRACS = (1.0, 0.25)
 # all ways to fill the endpoints are looked at, if there are no more
 _MOST_LAYOUTS = 256

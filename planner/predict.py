@@ -180,7 +180,9 @@ class SimulatedGears:
         needed = {stage.model for entry in entries for stage in entry.stages}
         models = {name: model for name, model in family.models.items() if name in needed}
         family = msgspec.structs.replace(family, gears=tuple(gears), ladder=entries, models=models)
-        plan = msgspec.structs.replace(self._plan, families={self._family: family})
+        named = {gear.layout for gear in gears}
+        layouts = tuple(layout for layout in self._plan.layouts if layout.name in named)
+        plan = msgspec.structs.replace(self._plan, families={self._family: family}, layouts=layouts)
         return Simulator(plan, self._family, self._records, self._devices)
 
 

@@ -135,6 +135,9 @@ def tick(
 @inlined
 def _shift_layout(served: Served, knobs: Knobs, control: Control, demand: float, now_s: float) -> None:
     layout = control.at[LAYOUT]
+    if layout >= len(served.max_rate_per_s):
+        # between two layouts: what was begun is brought to its end
+        return
     load_here = demand / served.max_rate_per_s[layout]
     if control.at[AIM] != layout:
         # one change at a time; a larger layout is given up when the load that called for it is gone
@@ -143,7 +146,7 @@ def _shift_layout(served: Served, knobs: Knobs, control: Control, demand: float,
         return
     aim, control.at[WISH], control.since_s[WISH] = switch_layout(
         layout,
-        len(served.gears_in),
+        len(served.max_rate_per_s),
         load_here,
         demand / served.max_rate_per_s[layout - 1] if layout else 0.0,
         now_s,
@@ -155,3 +158,6 @@ def _shift_layout(served: Served, knobs: Knobs, control: Control, demand: float,
     )
     if aim != layout:
         control.at[AIM], control.since_s[CHANGE] = aim, now_s + served.change_s[layout, aim]
+        state = served.first_state[layout, aim]
+        if state != NONE:
+            control.at[LAYOUT], control.since_s[CHANGE] = state, now_s + served.stays_s[state]

@@ -136,7 +136,10 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
                 for request in range(settled, requests):
                     unanswered += not rows.done[request]
         elif change_s == now_s:
-            control.at[LAYOUT], control.since_s[CHANGE] = control.at[AIM], np.inf
+            state = served.follows[control.at[LAYOUT]]
+            if state == NONE:
+                state = control.at[AIM]
+            control.at[LAYOUT], control.since_s[CHANGE] = state, now_s + served.stays_s[state]
             pumping = True
         elif tick_s == now_s:
             drop_done(queues, rows, load)

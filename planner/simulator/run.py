@@ -12,6 +12,7 @@ from cascadeserve.policy.admission import DEADLINE_SLOS
 from cascadeserve.policy.gear_switch import TICK_S
 from planner.profile import FrontCost
 from planner.simulator import kernel, state
+from planner.simulator.layouts import layout_of_states
 from planner.simulator.served import build_served
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class Simulator:
         self._front = next((profile.front for profile in devices.values() if profile.front), None) or FrontCost()
         self._endpoints = list(devices)
         self._layouts = [layout.name for layout in plan.layouts]
-        self._served, self._right = build_served(plan, self.family, records, devices)
+        self._served, self._right = build_served(plan, family, records, devices)
+        self._layout_of = layout_of_states(plan, family, devices)
 
     def run(
         self,
@@ -146,7 +148,7 @@ class Simulator:
             right=right,
             tick_s=TICK_S * np.arange(1, num_ticks + 1),
             tick_gear=ticks.gear[:num_ticks],
-            tick_layout=ticks.layout[:num_ticks],
+            tick_layout=self._layout_of[ticks.layout[:num_ticks]],
             tick_demand_per_s=ticks.demand_per_s[:num_ticks],
             busy_s=dict(zip(self._endpoints, devices.done_s.tolist(), strict=True)),
             batches=dict(zip(models, devices.batches.tolist(), strict=True)),

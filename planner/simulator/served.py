@@ -11,6 +11,7 @@ from cascadeserve.gear_work import full_batches_s
 from cascadeserve.policy.work import batch_work_s, work_from_s
 from planner.cascade_rows import cascade_answers
 from planner.profile import batch_busy_s, planned_busy_points, work_rate
+from planner.simulator.layouts import of_layouts
 from planner.simulator.state import Served
 
 if TYPE_CHECKING:
@@ -23,12 +24,9 @@ if TYPE_CHECKING:
     from planner.profile import Profile
     from planner.records import Records
 
-# what bringing a model's instances into force takes where the profile does not say
-_LOAD_S = 1.0
-
 
 def build_served(
-    plan: GearPlan, family: PlannedFamily, records: Records, devices: Mapping[str, Profile]
+    plan: GearPlan, family_name: str, records: Records, devices: Mapping[str, Profile]
 ) -> tuple[Served, NDArray[np.bool_]]:
     """(arrays, right [E, R]): the latter tells which records an entry answers rightly; `devices` is by endpoint.
 
@@ -36,6 +34,7 @@ def build_served(
         UsageError: a profile or the records lack a model of the family, or the plan names other endpoints.
 
     """
+    family = plan.families[family_name]
     used = {stage.model for entry in family.ladder for stage in entry.stages}
     for endpoint, profile in devices.items():
         if missing := used - profile.models.keys():
@@ -56,7 +55,7 @@ def build_served(
         **_of_entries(family, models),
         leaves_at=np.array([answer.stage for answer in answers], np.int8),
         **_of_gears(plan, family, models, slots),
-        **_of_layouts(plan, family, models, devices),
+        **of_layouts(plan, family_name, models, devices),
         slots=np.array(list(slots.values()), np.int64),
         planned_busy_s=planned_busy_s,
         device_busy_s=np.stack([_device_busy_s(each, family, models, largest) for each in devices.values()], axis=2),
@@ -158,44 +157,3 @@ def _of_gears(
         "stage_max_wait_s": by_stage[3],
         "onward_work_s": onward_work_s,
     }
-
-
-def _of_layouts(
-    plan: GearPlan, family: PlannedFamily, models: list[str], devices: Mapping[str, Profile]
-) -> dict[str, NDArray[Any]]:
-    names = [gear.name for gear in family.gears]
-    layouts, gears = len(plan.layouts), len(family.gears)
-    endpoints = list(devices)
-    layout_gear = np.zeros((layouts, gears), np.int64)
-    upper_rate_per_s = np.full((layouts, gears), np.inf)
-    instances = np.zeros((layouts, len(endpoints), len(models)), np.int64)
-    gears_in = np.zeros(layouts, np.int64)
-    for index, layout in enumerate(plan.layouts):
-        of_layout = family.gears_of(layout.name)
-        gears_in[index] = len(of_layout)
-        layout_gear[index, : len(of_layout)] = [names.index(gear.name) for gear in of_layout]
-        upper_rate_per_s[index, : len(of_layout)] = [gear.upper_rate_per_s for gear in of_layout]
-        for endpoint in layout.instances:
-            for place, name in enumerate(models):
-                count = layout.count(endpoint, name, family.models[name].composed_of)
-                instances[index, endpoints.index(endpoint), place] = count
-    load_s = np.array([[_load_s(profile, family, name) for name in models] for profile in devices.values()])
-    grows = instances[None, :] > instances[:, None]  # [from, to, P, M]
-    return {
-        "gears_in": gears_in,
-        "layout_gear": layout_gear,
-        "upper_rate_per_s": upper_rate_per_s,
-        "max_rate_per_s": np.array([family.max_rate_per_s(layout.name) for layout in plan.layouts]),
-        "instances": instances,
-        # the steps of a change are taken side by side
-        "change_s": np.max(grows * load_s, axis=(2, 3)),
-    }
-
-
-def _load_s(profile: Profile, family: PlannedFamily, name: str) -> float:
-    if parts := family.models[name].composed_of:
-        # loaded side by side
-        found = [profile.parts[part].load_s for part in parts if part in profile.parts]
-    else:
-        found = [profile.models[name].load_s] if name in profile.models else []
-    return max((_LOAD_S if load_s is None else load_s for load_s in found), default=_LOAD_S)

@@ -1,7 +1,8 @@
 """What the compiled simulator works on: numbers and arrays only.
 
-Axes: M models, P endpoints, E ladder entries, K stages (of the longest entry), G gears, L layouts, R records,
-n requests, r rows, F batches in flight (of the endpoint with most slots), B largest batch + 1.
+Axes: M models, P endpoints, E ladder entries, K stages (of the longest entry), G gears, L layouts, S states (the
+layouts first, then what is between them), R records, n requests, r rows, F batches in flight (of the endpoint with most
+slots), B largest batch + 1.
 """
 
 from __future__ import annotations
@@ -47,14 +48,17 @@ class Served(NamedTuple):
     stage_max_wait_s: Floats  # [G, K]
     # device-seconds a row waiting for a model still takes
     onward_work_s: Floats  # [G, M]
-    # of layouts: gears by rising rate
-    gears_in: Ints  # [L]
-    layout_gear: Ints  # [L, G]
-    upper_rate_per_s: Floats  # [L, G]
+    # of layouts and the states between them: gears by rising rate
+    gears_in: Ints  # [S]
+    layout_gear: Ints  # [S, G]
+    upper_rate_per_s: Floats  # [S, G]
     max_rate_per_s: Floats  # [L]
-    instances: Ints  # [L, P, M]
-    # seconds until a layout's instances stand, coming from another one
+    instances: Ints  # [S, P, M]
+    # seconds until a layout's instances stand, coming from another one without states between
     change_s: Floats  # [L, L]
+    first_state: Ints  # [L, L] on the way from one layout to another, or NONE
+    follows: Ints  # [S]
+    stays_s: Floats  # [S]
     # of models and endpoints
     slots: Ints  # [P]
     planned_busy_s: Floats  # [M, B, P] by rows, as the plan has it
