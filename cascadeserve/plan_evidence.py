@@ -12,7 +12,7 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Gap = Annotated[float, Meta(ge=-1.0, le=1.0)]
 Rate = Annotated[float, Meta(ge=0.0)]
 Duration = Annotated[float, Meta(ge=0.0)]
-RangeEnd = Literal["sustained", "goal", "next_gear"]
+RangeEnd = Literal["sustained", "goal", "next_gear", "next_layout"]
 
 
 class Predicted(Artefact, frozen=True, kw_only=True):

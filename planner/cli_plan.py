@@ -24,6 +24,7 @@ from planner.explain_page import check_page, write_page
 from planner.goal import choose_family, rate_prior, read_goal, trace_path, with_least
 from planner.infeasible import Infeasible
 from planner.inputs import Inputs
+from planner.layouts import MOST_LAYOUTS
 from planner.objectives import Planner
 from planner.policies import POLICIES
 from planner.profile import read_profiles
@@ -89,6 +90,13 @@ def _make_room(context: click.Context, parameter: click.Parameter, output: Path)
 @click.option("--from-trace", type=_FILE, default=None, help="Take burstiness and rates from a trace (CSV).")
 @click.option("--trace-column", default=None, help="Column of the times in that trace, by name or index from 0.")
 @click.option(
+    "--max-layouts",
+    type=click.IntRange(min=1, max=MOST_LAYOUTS),
+    default=MOST_LAYOUTS,
+    show_default=True,
+    help="Layouts that the load may make the orchestrator change between, where not everything fits everywhere.",
+)
+@click.option(
     "--time-limit",
     type=click.FloatRange(min=0.0, min_open=True),
     default=None,
@@ -111,6 +119,7 @@ def plan(
     minimise: Least | None,
     from_trace: Path | None,
     trace_column: str | None,
+    max_layouts: int,
     time_limit: float | None,
     seed: int,
     name: str | None,
@@ -149,6 +158,7 @@ def plan(
         largest_batch=largest_batch,
         digests={what: digest_bytes(path.read_bytes()) for what, path in sources.items()} | {"search": search.digest()},
         policy=policy,
+        max_layouts=max_layouts,
         seed=seed,
         name=name or "",
     )

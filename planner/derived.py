@@ -91,6 +91,8 @@ def range_end(family: PlannedFamily, gear: Gear) -> str:
         return f"The goal asks for no more. It would sustain {sustained}."
     if found.ended_by == "next_gear":
         return f"Makes room for the next gear, which must be this wide to stay in force. It would sustain {sustained}."
+    if found.ended_by == "next_layout":
+        return f"Above, the next layout answers more rows rightly. It would sustain {sustained}."
     limit = (
         f"Device time: sustains {sustained}, with the device {min(busy, 1.0):.0%} busy."
         if device_limits(gear)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from planner.layouts import MOST_LAYOUTS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,7 +24,8 @@ class Inputs:
 
     `profiles` is by device kind; `num_classes` is None where a model returns no scores; `largest_batch` is what the
     model configs allow, by model; `digests` are those of the files, by what they are. With `quickest` every rate gets
-    the gear that answers soonest there, not the most accurate one; the goal then has a `max_rate_per_s`.
+    the gear that answers soonest there, not the most accurate one; the goal then has a `max_rate_per_s`. The plan has at
+    most `max_layouts` layouts.
     """
 
     family: str
@@ -37,5 +40,6 @@ class Inputs:
     digests: Mapping[str, str]
     policy: Policy = "cascade"
     quickest: bool = False
+    max_layouts: int = MOST_LAYOUTS
     seed: int = 0
     name: str = ""

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from planner.placement_inputs import Instances
     from planner.profile import Profile
 
+# in a plan, unless fewer are asked for
+MOST_LAYOUTS = 3
 # accuracy over rows that a further layout has to gain: it costs loads, and a while in which less stands
 LAYOUT_PRICE = 2e-3
 # a row in a batch of the size that is met under load: one that keeps a slot busy for at most this share of the SLO
@@ -51,7 +53,6 @@ _SHARES = (1.0, 0.5, 0.25)
 _NEARLY = 0.995
 # what is kept of a fluid rate if answers are to come within an SLO, as a rule
 _KEPT_FRAC = 0.85
-_MOST_IN_A_PLAN = 3
 _RATES = 64
 
 
@@ -171,13 +172,17 @@ def everywhere(sites: Sites) -> dict[str, dict[str, int]] | None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What layouts are chosen for: rates in rows per second; `top_per_s` has to be reached, None: as much as can be."""
+    """What layouts are chosen for: rates in rows per second; `top_per_s` has to be reached, None: as much as can be.
+
+    There may be up to `most` of them.
+    """
 
     slo_s: float
     headroom: float
     top_per_s: float | None
     prior: RatePrior | None
     down_frac: float
+    most: int = MOST_LAYOUTS
 
 
 def layout_sets(
@@ -226,7 +231,7 @@ def layout_sets(
         if rates[:, taken].any():
             accuracy = np.array([entry.accuracy or 0.0 for entry in entries])[taken]
             ranked = _Ranked(rates[:, taken], accuracy, wanted, alone=alone)
-            chosen += ranked.best(1 if alone else _MOST_IN_A_PLAN, together)
+            chosen += ranked.best(1 if alone else wanted.most, together)
     # the fluid figures may be wrong about which layout reaches the rate; this one goes furthest
     chosen.append([int(rates.max(axis=1).argmax())])
     unique = [row for index, row in enumerate(chosen) if row not in chosen[:index]]

@@ -162,7 +162,9 @@ class _Draft:
         """Sites, alternatives as names of layouts by rising rate, and the layouts by name."""
         inputs = self._inputs
         may = [entry for entry in self._ladder if self._may_be_certified(entry)] or self._ladder
-        wanted = Wanted(self._slo_s, inputs.goal.headroom, inputs.goal.max_rate_per_s, inputs.prior, DOWN_FRAC)
+        wanted = Wanted(
+            self._slo_s, inputs.goal.headroom, inputs.goal.max_rate_per_s, inputs.prior, DOWN_FRAC, inputs.max_layouts
+        )
         sites, sets = layout_sets(
             inputs.cluster, self._devices, self._device.models, may, wanted, one_entry=self._one_entry
         )
@@ -268,7 +270,7 @@ class _Draft:
         reference = self._device.models[self._reference]
         return choose_layouts(
             [[self._layouts[name] for name in row] for row in self._sets], made, self._ladder, self._inputs.prior,
-            self._sites, family=self._inputs.family, always={*(reference.composed_of or [self._reference])},
+            self._sites, family=self._inputs.family, most=self._inputs.max_layouts, always={*(reference.composed_of or [self._reference])},
         )  # fmt: skip
 
     def _gears_in(self, layout: str, options: Sequence[Option], overload: Tuned | None) -> list[Gear]:
