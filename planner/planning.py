@@ -270,7 +270,8 @@ class _Draft:
         reference = self._device.models[self._reference]
         return choose_layouts(
             [[self._layouts[name] for name in row] for row in self._sets], made, self._ladder, self._inputs.prior,
-            self._sites, family=self._inputs.family, most=self._inputs.max_layouts, always={*(reference.composed_of or [self._reference])},
+            self._sites, family=self._inputs.family, most=self._inputs.max_layouts,
+            always={*(reference.composed_of or [self._reference])},
         )  # fmt: skip
 
     def _gears_in(self, layout: str, options: Sequence[Option], overload: Tuned | None) -> list[Gear]:
@@ -382,7 +383,7 @@ def _content(inputs: Inputs) -> list[object]:
     """All that a prediction depends on, but the code."""
     return [
         inputs.family, inputs.goal, inputs.prior, dict(inputs.profiles), inputs.cluster, inputs.search.digest(),
-        inputs.policy, dict(inputs.largest_batch), inputs.seed,
+        inputs.policy, dict(inputs.largest_batch), inputs.seed, inputs.max_layouts,
     ]  # fmt: skip
 
 
