@@ -24,8 +24,8 @@ class Inputs:
 
     `profiles` is by device kind; `num_classes` is None where a model returns no scores; `largest_batch` is what the
     model configs allow, by model; `digests` are those of the files, by what they are. With `quickest` every rate gets
-    the gear that answers soonest there, not the most accurate one; the goal then has a `max_rate_per_s`. The plan has up
-    to `max_layouts` layouts.
+    the gear that answers soonest there, not the most accurate one; the goal then has a `max_rate_per_s`. The plan has
+    up to `max_layouts` layouts.
     """
 
     family: str

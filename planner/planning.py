@@ -8,6 +8,7 @@ hold at once; a few spare entries are certified for the case.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -257,15 +258,20 @@ class _Draft:
                 f"no entry that keeps the SLO is certified to lose at most {self._inputs.goal.max_epsilon:g}; "
                 f"{_rows_needed(certificate)}"
             )
+        goal = self._inputs.goal
+        without_rate = msgspec.structs.replace(goal, max_rate_per_s=None)
         made: dict[str, list[Gear]] = {}
         refused: list[Infeasible] = []
         for name, of_layout in options.items():
             try:
-                made[name] = self._gears_in(name, of_layout, overload.get(name))
+                made[name] = self._built(name, of_layout, overload.get(name), goal)
             except Infeasible as error:
                 refused.append(error)
-        wanted_per_s = self._inputs.goal.max_rate_per_s
-        if not made or (wanted_per_s and max(map(top_rate_per_s, made.values())) < wanted_per_s):
+                # a layout for lower rates need not reach the one that is asked for
+                if goal.max_rate_per_s is not None and len(self._layouts) > 1 and not self._one_entry:
+                    with contextlib.suppress(Infeasible):
+                        made[name] = self._built(name, of_layout, overload.get(name), without_rate)
+        if not made or max(map(top_rate_per_s, made.values())) < (goal.max_rate_per_s or 0.0):
             raise refused[0]
         reference = self._device.models[self._reference]
         return choose_layouts(
@@ -273,16 +279,6 @@ class _Draft:
             self._sites, family=self._inputs.family, most=self._inputs.max_layouts,
             always={*(reference.composed_of or [self._reference])},
         )  # fmt: skip
-
-    def _gears_in(self, layout: str, options: Sequence[Option], overload: Tuned | None) -> list[Gear]:
-        """Gears of one layout; where there are several layouts, they need not reach the rate that is asked for."""
-        goal = self._inputs.goal
-        try:
-            return self._built(layout, options, overload, goal)
-        except Infeasible:
-            if len(self._layouts) == 1 or goal.max_rate_per_s is None or self._one_entry:
-                raise
-        return self._built(layout, options, overload, msgspec.structs.replace(goal, max_rate_per_s=None))
 
     def _built(self, layout: str, options: Sequence[Option], overload: Tuned | None, goal: FamilyGoal) -> list[Gear]:
         if self._inputs.quickest:
