@@ -38,16 +38,19 @@ def expect(gears: Sequence[Gear], entries: Sequence[LadderEntry], prior: RatePri
     if not gears:
         return None
     accuracy = {entry.name: entry.accuracy or 0.0 for entry in entries}
-    rows, over_time, total = dict.fromkeys([gear.name for gear in gears], 0.0), 0.0, 0.0
+    rows = dict.fromkeys([gear.name for gear in gears], 0.0)
+    over_rows, over_time, total = 0.0, 0.0, 0.0
     for rate, share in prior:
         gear = gear_at(gears, rate)
         rows[gear.name] += rate * share
+        # not by name: gears of layouts that are not in a plan yet may share theirs
+        over_rows += rate * share * accuracy[gear.ladder_entry]
         over_time += share * accuracy[gear.ladder_entry]
         total += rate * share
     shares = {name: amount / total for name, amount in rows.items()}
     return Expected(
         rate_prior=prior,
-        accuracy=sum(shares[gear.name] * accuracy[gear.ladder_entry] for gear in gears),
+        accuracy=over_rows / total,
         accuracy_over_time=over_time,
         gears=shares,
     )

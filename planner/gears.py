@@ -40,10 +40,11 @@ OVERLOAD = "overload"
 
 _DEVIATIONS = 3.2
 _MARGIN_FRAC = 0.1
+_ROUNDING = 1e-9
 # rows per second; no gear is narrower, whatever the noise
 _LEAST_WIDTH_PER_S = 1e-6
 # accuracy that a further gear has to gain
-_GEAR_PRICE = 2e-4
+GEAR_PRICE = 2e-4
 _QUARTERS = (0.25, 0.5, 0.75, 1.0)
 # by what a range shrinks if the check of a gear fails, and how often
 _SHRINK = 0.95
@@ -169,7 +170,9 @@ def _least_width_per_s(span: Span, goal: FamilyGoal, wider: Mapping[str, float])
 
 
 def _is_wide(span: Span, goal: FamilyGoal, wider: Mapping[str, float]) -> bool:
-    return span.low >= 0.0 and span.high - span.low >= max(_least_width_per_s(span, goal, wider), _LEAST_WIDTH_PER_S)
+    # a range that was made as wide as it must be is that wide but for rounding
+    least_per_s = max(_least_width_per_s(span, goal, wider) * (1.0 - _ROUNDING), _LEAST_WIDTH_PER_S)
+    return span.low >= 0.0 and span.high - span.low >= least_per_s
 
 
 def _score(spans: Sequence[Span], prior: RatePrior | None) -> float:
@@ -186,7 +189,7 @@ def _score(spans: Sequence[Span], prior: RatePrior | None) -> float:
             if span.low <= rate < end
         ]
     worth = sum(weight * worth for weight, worth in parts)
-    return worth / sum(weight for weight, _ in parts) - _GEAR_PRICE * len(spans)
+    return worth / sum(weight for weight, _ in parts) - GEAR_PRICE * len(spans)
 
 
 def _by_triggers(span: Span, options: Sequence[Option], goal: FamilyGoal, wider: Mapping[str, float]) -> list[Span]:

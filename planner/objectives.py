@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from planner.checkpoint import Checkpoint
     from planner.goal import FamilyGoal
     from planner.inputs import Inputs
+    from planner.predict import MakePredictor
 
 SLO_MARGIN = 1.1
 # SLOs in busy times of the reference model for one row: where the search starts, and where it gives up
@@ -63,12 +64,14 @@ class Planner:
         checkpoint: Checkpoint | None = None,
         on_progress: Callable[[int, int], None] = no_progress,
         cost_of: Callable[[Sequence[Endpoint]], float] = len,
+        predict: MakePredictor | None = None,
     ) -> None:
-        """`limit`, `checkpoint` and `on_progress` are for `plan_family`; `cost_of` endpoints is their number."""
+        """`limit`, `checkpoint`, `on_progress` and `predict` are for `plan_family`; `cost_of` endpoints is their number."""
         self._limit = limit or TimeLimit(None)
         self._checkpoint = checkpoint
         self._on_progress = on_progress
         self._cost_of = cost_of
+        self._predict = predict
 
     def plan(self, inputs: Inputs, calibration: Path | None, *, spend: bool = False) -> tuple[GearPlan, Settled]:
         """Make the plan; `calibration` and `spend` are for `plan_family`.
@@ -81,8 +84,8 @@ class Planner:
         settled = self.settle(inputs)
         try:
             made = plan_family(
-                settled.inputs, calibration, spend=spend, on_progress=self._on_progress, limit=self._limit,
-                checkpoint=self._checkpoint,
+                settled.inputs, calibration, spend=spend, predict=self._predict, on_progress=self._on_progress,
+                limit=self._limit, checkpoint=self._checkpoint,
             )  # fmt: skip
         except Infeasible as error:
             if calibration is not None and self._can(settled.inputs):
@@ -123,7 +126,10 @@ class Planner:
         """
         wanted = replace(inputs, policy=WITH_ONE_ENTRY[inputs.policy], quickest=False)
         limit = TimeLimit(0.0) if quick else self._limit
-        return plan_family(wanted, None, on_progress=self._on_progress, limit=limit, checkpoint=self._checkpoint)
+        return plan_family(
+            wanted, None, predict=self._predict, on_progress=self._on_progress, limit=limit,
+            checkpoint=self._checkpoint,
+        )  # fmt: skip
 
     def _can(self, inputs: Inputs) -> bool:
         try:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from planner.goal import FamilyGoal
     from planner.inputs import Inputs
     from planner.layouts import Sites
-    from planner.predict import Predictor
+    from planner.predict import MakePredictor, Predictor
     from planner.profile import Profile
     from planner.triggers import Tuned
 
@@ -70,14 +70,14 @@ def plan_family(
     calibration: Path | None,
     *,
     spend: bool = False,
-    predictor: Predictor | None = None,
+    predict: MakePredictor | None = None,
     on_progress: Callable[[int, int], None] = no_progress,
     limit: TimeLimit | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> GearPlan:
     """Make the plan; without `calibration` it is a draft, in which nothing is certified.
 
-    `spend` is for `certify_file`; `predictor` None asks the simulator; `on_progress` gets ladder entries done and all.
+    `spend` is for `certify_file`; `predict` None asks the simulator; `on_progress` gets ladder entries done and all.
     Past the `limit` only what a plan needs is done; `checkpoint` keeps what the predictor said for the next run.
 
     Raises:
@@ -87,7 +87,7 @@ def plan_family(
     """
     models = inputs.search.models
     devices = check_fit(inputs.search, inputs.profiles, inputs.cluster, family=inputs.family, models=models)
-    draft = _Draft(inputs, devices, predictor, limit or TimeLimit(None), checkpoint)
+    draft = _Draft(inputs, devices, predict, limit or TimeLimit(None), checkpoint)
     options = draft.options(on_progress)
     overload = draft.overload() if inputs.goal.uncertified_overload else {}
     chosen = draft.gears(options, overload)
@@ -119,7 +119,7 @@ class _Draft:
         self,
         inputs: Inputs,
         devices: Mapping[str, Profile],
-        predictor: Predictor | None,
+        predict: MakePredictor | None,
         limit: TimeLimit,
         checkpoint: Checkpoint | None,
     ) -> None:
@@ -149,7 +149,7 @@ class _Draft:
             )
         self._ladder = self._make_ladder(work_s)
         self._sites, self._sets, self._layouts = self._choose_layouts()
-        self.predictor: Predictor = predictor or SimulatedGears(
+        self.predictor: Predictor = (predict or SimulatedGears)(
             assemble(
                 inputs, slo_s=self._slo_s, reference=self._reference, layouts=list(self._layouts.values()), gears=(),
                 entries=self._ladder, models=models,

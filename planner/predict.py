@@ -76,6 +76,23 @@ class Predictor(Protocol):
         ...
 
 
+class MakePredictor(Protocol):
+    """Makes a predictor; the arguments are those of `SimulatedGears`."""
+
+    def __call__(
+        self,
+        plan: GearPlan,
+        family: str,
+        goal: FamilyGoal,
+        records: SearchRecords,
+        devices: Mapping[str, Profile],
+        *,
+        seed: int,
+    ) -> Predictor:
+        """Make it."""
+        ...
+
+
 class SimulatedGears:
     """The predictor that asks the simulator; `plan` has layout, models and ladder, its gears do not count."""
 
