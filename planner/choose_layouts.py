@@ -42,6 +42,7 @@ class Chosen:
 def choose_layouts(
     rows: Sequence[Sequence[Layout]],
     gears: Mapping[str, Sequence[Gear]],
+    spare: Mapping[str, Sequence[Gear]],
     entries: Sequence[LadderEntry],
     prior: RatePrior | None,
     sites: Sites,
@@ -53,7 +54,8 @@ def choose_layouts(
     """Choose among `rows` of up to `most` layouts by rising rate: the highest rate first, then accuracy over rows.
 
     `gears` is by layout; a row goes without the layouts that have none. Parts that neither a gear needs nor `always`
-    names are not loaded. A layout that cannot become its neighbour is left out.
+    names are not loaded. A layout that cannot become its neighbour is left out; it may do so in one of its `spare`
+    gears, which then is the degraded one.
     """
     able = [[layout for layout in row if layout.name in gears] for row in rows]
     able = [row for row in able if row]
@@ -70,9 +72,10 @@ def choose_layouts(
                 key = tuple((layout.name, len(here)) for layout, here in geared)
                 found[key] = top_rate_per_s(geared[-1][1]), accuracy, geared
     for _, _, geared in sorted(found.values(), key=lambda each: (-each[0], -each[1], len(each[2]))):
-        chosen = _joined(geared, entries, sites, family, always)
-        if chosen is not None:
-            return chosen
+        for way in (geared, *_with_spare(geared, spare)):
+            chosen = _joined(way, entries, sites, family, always)
+            if chosen is not None:
+                return chosen
     raise AssertionError("a layout alone needs no transition")
 
 
@@ -97,6 +100,14 @@ def _ended_sooner(gears: Sequence[Gear]) -> Iterator[list[Gear]]:
             last = msgspec.structs.replace(last, predicted=predicted)
         above = msgspec.structs.replace(degraded, min_rate_per_s=last.upper_rate_per_s)
         yield [*planned[: number - 1], last, above]
+
+
+def _with_spare(geared: Sequence[_Geared], spare: Mapping[str, Sequence[Gear]]) -> Iterator[list[_Geared]]:
+    """Give one of the layouts another degraded gear."""
+    for place, (layout, (*planned, degraded)) in enumerate(geared):
+        for gear in spare[layout.name]:
+            other = msgspec.structs.replace(gear, min_rate_per_s=degraded.min_rate_per_s)
+            yield [*geared[:place], (layout, [*planned, other]), *geared[place + 1 :]]
 
 
 def _joined(

@@ -231,7 +231,7 @@ def build_gears(
             options = [_shrunk(option, failed) for option in options]
             continue
         found = [gear for gear in checked if gear is not None]
-        found.append(_overload(overload or spans[-1].tuned, spans[-1].high, layout))
+        found.append(overload_gear(overload or spans[-1].tuned, spans[-1].high, layout))
         if (stuck := _latches(found, predictor)) is None:
             return found
         if all(len(option.tuned) == 1 for option in options):
@@ -259,7 +259,7 @@ def _calm_spans(
     spans = tile(options, goal, prior, wider=wider, one_entry=one_entry)
     while len(spans) > 1:
         gears = [_gear(span, spans, layout) for span in spans]
-        gears.append(_overload(spans[-1].tuned, spans[-1].high, layout))
+        gears.append(overload_gear(spans[-1].tuned, spans[-1].high, layout))
         restless = _restless(gears, predictor)
         before = spans
         while restless is not None and spans == before:
@@ -285,7 +285,8 @@ def _gear(span: Span, spans: Sequence[Span], layout: str) -> Gear:
     )
 
 
-def _overload(tuned: Tuned, rate_per_s: float, layout: str) -> Gear:
+def overload_gear(tuned: Tuned, rate_per_s: float, layout: str) -> Gear:
+    """Gear for what is above a rate."""
     return Gear(
         name=OVERLOAD, layout=layout, min_rate_per_s=rate_per_s, max_rate_per_s=None, ladder_entry=tuned.entry.name,
         triggers=tuned.triggers, degraded=True,

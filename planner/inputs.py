@@ -43,3 +43,10 @@ class Inputs:
     max_layouts: int = MOST_LAYOUTS
     seed: int = 0
     name: str = ""
+
+    def content(self) -> list[object]:
+        """All that a prediction depends on, but the code."""
+        return [
+            self.family, self.goal, self.prior, dict(self.profiles), self.cluster, self.search.digest(), self.policy,
+            dict(self.largest_batch), self.seed, self.max_layouts,
+        ]  # fmt: skip

@@ -209,23 +209,30 @@ def layout_sets(
     whole = everywhere(sites)
     if whole is not None and all(everywhere(each) is not None for each in careful):
         return sites, [[whole]]
-    found: list[dict[str, dict[str, int]]] = []
-    for asked in (sites, *careful):
-        for each in _candidates(asked, entries):
-            if each not in found:
-                found.append(each)
-    if not found:
+    rows = _rows(sites, entries, wanted, one_entry=one_entry, thorough=True)
+    if not rows:
         raise UsageError(_why_none(sites, entries))
-    rates = (
-        _KEPT_FRAC
-        * wanted.headroom
-        * np.array([[_fluid_per_s(sites, each, entry) for entry in entries] for each in found])
-    )
+    for each in careful:
+        rows += _rows(each, entries, wanted, one_entry=one_entry, thorough=False)
+    return sites, [row for index, row in enumerate(rows) if row not in rows[:index]]
+
+
+def _rows(
+    sites: Sites, entries: Sequence[LadderEntry], wanted: Wanted, *, one_entry: bool, thorough: bool
+) -> list[list[dict[str, dict[str, int]]]]:
+    """Alternatives on some sites; `thorough`: also those of plans with fewer candidates. Empty: nothing can stand."""
+    found = _candidates(sites, entries)
+    if not found:
+        return []
+    fluid = np.array([[_fluid_per_s(sites, each, entry) for entry in entries] for each in found])
+    rates = _KEPT_FRAC * wanted.headroom * fluid
     runs = rates > 0.0
     together = (runs[:, None, :] & runs[None, :, :]).any(axis=2)
     singles = np.array([len(entry.stages) == 1 for entry in entries])
     every = np.ones(len(entries), bool)
-    questions = [(every, True)] if one_entry else [(every, False), (every, True), (singles, False), (singles, True)]
+    questions = [(every, one_entry)]
+    if thorough and not one_entry:
+        questions += [(every, True), (singles, False), (singles, True)]
     chosen: list[list[int]] = []
     for taken, alone in questions:
         if rates[:, taken].any():
@@ -234,8 +241,7 @@ def layout_sets(
             chosen += ranked.best(1 if alone else wanted.most, together)
     # the fluid figures may be wrong about which layout reaches the rate; this one goes furthest
     chosen.append([int(rates.max(axis=1).argmax())])
-    unique = [row for index, row in enumerate(chosen) if row not in chosen[:index]]
-    return sites, [[found[index] for index in row] for row in unique]
+    return [[found[index] for index in row] for row in chosen]
 
 
 def _fluid_per_s(sites: Sites, instances: Instances, entry: LadderEntry) -> float:

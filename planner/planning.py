@@ -23,7 +23,7 @@ from planner.checkpoint import RememberedPredictions
 from planner.choose_layouts import choose_layouts
 from planner.expected import DOWN_FRAC, top_rate_per_s
 from planner.fits import check_fit
-from planner.gears import Option, tile
+from planner.gears import Option, overload_gear, tile
 from planner.infeasible import Infeasible
 from planner.layouts import Wanted, layout_sets
 from planner.likely import likely_epsilon
@@ -156,7 +156,7 @@ class _Draft:
             ),
             inputs.family, goal, search_records, devices, seed=inputs.seed,
         )  # fmt: skip
-        file = None if checkpoint is None else checkpoint.file(_content(inputs))
+        file = None if checkpoint is None else checkpoint.file(inputs.content())
         self.predictor = RememberedPredictions(self.predictor, file)
 
     def _choose_layouts(self) -> tuple[Sites, list[tuple[str, ...]], dict[str, Layout]]:
@@ -274,9 +274,16 @@ class _Draft:
         if not made or max(map(top_rate_per_s, made.values())) < (goal.max_rate_per_s or 0.0):
             raise refused[0]
         reference = self._device.models[self._reference]
+        spare = {
+            name: [
+                overload_gear(option.tuned[-1], 0.0, name)
+                for option in sorted(options[name], key=lambda option: -option.sustained_per_s)
+            ]
+            for name in made
+        }
         return choose_layouts(
-            [[self._layouts[name] for name in row] for row in self._sets], made, self._ladder, self._inputs.prior,
-            self._sites, family=self._inputs.family, most=self._inputs.max_layouts,
+            [[self._layouts[name] for name in row] for row in self._sets], made, spare, self._ladder,
+            self._inputs.prior, self._sites, family=self._inputs.family, most=self._inputs.max_layouts,
             always={*(reference.composed_of or [self._reference])},
         )  # fmt: skip
 
@@ -293,7 +300,9 @@ class _Draft:
 
     def freeze(self, options: Options, chosen: Chosen) -> FrozenLadder:
         """Freeze what the gears use, what they would use without the fastest entry, and the reference model."""
-        used = {gear.ladder_entry for gear in chosen.gears if not gear.degraded}
+        # a degraded gear also serves while one layout becomes another
+        between = {name for each in chosen.transitions for name in each.gears.values()}
+        used = {gear.ladder_entry for gear in chosen.gears if not gear.degraded or gear.name in between}
         degraded = {gear.ladder_entry for gear in chosen.gears if gear.degraded} - used
         spare: set[str] = set()
         for layout, source in zip(chosen.layouts, chosen.sources, strict=True):
@@ -373,14 +382,6 @@ class _Draft:
         """Slot-seconds per row in batches as they are under load."""
         rows = self._device.largest_within(model, _BATCH_SLO_FRAC * self._slo_s)
         return self._device.batch_s(model, rows) / rows
-
-
-def _content(inputs: Inputs) -> list[object]:
-    """All that a prediction depends on, but the code."""
-    return [
-        inputs.family, inputs.goal, inputs.prior, dict(inputs.profiles), inputs.cluster, inputs.search.digest(),
-        inputs.policy, dict(inputs.largest_batch), inputs.seed, inputs.max_layouts,
-    ]  # fmt: skip
 
 
 def _rows_needed(certificate: Certificate | None) -> str:

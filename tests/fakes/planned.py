@@ -121,6 +121,8 @@ class FormulaPredictor:
         self.slo_s = slo_s
         self.call_s = call_s
         self.slots = slots
+        # by layout and model, where that is not all there are
+        self.slots_of: dict[str, dict[str, int]] = {}
         self.latching: set[str] = set()
         self.restless: set[str] = set()
         # share of the predicted rate at which the check of a ladder entry fails
@@ -133,7 +135,15 @@ class FormulaPredictor:
         """Like SimulatedGears."""
         planned = plan.families[family]
         slots = sum(each.slots for each in devices.values())
-        return cls(planned.models, planned.ladder, planned.slo_s, slots=slots)
+        made = cls(planned.models, planned.ladder, planned.slo_s, slots=slots)
+        made.slots_of = {
+            layout.name: {
+                model: sum(each.slots for name, each in devices.items() if layout.count(name, model, ()))
+                for model in planned.models
+            }
+            for layout in plan.layouts
+        }
+        return made
 
     def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
         """Batches are half way between min_batch and max_batch."""
@@ -142,7 +152,8 @@ class FormulaPredictor:
         for stage, share in zip(entry.stages, entry.reach, strict=True):
             trigger, model = gear.triggers[stage.model], self.models[stage.model]
             rows = (trigger.min_batch + trigger.max_batch) // 2
-            load += rate_per_s * share * (model.batch_busy_s(rows) + self.call_s) / rows / self.slots
+            slots = self.slots_of.get(gear.layout, {}).get(stage.model, self.slots)
+            load += rate_per_s * share * (model.batch_busy_s(rows) + self.call_s) / rows / slots
             alone_s += model.batch_busy_s(1) + trigger.max_wait_s
         latency_s = alone_s / (1.0 - load) if load < 1.0 else float("inf")
         keeps = latency_s <= self.slo_s

@@ -53,6 +53,49 @@ def test_a_layout_comes_into_force_after_it_was_wanted_and_loaded() -> None:
     assert {simulator.family.gears[gear].layout for gear in set(wide.tolist())} == {"broad"}
 
 
+def test_a_transition_serves_with_its_gear_and_what_stands_at_each_moment() -> None:
+    """The large model moves to the other endpoint: unload, then 3 s of loading, while the small one answers alone."""
+    document = tiny.plan_document(("a", "b"))
+    family = document["families"]["family"]
+    family["ladder"].append({"name": "small", "stages": [{"model": "small"}], "reach": [1.0]})
+    family["gears"].insert(
+        2,
+        {
+            "name": "between", "layout": "narrow", "min_rate_per_s": 1000.0, "max_rate_per_s": None,
+            "ladder_entry": "small", "degraded": True,
+        },
+    )  # fmt: skip
+    document["layouts"][0]["instances"] = {"a": {"small": 1}, "b": {"large": 1}}
+    document["layouts"][1]["instances"] = {"a": {"small": 1}, "b": {"small": 1, "large": 2}}
+    moves = [("large", 1, 0), ("small", 0, 1), ("large", 0, 2)]
+    document["transitions"] = [
+        {
+            "from_layout": "narrow", "to_layout": "broad", "gears": {"family": "between"}, "duration_s": 4.0,
+            "steps": [{"endpoint": "b", "model": m, "present": p, "wanted": w} for m, p, w in moves],
+        }
+    ]  # fmt: skip
+    certainty = np.random.default_rng(0).random(ROWS)
+    plan = decode_json(msgspec.json.encode(document), GearPlan)
+    profile = make_profile(BUSY_S)
+    loads = {"small": 1.0, "large": 3.0}
+    models = {name: msgspec.structs.replace(each, load_s=loads[name]) for name, each in profile.models.items()}
+    devices = dict.fromkeys("ab", msgspec.structs.replace(profile, models=models))
+    simulator = Simulator(plan, "family", make_records({"small": certainty + 0.2, "large": certainty}), devices)
+    simulation = simulator.run(stepped((5, 100), (15, 1_500)), logged_batches=200_000)
+    (place,) = np.flatnonzero(np.diff(simulation.tick_layout))
+    # wanted for 1 s, 4 SLOs for what came before, 1 s and 3 s of loading
+    assert 11.0 < simulation.tick_s[place + 1] < 12.5
+    names = np.array([gear.name for gear in simulator.family.gears])[simulation.tick_gear]
+    meanwhile = (simulation.tick_s > 7.0) & (simulation.tick_s < simulation.tick_s[place])
+    assert set(names[meanwhile]) == {"between"}
+    assert set(names[simulation.tick_s > simulation.tick_s[place + 1] + 0.2]) == {"wide"}
+    log, small = simulation.log, list(simulator.family.models).index("small")
+    first_on_b = log.left_s[(log.endpoint == 1) & (log.model == small)].min()
+    # the first load is over 3 s before the second
+    assert first_on_b == pytest.approx(simulation.tick_s[place + 1] - 3.0, abs=0.2)
+    assert simulation.refused == 0
+
+
 def test_a_held_gear_is_never_left() -> None:
     simulator = tiny_simulator()
     simulation = simulator.run(stepped((5, 2_000)), hold_gear="wide")
