@@ -15,10 +15,11 @@ prior, or at the highest rate of their layout; an entry with two sorts of trigge
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from dataclasses import dataclass, replace
-from itertools import combinations_with_replacement, groupby, product
+from itertools import combinations, combinations_with_replacement, groupby, product
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -107,6 +108,7 @@ class BruteForce:
         predictor = predict(self.layouts)
         self.served = [self._served(entries, replace(device, layout=each.name), predictor) for each in self.layouts]
         self._linked: dict[tuple[int, int], bool] = {}
+        self._width_per_s = functools.cache(lambda upper_per_s: least_width_per_s(upper_per_s, inputs.goal))
 
     def top_per_s(self) -> float:
         """Highest rate that any layout reaches; 0: there is no plan."""
@@ -172,26 +174,35 @@ class BruteForce:
         """The value, times the sign, of the best chain of layouts; with sign -1 of the worst."""
         useful = [[each for each in here if not self._beaten(each, here, sign)] for here in self.served]
         count = len(self._prior)
+        last = {
+            (index, first): self._last(index, here, first, top_per_s, sign)
+            for index, here in enumerate(useful)
+            for first in range(count + 1)
+        }
+        lower = {
+            (index, first, end): self._lower(index, here, first, end, top_per_s, sign)
+            for index, here in enumerate(useful)
+            for first, end in combinations(range(count + 1), 2)
+        }
         # chains of up to `length` layouts that serve from a rate on, by the first of them
         chains: dict[tuple[int, int], dict[int, Stretch]] = {}
         for length in range(1, _MOST_LAYOUTS + 1):
             for first in range(count + 1):
                 found: dict[int, Stretch] = {}
-                for index, here in enumerate(useful):
-                    ways = [self._last(index, here, first, top_per_s, sign)]
-                    if length > 1:
-                        for end in range(first + 1, count + 1):
-                            lower = self._lower(index, here, first, end, top_per_s, sign)
-                            higher = chains[length - 1, end]
-                            ways.append(None if lower is None else self._above(lower, index, higher, sign))
+                for index in range(len(useful)):
+                    ways = [last[index, first]]
+                    for end in range(first + 1, count + 1 if length > 1 else 0):
+                        ways.append(self._above(lower[index, first, end], index, chains[length - 1, end], sign))
                     kept = [way for way in ways if way is not None]
                     if kept:
                         found[index] = max(kept, key=lambda way: way.value)
                 chains[length, first] = dict(sorted(found.items(), key=lambda item: -item[1].value))
         return next(iter(chains[_MOST_LAYOUTS, 0].values()))
 
-    def _above(self, lower: Stretch, index: int, higher: Mapping[int, Stretch], sign: float) -> Stretch | None:
+    def _above(self, lower: Stretch | None, index: int, higher: Mapping[int, Stretch], sign: float) -> Stretch | None:
         """The best of some chains that may follow a layout, which are from the best down."""
+        if lower is None:
+            return None
         for following, rest in higher.items():
             if (
                 following != index
@@ -253,7 +264,7 @@ class BruteForce:
         accuracy = sign * self._accuracy[gear.entry.name]
         value = -sign * GEAR_PRICE
         here = (self.layouts[index].name, gear.entry.name, upper_per_s)
-        width_per_s = least_width_per_s(upper_per_s, self._goal)
+        width_per_s = self._width_per_s(upper_per_s)
         # it goes down to 0
         if alone or upper_per_s >= width_per_s:
             yield value + accuracy * sum(self._weights[first:end]), (here,)
