@@ -1,19 +1,28 @@
-"""Which layouts a plan has, once the simulator has said what gears each of them can have."""
+"""Which layouts a plan has, once the simulator has said what each of them sustains.
+
+Tried is every chain of layouts that were simulated. In the last one the gears are those that go furthest. One before it
+serves lower rates only, and has room for other gears then: it may end at any of its entries. Those gears are tiled
+first, and built, with all that the simulator has to say, for the chains that would be best with them.
+"""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from dataclasses import dataclass
-from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from planner.assemble import make_transitions, needed_of
-from planner.expected import accuracy_up_to, top_rate_per_s
+from planner.expected import DOWN_FRAC, gear_at, rows_at, top_rate_per_s
 from planner.layouts import LAYOUT_PRICE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from cascadeserve.gear_plan import Gear, LadderEntry, Layout, Transition
     from planner.goal import RatePrior
@@ -24,6 +33,8 @@ if TYPE_CHECKING:
 
 # a layout before another one ends at this share of its highest rate at most, or there is no use in it
 _LOWER_FRAC = 0.98
+# of each length
+_MOST_CHAINS = 256
 
 
 @dataclass(frozen=True)
@@ -39,9 +50,32 @@ class Chosen:
     transitions: tuple[Transition, ...]
 
 
+@dataclass(frozen=True)
+class LowerGears:
+    """Gears that a layout may have below another one: as they were tiled; `build` checks them, None: they fail."""
+
+    tiled: list[Gear]
+    build: Callable[[], list[Gear] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """Gears of a layout, and the accuracy [rates] with which it would answer; `build` is there until they are built."""
+
+    layout: Layout
+    gears: list[Gear]
+    accuracy: NDArray[np.float64]
+    build: Callable[[], list[Gear] | None] | None = None
+
+    @property
+    def top_per_s(self) -> float:
+        return top_rate_per_s(self.gears)
+
+
 def choose_layouts(
-    rows: Sequence[Sequence[Layout]],
+    layouts: Sequence[Layout],
     gears: Mapping[str, Sequence[Gear]],
+    lower: Mapping[str, Sequence[LowerGears]],
     spare: Mapping[str, Sequence[Gear]],
     entries: Sequence[LadderEntry],
     prior: RatePrior | None,
@@ -51,42 +85,83 @@ def choose_layouts(
     most: int,
     always: set[str],
 ) -> Chosen:
-    """Choose among `rows` of up to `most` layouts by rising rate: the highest rate first, then accuracy over rows.
+    """Choose up to `most` of some layouts by rising rate: the highest rate first, then accuracy over rows.
 
-    `gears` is by layout; a row goes without the layouts that have none. Parts that neither a gear needs nor `always`
-    names are not loaded. A layout that cannot become its neighbour is left out; it may do so in one of its `spare`
-    gears, which then is the degraded one.
+    `gears`, `lower` and `spare` are by layout; one that has no gears is not chosen. Parts that neither a gear needs nor
+    `always` names are not loaded. A layout that cannot become its neighbour is left out; it may do so in one of its
+    `spare` gears, which then is the degraded one.
     """
-    able = [[layout for layout in row if layout.name in gears] for row in rows]
-    able = [row for row in able if row]
-    highest = max((row[-1] for row in able), key=lambda layout: top_rate_per_s(gears[layout.name]))
-    # what comes before the last layout of a row may also come before the one that goes furthest
-    able += [[*row[:-1], highest] for row in able if row[-1] != highest]
-    top_per_s = top_rate_per_s(gears[highest.name])
-    found: dict[tuple[tuple[str, int], ...], tuple[float, float, list[_Geared]]] = {}
-    for row in able:
-        for first in range(max(len(row) - most, 0), len(row)):
-            for geared in _ways(row[first:], gears):
-                joined = [gear for _, here in geared for gear in here]
-                accuracy = accuracy_up_to(joined, entries, prior, top_per_s) - LAYOUT_PRICE * (len(geared) - 1)
-                key = tuple((layout.name, len(here)) for layout, here in geared)
-                found[key] = top_rate_per_s(geared[-1][1]), accuracy, geared
-    for _, _, geared in sorted(found.values(), key=lambda each: (-each[0], -each[1], len(each[2]))):
-        for way in (geared, *_with_spare(geared, spare)):
-            chosen = _joined(way, entries, sites, family, always)
+    able = [layout for layout in layouts if layout.name in gears]
+    rates, weights = rows_at(prior, max(top_rate_per_s(gears[layout.name]) for layout in able))
+    accuracy = {entry.name: entry.accuracy or 0.0 for entry in entries}
+
+    def way(layout: Layout, here: Iterable[Gear], build: Callable[[], list[Gear] | None] | None = None) -> _Way:
+        here = list(here)
+        found = np.array([accuracy[gear_at(here, rate).ladder_entry] for rate in rates])
+        return _Way(layout, here, found, build)
+
+    highest = [way(layout, gears[layout.name]) for layout in able]
+    before = [way(layout, here) for layout in able for here in _ended_sooner(gears[layout.name])]
+    before += [way(layout, each.tiled, each.build) for layout in able for each in lower.get(layout.name, ())]
+    order = itertools.count()
+
+    def ranked(chain: tuple[_Way, ...]) -> tuple[float, float, int, int, tuple[_Way, ...]]:
+        return -chain[-1].top_per_s, -_worth(chain, rates, weights), len(chain), next(order), chain
+
+    waiting = [ranked(chain) for chain in _chains(highest, before if most > 1 else [], rates, weights, most)]
+    heapq.heapify(waiting)
+    while waiting:
+        *_, chain = heapq.heappop(waiting)
+        unbuilt = next((place for place, each in enumerate(chain) if each.build is not None), None)
+        if unbuilt is not None:
+            asked = chain[unbuilt]
+            built = asked.build() if asked.build is not None else None
+            changed = chain if built is None else (*chain[:unbuilt], way(asked.layout, built), *chain[unbuilt + 1 :])
+            if built is not None and _rises(changed):
+                heapq.heappush(waiting, ranked(changed))
+            continue
+        geared = [(each.layout, each.gears) for each in chain]
+        for each in (geared, *_with_spare(geared, spare)):
+            chosen = _joined(each, entries, sites, family, always)
             if chosen is not None:
                 return chosen
     raise AssertionError("a layout alone needs no transition")
 
 
-def _ways(row: Sequence[Layout], gears: Mapping[str, Sequence[Gear]]) -> Iterator[list[_Geared]]:
-    """Gears of layouts whose highest rates rise: of all but the last also the lower ones only, and the rest above."""
-    *lower, last = row
-    for chosen in product(*([(layout, here) for here in _ended_sooner(gears[layout.name])] for layout in lower)):
-        geared = [*chosen, (last, list(gears[last.name]))]
-        tops = [top_rate_per_s(here) for _, here in geared]
-        if all(low <= _LOWER_FRAC * high for low, high in pairwise(tops)):
-            yield geared
+def _rises(chain: Sequence[_Way]) -> bool:
+    return all(low.top_per_s <= _LOWER_FRAC * high.top_per_s for low, high in itertools.pairwise(chain))
+
+
+def _worth(chain: Sequence[_Way], rates: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """Accuracy over rows, less the price of every further layout."""
+    found = chain[-1].accuracy
+    for each in reversed(chain[:-1]):
+        found = np.where(rates < DOWN_FRAC * each.top_per_s, each.accuracy, found)
+    return float(found @ weights) - LAYOUT_PRICE * (len(chain) - 1)
+
+
+def _chains(
+    highest: Sequence[_Way],
+    before: Sequence[_Way],
+    rates: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    most: int,
+) -> Iterator[tuple[_Way, ...]]:
+    """Chains of layouts whose highest rates rise: of each sort those that are worth more than what they go on from."""
+    rows: list[tuple[_Way, ...]] = [(each,) for each in highest]
+    yield from rows
+    for _ in range(1, most):
+        longer = []
+        for row in rows:
+            worth = _worth(row, rates, weights)
+            for each in before:
+                chain = (each, *row)
+                known = any(each.layout == other.layout for other in row)
+                if not known and _rises(chain[:2]) and _worth(chain, rates, weights) > worth:
+                    longer.append(chain)
+        # there may be thousands, and the best ones go on
+        rows = sorted(longer, key=lambda chain: -_worth(chain, rates, weights))[:_MOST_CHAINS]
+        yield from rows
 
 
 def _ended_sooner(gears: Sequence[Gear]) -> Iterator[list[Gear]]:

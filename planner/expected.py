@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cascadeserve.gear_plan import Switching
 from cascadeserve.plan_evidence import Expected
 
@@ -14,6 +16,8 @@ _RATES = 128
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from cascadeserve.gear_plan import Gear, LadderEntry
     from planner.goal import RatePrior
@@ -75,12 +79,9 @@ def accuracy_over_rows(gears: Sequence[Gear], entries: Sequence[LadderEntry], pr
     return 0.0 if found is None else found.accuracy
 
 
-def accuracy_up_to(
-    gears: Sequence[Gear], entries: Sequence[LadderEntry], prior: RatePrior | None, top_per_s: float
-) -> float:
-    """Accuracy over rows of gears of several layouts; without a prior, of as many rows at any rate up to the top."""
+def rows_at(prior: RatePrior | None, top_per_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rates in rows per second and the shares of the rows at them; without a prior as many at any rate up to the top."""
     if prior is None:
-        rates = [top_per_s * (part + 0.5) / _RATES for part in range(_RATES)]
-        prior = tuple((rate, 1.0 / rate) for rate in rates)
-    found = expect(gears, entries, prior)
-    return 0.0 if found is None else found.accuracy
+        return top_per_s * (np.arange(_RATES) + 0.5) / _RATES, np.full(_RATES, 1.0 / _RATES)
+    rows = np.array([rate * share for rate, share in prior])
+    return np.array([rate for rate, _ in prior]), rows / rows.sum()

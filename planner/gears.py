@@ -258,9 +258,7 @@ def _calm_spans(
     """Tile so that a steady load stays in its gear; `wider` remembers what that takes, if it can be had."""
     spans = tile(options, goal, prior, wider=wider, one_entry=one_entry)
     while len(spans) > 1:
-        gears = [_gear(span, spans, layout) for span in spans]
-        gears.append(overload_gear(spans[-1].tuned, spans[-1].high, layout))
-        restless = _restless(gears, predictor)
+        restless = _restless(gears_of(spans, layout), predictor)
         before = spans
         while restless is not None and spans == before:
             if wider.get(restless, 1.0) > _WIDEST:
@@ -270,6 +268,12 @@ def _calm_spans(
         if restless is None:
             break
     return spans
+
+
+def gears_of(spans: Sequence[Span], layout: str, overload: Tuned | None = None) -> list[Gear]:
+    """Gears of some ranges as nobody has checked them, the degraded one last."""
+    gears = [_gear(span, spans, layout) for span in spans]
+    return [*gears, overload_gear(overload or spans[-1].tuned, spans[-1].high, layout)]
 
 
 def _gear(span: Span, spans: Sequence[Span], layout: str) -> Gear:

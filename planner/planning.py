@@ -27,6 +27,7 @@ from planner.gears import Option, overload_gear, tile
 from planner.infeasible import Infeasible
 from planner.layouts import Wanted, layout_sets
 from planner.likely import likely_epsilon
+from planner.lower_gears import lower_gears
 from planner.policies import WITH_ONE_ENTRY, policy_gears, policy_ladder
 from planner.predict import SimulatedGears
 from planner.profile import batch_busy_s, planned_busy_points
@@ -281,9 +282,13 @@ class _Draft:
             ]
             for name in made
         }
+        lower = {} if self._one_entry or self._inputs.quickest or len(made) == 1 else {
+            name: list(lower_gears(options[name], goal, self._inputs.prior, self.predictor, layout=name,
+                                   overload=overload.get(name)))
+            for name in made
+        }
         return choose_layouts(
-            [[self._layouts[name] for name in row] for row in self._sets], made, spare, self._ladder,
-            self._inputs.prior, self._sites, family=self._inputs.family, most=self._inputs.max_layouts,
+            list(self._layouts.values()), made, lower, spare, self._ladder, self._inputs.prior, self._sites, family=self._inputs.family, most=self._inputs.max_layouts,
             always={*(reference.composed_of or [self._reference])},
         )  # fmt: skip
 
