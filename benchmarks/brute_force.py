@@ -26,7 +26,7 @@ import msgspec
 
 from cascadeserve.gear_plan import Layout
 from planner.gears import GEAR_PRICE, least_width_per_s
-from planner.layouts import LAYOUT_PRICE
+from planner.rank_layouts import LAYOUT_PRICE
 from planner.triggers import Device, tune
 
 if TYPE_CHECKING:
@@ -191,8 +191,10 @@ class BruteForce:
                 found: dict[int, Stretch] = {}
                 for index in range(len(useful)):
                     ways = [last[index, first]]
-                    for end in range(first + 1, count + 1 if length > 1 else 0):
-                        ways.append(self._above(lower[index, first, end], index, chains[length - 1, end], sign))
+                    ways += [
+                        self._above(lower[index, first, end], index, chains[length - 1, end], sign)
+                        for end in range(first + 1, count + 1 if length > 1 else 0)
+                    ]
                     kept = [way for way in ways if way is not None]
                     if kept:
                         found[index] = max(kept, key=lambda way: way.value)
@@ -214,9 +216,7 @@ class BruteForce:
                 return Stretch(lower.top_per_s, value, (*rest.gears, *lower.gears))
         return None
 
-    def _last(
-        self, index: int, useful: Sequence[Served], first: int, top_per_s: float, sign: float
-    ) -> Stretch | None:
+    def _last(self, index: int, useful: Sequence[Served], first: int, top_per_s: float, sign: float) -> Stretch | None:
         """Best gears for the rates from `first` on in a layout that reaches the highest rate."""
         rates = [rate for rate, _ in self._prior]
         # what is above all ranges is served like the highest rate
@@ -278,9 +278,7 @@ class BruteForce:
             for below in useful:
                 ends_per_s = min(highest_per_s, below.upper_per_s)
                 if below is not gear and ends_per_s > self._prior[mine - 1][0]:
-                    for rest, gears in self._below(
-                        index, useful, below, ends_per_s, first, mine, sign, alone=False
-                    ):
+                    for rest, gears in self._below(index, useful, below, ends_per_s, first, mine, sign, alone=False):
                         yield value + rest, (here, *gears)
 
     def _is_linked(self, former: int, target: int) -> bool:
@@ -292,7 +290,9 @@ class BruteForce:
             )
         return self._linked[former, target]
 
-    def _leads(self, entry: LadderEntry, former: Mapping[str, Mapping[str, int]], target: Mapping[str, Mapping[str, int]]) -> bool:
+    def _leads(
+        self, entry: LadderEntry, former: Mapping[str, Mapping[str, int]], target: Mapping[str, Mapping[str, int]]
+    ) -> bool:
         """Whether the models of an entry can be moved one by one, all else being unloaded first and loaded last."""
         models = [stage.model for stage in entry.stages]
 
@@ -331,12 +331,8 @@ def value_of(plan: GearPlan, inputs: Inputs, *, priced: bool = True) -> tuple[fl
     """Highest rate and value of a plan that the planner made, by the same rule."""
     family = plan.families[inputs.family]
     accuracy = {entry.name: entry.accuracy or 0.0 for entry in family.ladder}
-    gears = {
-        layout.name: [gear for gear in family.gears if gear.layout == layout.name] for layout in plan.layouts
-    }
-    tops = {
-        name: max(gear.max_rate_per_s or 0.0 for gear in here if not gear.degraded) for name, here in gears.items()
-    }
+    gears = {layout.name: [gear for gear in family.gears if gear.layout == layout.name] for layout in plan.layouts}
+    tops = {name: max(gear.max_rate_per_s or 0.0 for gear in here if not gear.degraded) for name, here in gears.items()}
     last = plan.layouts[-1].name
     used = {
         (name, max((gear for gear in here if not gear.degraded), key=lambda gear: gear.min_rate_per_s).ladder_entry)

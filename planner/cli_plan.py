@@ -24,10 +24,10 @@ from planner.explain_page import check_page, write_page
 from planner.goal import choose_family, rate_prior, read_goal, trace_path, with_least
 from planner.infeasible import Infeasible
 from planner.inputs import Inputs
-from planner.layouts import MOST_LAYOUTS
 from planner.objectives import Planner
 from planner.policies import POLICIES
 from planner.profile import read_profiles
+from planner.rank_layouts import MOST_LAYOUTS
 from planner.records_files import read_search
 from planner.time_limit import TimeLimit
 from planner.trace_facts import trace_facts

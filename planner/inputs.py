@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from planner.layouts import MOST_LAYOUTS
+from planner.rank_layouts import MOST_LAYOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

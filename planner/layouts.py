@@ -24,6 +24,7 @@ from planner.load_split import capacity_per_s
 from planner.patterns import alike, fullest, patterns
 from planner.placement import Placement, place
 from planner.placement_inputs import EndpointRoom, Load, ModelLoad, Part, distinct_parts
+from planner.rank_layouts import RankedLayouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,15 +33,11 @@ if TYPE_CHECKING:
 
     from cascadeserve.cluster import Cluster
     from cascadeserve.gear_plan import LadderEntry, PlannedModel
-    from planner.goal import RatePrior
     from planner.patterns import Alike
     from planner.placement_inputs import Instances
     from planner.profile import Profile
+    from planner.rank_layouts import Wanted
 
-# in a plan, unless fewer are asked for
-MOST_LAYOUTS = 3
-# accuracy over rows that a further layout has to gain: it costs loads, and a while in which less stands
-LAYOUT_PRICE = 2e-3
 # a row in a batch of the size that is met under load: one that keeps a slot busy for at most this share of the SLO
 _BATCH_SLO_FRAC = 0.25
 # Of several kinds of device one may be too slow for a model: a row takes longer than these shares of the SLO. Beyond
@@ -50,10 +47,8 @@ _SLOW_SLO_FRACS = (1.0, 0.25)
 _MOST_LAYOUTS = 256
 # shares of its highest rate at which a dear entry is placed together with a cheap one
 _SHARES = (1.0, 0.5, 0.25)
-_NEARLY = 0.995
 # what is kept of a fluid rate if answers are to come within an SLO, as a rule
 _KEPT_FRAC = 0.85
-_RATES = 64
 
 
 @dataclass(frozen=True)
@@ -170,78 +165,99 @@ def everywhere(sites: Sites) -> dict[str, dict[str, int]] | None:
     return {room.name: dict.fromkeys((part.name for part in sites.parts), room.slots) for room in sites.rooms}
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What layouts are chosen for: rates in rows per second; `top_per_s` has to be reached, None: as much as can be.
+class LayoutSearch:
+    """Layouts that may be worth a simulation, and which of them are worth the first ones.
 
-    There may be up to `most` of them.
-    """
-
-    slo_s: float
-    headroom: float
-    top_per_s: float | None
-    prior: RatePrior | None
-    down_frac: float
-    most: int = MOST_LAYOUTS
-
-
-def layout_sets(
-    cluster: Cluster,
-    devices: Mapping[str, Profile],
-    models: Mapping[str, PlannedModel],
-    entries: Sequence[LadderEntry],
-    wanted: Wanted,
-    *,
-    one_entry: bool,
-) -> tuple[Sites, list[list[dict[str, dict[str, int]]]]]:
-    """Sites, and alternatives to simulate: layouts (instances by endpoint and part) by rising rate.
-
-    `entries` are those that may serve, `one_entry` says that one of them has to serve all rates. Among the alternatives
-    are the layouts of plans with fewer candidates: of single models, and of one entry for all rates.
+    `found` are instances by endpoint and part. `entries` are those that may serve, `one_entry` says that one of them
+    has to serve all rates.
 
     Raises:
         UsageError: no entry can stand, with what is missing; or it is not known what memory a model takes.
 
     """
-    sites = make_sites(cluster, devices, models, wanted.slo_s)
-    several = len({room.kind for room in sites.rooms}) > 1
-    careful = [make_sites(cluster, devices, models, wanted.slo_s, frac) for frac in _SLOW_SLO_FRACS if several]
-    whole = everywhere(sites)
-    if whole is not None and all(everywhere(each) is not None for each in careful):
-        return sites, [[whole]]
-    rows = _rows(sites, entries, wanted, one_entry=one_entry, thorough=True)
-    if not rows:
-        raise UsageError(_why_none(sites, entries))
-    for each in careful:
-        rows += _rows(each, entries, wanted, one_entry=one_entry, thorough=False)
-    return sites, [row for index, row in enumerate(rows) if row not in rows[:index]]
 
+    def __init__(
+        self,
+        cluster: Cluster,
+        devices: Mapping[str, Profile],
+        models: Mapping[str, PlannedModel],
+        entries: Sequence[LadderEntry],
+        wanted: Wanted,
+        *,
+        one_entry: bool,
+    ) -> None:
+        self.sites = make_sites(cluster, devices, models, wanted.slo_s)
+        self._entries = entries
+        self._wanted = wanted
+        self._one_entry = one_entry
+        several = len({room.kind for room in self.sites.rooms}) > 1
+        careful = [make_sites(cluster, devices, models, wanted.slo_s, frac) for frac in _SLOW_SLO_FRACS if several]
+        self.found: list[dict[str, dict[str, int]]] = []
+        self._fluids: list[tuple[list[int], NDArray[np.float64]]] = []
+        whole = everywhere(self.sites)
+        if whole is not None and all(everywhere(each) is not None for each in careful):
+            self.found.append(whole)
+            return
+        for sites in (self.sites, *careful):
+            here = _candidates(sites, entries)
+            if here:
+                self.found += [each for each in here if each not in self.found]
+                fluid = np.array([[_fluid_per_s(sites, each, entry) for entry in entries] for each in here])
+                self._fluids.append(([self.found.index(each) for each in here], fluid))
+        if not self.found:
+            raise UsageError(_why_none(self.sites, entries))
 
-def _rows(
-    sites: Sites, entries: Sequence[LadderEntry], wanted: Wanted, *, one_entry: bool, thorough: bool
-) -> list[list[dict[str, dict[str, int]]]]:
-    """Alternatives on some sites; `thorough`: also those of plans with fewer candidates. Empty: nothing can stand."""
-    found = _candidates(sites, entries)
-    if not found:
-        return []
-    fluid = np.array([[_fluid_per_s(sites, each, entry) for entry in entries] for each in found])
-    rates = _KEPT_FRAC * wanted.headroom * fluid
-    runs = rates > 0.0
-    together = (runs[:, None, :] & runs[None, :, :]).any(axis=2)
-    singles = np.array([len(entry.stages) == 1 for entry in entries])
-    every = np.ones(len(entries), bool)
-    questions = [(every, one_entry)]
-    if thorough and not one_entry:
-        questions += [(every, True), (singles, False), (singles, True)]
-    chosen: list[list[int]] = []
-    for taken, alone in questions:
-        if rates[:, taken].any():
-            accuracy = np.array([entry.accuracy or 0.0 for entry in entries])[taken]
-            ranked = _Ranked(rates[:, taken], accuracy, wanted, alone=alone)
-            chosen += ranked.best(1 if alone else wanted.most, together)
-    # the fluid figures may be wrong about which layout reaches the rate; this one goes furthest
-    chosen.append([int(rates.max(axis=1).argmax())])
-    return [[found[index] for index in row] for row in chosen]
+    def first(self) -> list[list[int]]:
+        """Alternatives to simulate: places in `found`, by rising rate.
+
+        Among them are the layouts of plans with fewer candidates: of single models, and of one entry for all rates.
+        """
+        if not self._fluids:
+            return [[0]]
+        singles = np.array([len(entry.stages) == 1 for entry in self._entries])
+        every = np.ones(len(self._entries), bool)
+        rows: list[list[int]] = []
+        for number, (places, fluid) in enumerate(self._fluids):
+            rates = _KEPT_FRAC * self._wanted.headroom * fluid
+            questions = [(every, self._one_entry)]
+            if number == 0 and not self._one_entry:
+                questions += [(every, True), (singles, False), (singles, True)]
+            for taken, alone in questions:
+                rows += self._best(places, rates, taken, alone=alone)
+            # the fluid figures may be wrong about which layout reaches the rate; this one goes furthest
+            rows.append([places[int(rates.max(axis=1).argmax())]])
+        return [row for index, row in enumerate(rows) if row not in rows[:index]]
+
+    def next(self, upper_per_s: Mapping[int, Mapping[str, float]]) -> list[list[int]]:
+        """Alternatives as in `first`, in view of the rates that entries serve in layouts that were simulated.
+
+        Those are rows per second by place in `found` and entry. From what an entry keeps of its fluid rates in these
+        follows what it should keep elsewhere.
+        """
+        if not self._fluids:
+            return []
+        places, fluid = self._fluids[0]
+        known = np.array([place in upper_per_s for place in places])
+        seen = np.array([[upper_per_s.get(place, {}).get(e.name, 0.0) for e in self._entries] for place in places])
+        kept = np.full(len(self._entries), _KEPT_FRAC * self._wanted.headroom)
+        for column in range(len(self._entries)):
+            able = known & (fluid[:, column] > 0.0)
+            if able.any():
+                kept[column] = np.median(seen[able, column] / fluid[able, column])
+        rates = np.where(known[:, None], seen, kept * fluid)
+        every = np.ones(len(self._entries), bool)
+        return self._best(places, rates, every, alone=self._one_entry)
+
+    def _best(
+        self, places: Sequence[int], rates: NDArray[np.float64], taken: NDArray[np.bool_], *, alone: bool
+    ) -> list[list[int]]:
+        if not rates[:, taken].any():
+            return []
+        runs = rates > 0.0
+        together = (runs[:, None, :] & runs[None, :, :]).any(axis=2)
+        accuracy = np.array([entry.accuracy or 0.0 for entry in self._entries])[taken]
+        ranked = RankedLayouts(rates[:, taken], accuracy, self._wanted, alone=alone)
+        return [[places[index] for index in row] for row in ranked.best(1 if alone else self._wanted.most, together)]
 
 
 def _fluid_per_s(sites: Sites, instances: Instances, entry: LadderEntry) -> float:
@@ -319,58 +335,3 @@ def _place(sites: Sites, rates: Sequence[tuple[LadderEntry, float]]) -> dict[str
 def _why_none(sites: Sites, entries: Sequence[LadderEntry]) -> str:
     reasons = [place(sites.rooms, [Load(1e-9, sites.loads(entry))]) for entry in entries]
     return next((str(reason) for reason in reversed(reasons) if not isinstance(reason, Placement)), "nothing can stand")
-
-
-class _Ranked:
-    """Layouts by what they are worth one after the other; `rates_per_s` [layouts, entries], `accuracy` [entries]."""
-
-    def __init__(
-        self, rates_per_s: NDArray[np.float64], accuracy: NDArray[np.float64], wanted: Wanted, *, alone: bool
-    ) -> None:
-        """`alone`: one entry has to serve all rates."""
-        self._max_per_s = rates_per_s.max(axis=1)
-        highest = float(self._max_per_s.max())
-        self._top_per_s = highest if wanted.top_per_s is None else min(highest, wanted.top_per_s)
-        if alone:
-            self._at_per_s, self._weight = np.array([_NEARLY * self._top_per_s]), np.ones(1)
-        elif wanted.prior is None:
-            self._at_per_s = self._top_per_s * (np.arange(_RATES) + 0.5) / _RATES
-            self._weight = np.ones(_RATES)
-        else:
-            self._at_per_s = np.array([rate for rate, _ in wanted.prior])
-            self._weight = np.array([rate * share for rate, share in wanted.prior])
-        able = rates_per_s[:, :, None] >= self._at_per_s
-        best = np.where(able, accuracy[None, :, None], -np.inf).max(axis=1)
-        # above all of its rates a layout answers with the fastest of its entries
-        fastest = accuracy[rates_per_s.argmax(axis=1)]
-        self._accuracy = np.where(np.isfinite(best), best, fastest[:, None])
-        self._in_force = self._at_per_s < wanted.down_frac * self._max_per_s[:, None]
-
-    def best(self, most: int, together: NDArray[np.bool_]) -> list[list[int]]:
-        """Best single layout; then two and three in a row, if each further one is worth its price."""
-        last = [index for index, rate in enumerate(self._max_per_s) if rate >= _NEARLY * self._top_per_s]
-        alone = max(last, key=lambda index: (self._worth([index]), -index))
-        found = [[alone]]
-        rows = [[index] for index in last]
-        for _ in range(1, most):
-            longer = [
-                [index, *row]
-                for row in sorted(rows, key=lambda row: -self._worth(row))[:_RATES]
-                for index in range(len(self._max_per_s))
-                if together[index, row[0]] and self._max_per_s[index] < _NEARLY * self._max_per_s[row[0]]
-            ]
-            if not longer:
-                break
-            best = max(longer, key=lambda row: (self._worth(row), [-index for index in row]))
-            if self._worth(best) < self._worth(found[-1]) + LAYOUT_PRICE:
-                break
-            found.append(best)
-            rows = longer
-        return found
-
-    def _worth(self, row: Sequence[int]) -> float:
-        """Accuracy over rows of layouts by rising rate."""
-        accuracy = self._accuracy[row[-1]]
-        for index in reversed(row[:-1]):
-            accuracy = np.where(self._in_force[index], self._accuracy[index], accuracy)
-        return float(np.average(accuracy, weights=self._weight)) if self._weight.any() else 0.0

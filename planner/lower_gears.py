@@ -1,4 +1,4 @@
-"""Gears of a layout that another one follows at higher rates."""
+"""Gears of a layout that another one follows at higher rates, and those in which it may become that."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 
 from planner.choose_layouts import LowerGears
 from planner.expected import DOWN_FRAC
-from planner.gears import build_gears, gears_of, tile
+from planner.gears import build_gears, gears_of, overload_gear, tile
 from planner.infeasible import Infeasible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from cascadeserve.gear_plan import Gear
     from planner.gears import Option
@@ -30,10 +30,11 @@ def lower_gears(
     *,
     layout: str,
     overload: Tuned | None,
-) -> Iterator[LowerGears]:
+) -> list[LowerGears]:
     """For each option the gears that end with it, best for the rates at which the layout is in force then."""
     # it need not reach the rate that is asked for
     goal = msgspec.structs.replace(goal, max_rate_per_s=None)
+    found: list[LowerGears] = []
     by_rate = sorted(options, key=lambda option: option.sustained_per_s)
     for number in range(1, len(by_rate) + 1):
         here = by_rate[:number]
@@ -42,10 +43,15 @@ def lower_gears(
         if prior is not None and not served:
             continue
         spans = tile(here, goal, served)
-        yield LowerGears(
-            gears_of(spans, layout, overload),
-            functools.partial(_build, here, goal, served, predictor, layout=layout, overload=overload),
-        )
+        build = functools.partial(_build, here, goal, served, predictor, layout=layout, overload=overload)
+        found.append(LowerGears(gears_of(spans, layout, overload), build))
+    return found
+
+
+def spare_gears(options: Sequence[Option], *, layout: str) -> list[Gear]:
+    """Gears of a layout that may be its degraded one, the fastest first."""
+    fastest_first = sorted(options, key=lambda option: -option.sustained_per_s)
+    return [overload_gear(option.tuned[-1], 0.0, layout) for option in fastest_first]
 
 
 def _build(

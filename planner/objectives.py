@@ -66,7 +66,7 @@ class Planner:
         cost_of: Callable[[Sequence[Endpoint]], float] = len,
         predict: MakePredictor | None = None,
     ) -> None:
-        """`limit`, `checkpoint`, `on_progress` and `predict` are for `plan_family`; `cost_of` endpoints is their number."""
+        """All but `cost_of` are for `plan_family`; the cost of endpoints is their number, unless it says something else."""
         self._limit = limit or TimeLimit(None)
         self._checkpoint = checkpoint
         self._on_progress = on_progress

@@ -20,18 +20,19 @@ from cascadeserve.gear_plan import Layout, PlannedModel, Stage
 from planner.assemble import assemble
 from planner.certificate import certify_file, freeze
 from planner.checkpoint import RememberedPredictions
-from planner.choose_layouts import choose_layouts
+from planner.choose_layouts import ALL, choose_layouts
 from planner.expected import DOWN_FRAC, top_rate_per_s
 from planner.fits import check_fit
-from planner.gears import Option, overload_gear, tile
+from planner.gears import Option, tile
 from planner.infeasible import Infeasible
-from planner.layouts import Wanted, layout_sets
+from planner.layouts import LayoutSearch
 from planner.likely import likely_epsilon
-from planner.lower_gears import lower_gears
+from planner.lower_gears import lower_gears, spare_gears
 from planner.policies import WITH_ONE_ENTRY, policy_gears, policy_ladder
 from planner.predict import SimulatedGears
 from planner.profile import batch_busy_s, planned_busy_points
 from planner.quickest import quickest
+from planner.rank_layouts import Wanted
 from planner.search import evaluate, reference_model
 from planner.time_limit import TimeLimit, spread
 from planner.triggers import Device, most_per_s, tune
@@ -46,18 +47,17 @@ if TYPE_CHECKING:
     from planner.choose_layouts import Chosen
     from planner.goal import FamilyGoal
     from planner.inputs import Inputs
-    from planner.layouts import Sites
     from planner.predict import MakePredictor, Predictor
     from planner.profile import Profile
     from planner.triggers import Tuned
 
 LADDER_SIZE = 12
-# the layout where it is the only one that is looked at
-ALL = "all"
 
 Options = dict[str, list[Option]]
 # the search weighs models by their work in batches that keep the device for at most this share of the SLO
 _BATCH_SLO_FRAC = 0.1
+# the layouts that look best are simulated, then those that do in view of that, up to so many times
+_LAYOUT_ROUNDS = 4
 # models side by side may get this much more out of a device than full batches one after the other
 _SHARING = 1.25
 
@@ -149,10 +149,18 @@ class _Draft:
                 "accuracy",
             )
         self._ladder = self._make_ladder(work_s)
-        self._sites, self._sets, self._layouts = self._choose_layouts()
+        self._search = self._find_layouts()
+        self._sites = self._search.sites
+        several = len(self._search.found) > 1
+        self._candidates = [
+            Layout(name=f"layout-{number}" if several else ALL, instances=instances)
+            for number, instances in enumerate(self._search.found, 1)
+        ]
+        # those that are simulated
+        self._layouts: dict[str, Layout] = {}
         self.predictor: Predictor = (predict or SimulatedGears)(
             assemble(
-                inputs, slo_s=self._slo_s, reference=self._reference, layouts=list(self._layouts.values()), gears=(),
+                inputs, slo_s=self._slo_s, reference=self._reference, layouts=self._candidates, gears=(),
                 entries=self._ladder, models=models,
             ),
             inputs.family, goal, search_records, devices, seed=inputs.seed,
@@ -160,49 +168,46 @@ class _Draft:
         file = None if checkpoint is None else checkpoint.file(inputs.content())
         self.predictor = RememberedPredictions(self.predictor, file)
 
-    def _choose_layouts(self) -> tuple[Sites, list[tuple[str, ...]], dict[str, Layout]]:
-        """Sites, alternatives as names of layouts by rising rate, and the layouts by name."""
+    def _find_layouts(self) -> LayoutSearch:
         inputs = self._inputs
         may = [entry for entry in self._ladder if self._may_be_certified(entry)] or self._ladder
         wanted = Wanted(
             self._slo_s, inputs.goal.headroom, inputs.goal.max_rate_per_s, inputs.prior, DOWN_FRAC, inputs.max_layouts
         )
-        sites, sets = layout_sets(
-            inputs.cluster, self._devices, self._device.models, may, wanted, one_entry=self._one_entry
-        )
-        distinct = [each for index, each in enumerate(chain(*sets)) if each not in list(chain(*sets))[:index]]
-        names = [ALL] if len(distinct) == 1 else [f"layout-{number}" for number in range(1, len(distinct) + 1)]
-        layouts = {
-            name: Layout(name=name, instances=instances) for name, instances in zip(names, distinct, strict=True)
-        }
-        return sites, [tuple(names[distinct.index(each)] for each in row) for row in sets], layouts
+        return LayoutSearch(inputs.cluster, self._devices, self._device.models, may, wanted, one_entry=self._one_entry)
 
     def options(self, on_progress: Callable[[int, int], None]) -> Options:
         """Entries that may serve without being degraded, with their triggers, by layout."""
         certain = [entry for entry in self._ladder if self._may_be_certified(entry)]
         if self._one_entry:
             certain = self._that_may_reach(certain)
-        here = {
-            name: [entry for entry in certain if self._sites.runs(entry, layout.instances)]
-            for name, layout in self._layouts.items()
-        }
-        all_told = sum(map(len, here.values()))
-        found: Options = {}
-        done = 0
-        for name, entries in here.items():
-            if self._limit.reached and any(self._reaches(options) for options in found.values()):
-                self._limit.leave_out(f"the layout {name}")
-            else:
-                found[name] = self._tuned(name, entries, on_progress, done, all_told)
-            done += len(entries)
-        on_progress(all_told, all_told)
+        found: dict[int, list[Option]] = {}
+        done, rows = 0, self._search.first()
+        for _ in range(_LAYOUT_ROUNDS):
+            places = [place for place in dict.fromkeys(chain(*rows)) if place not in found]
+            here = {place: [e for e in certain if self._sites.runs(e, self._search.found[place])] for place in places}
+            all_told = done + sum(map(len, here.values()))
+            for place, entries in here.items():
+                name = self._candidates[place].name
+                if self._limit.reached and any(self._reaches(options) for options in found.values()):
+                    self._limit.leave_out(f"the layout {name}")
+                else:
+                    self._layouts[name] = self._candidates[place]
+                    found[place] = self._tuned(name, entries, on_progress, done, all_told)
+                done += len(entries)
+            on_progress(all_told, all_told)
+            if not here or self._limit.reached:
+                break
+            rows = self._search.next(
+                {place: {option.name: self._upper_per_s(option) for option in here} for place, here in found.items()}
+            )
         if not any(found.values()):
             raise Infeasible(
                 f"no ladder entry answers within the SLO of {self._slo_s * 1e3:.3g} ms at any rate; relax the SLO, "
                 "or add a faster model or endpoint",
                 "latency",
             )
-        return {name: options for name, options in found.items() if options}
+        return {self._candidates[place].name: options for place, options in found.items() if options}
 
     def _tuned(
         self,
@@ -241,7 +246,10 @@ class _Draft:
     def _reaches(self, options: Iterable[Option]) -> bool:
         """Whether some option serves the rate that the goal asks for."""
         goal = self._inputs.goal
-        return any(goal.headroom * option.sustained_per_s >= (goal.max_rate_per_s or 0.0) for option in options)
+        return any(self._upper_per_s(option) >= (goal.max_rate_per_s or 0.0) for option in options)
+
+    def _upper_per_s(self, option: Option) -> float:
+        return self._inputs.goal.headroom * option.sustained_per_s
 
     def overload(self) -> dict[str, Tuned]:
         """Triggers of the cheapest entry of each layout, for what is above all ranges."""
@@ -275,20 +283,17 @@ class _Draft:
         if not made or max(map(top_rate_per_s, made.values())) < (goal.max_rate_per_s or 0.0):
             raise refused[0]
         reference = self._device.models[self._reference]
-        spare = {
-            name: [
-                overload_gear(option.tuned[-1], 0.0, name)
-                for option in sorted(options[name], key=lambda option: -option.sustained_per_s)
-            ]
+        spare = {name: spare_gears(options[name], layout=name) for name in made}
+        lower = {
+            name: lower_gears(
+                options[name], goal, self._inputs.prior, self.predictor, layout=name, overload=overload.get(name)
+            )
             for name in made
-        }
-        lower = {} if self._one_entry or self._inputs.quickest or len(made) == 1 else {
-            name: list(lower_gears(options[name], goal, self._inputs.prior, self.predictor, layout=name,
-                                   overload=overload.get(name)))
-            for name in made
+            if len(made) > 1 and not self._one_entry and not self._inputs.quickest
         }
         return choose_layouts(
-            list(self._layouts.values()), made, lower, spare, self._ladder, self._inputs.prior, self._sites, family=self._inputs.family, most=self._inputs.max_layouts,
+            list(self._layouts.values()), made, lower, spare, self._ladder, self._inputs.prior, self._sites,
+            family=self._inputs.family, most=self._inputs.max_layouts,
             always={*(reference.composed_of or [self._reference])},
         )  # fmt: skip
 

@@ -11,8 +11,9 @@ import pytest
 from cascadeserve.errors import UsageError
 from cascadeserve.gear_plan import LadderEntry, PlannedModel, Stage
 from planner.expected import DOWN_FRAC
-from planner.layouts import Wanted, everywhere, layout_sets, make_sites
+from planner.layouts import LayoutSearch, everywhere, make_sites
 from planner.planning import plan_family
+from planner.rank_layouts import Wanted
 from tests.fakes.planned import cluster, goal, inputs, profile
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def sets(made: Cluster, known: Any, entries: Any = (LARGE, BOTH, SMALL), **chang
     asked: dict[str, Any] = {"slo_s": 0.1, "headroom": 0.9, "top_per_s": None, "prior": None, "down_frac": DOWN_FRAC}
     devices = {each.name: known[each.kind] if isinstance(known, dict) else known for each in made.endpoints}
     one_entry = changes.pop("one_entry", False)
-    return layout_sets(made, devices, MODELS, entries, Wanted(**(asked | changes)), one_entry=one_entry)[1]
+    search = LayoutSearch(made, devices, MODELS, entries, Wanted(**(asked | changes)), one_entry=one_entry)
+    return [[search.found[place] for place in row] for row in search.first()]
 
 
 @pytest.mark.parametrize("memory_bytes", [(None, None), (4, 4), (None, 4)])
@@ -109,8 +111,8 @@ def test_a_device_that_is_too_slow_for_a_model_may_go_without_it() -> None:
     }
     models_on = {name: msgspec.structs.replace(model, busy_s_on=on_slow[name]) for name, model in MODELS.items()}
     wanted = Wanted(0.1, 0.9, None, None, DOWN_FRAC)
-    _, found = layout_sets(made, {"a": held(), "b": slow}, models_on, (LARGE, BOTH), wanted, one_entry=False)
-    assert any("large" not in row[-1].get("b", {}) for row in found)
+    search = LayoutSearch(made, {"a": held(), "b": slow}, models_on, (LARGE, BOTH), wanted, one_entry=False)
+    assert any("large" not in search.found[row[-1]].get("b", {}) for row in search.first())
 
 
 def test_it_must_be_known_what_a_model_takes_where_memory_is_limited() -> None:
