@@ -18,6 +18,7 @@ from planner.derived import (
     scaling,
 )
 from planner.explain_layouts import (
+    SEVERAL_FAMILIES,
     cost_sentences,
     entry_words,
     layout_words,
@@ -38,32 +39,10 @@ if TYPE_CHECKING:
 
 def explain_plan(plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str, Profile]) -> Iterator[Table | str]:
     """Yield what a terminal prints, in order; `profiles` is by device kind."""
-    for name, family in plan.families.items():
-        yield (
-            f"{name}: {family.percentile:.0%} of the requests within {_ms(family.slo_s)} ms, of up to "
-            f"{family.max_rows_per_request} row(s) each; arrivals with index of dispersion {family.dispersion:g}"
-        )
-        yield "models: " + ", ".join(f"{name}:{model.version}" for name, model in family.models.items())
-        yield from _own_times(plan, family)
-        yield _ladder_table(family)
-        for layout in plan.layouts:
-            yield f"gears of {layout_words(layout.name)}"
-            if sentence := serves_sentence(plan, family, layout.name):
-                yield sentence
-            yield from (_gear_lines(family, gear) for gear in family.gears_of(layout.name))
-            yield limit_sentence(family, layout.name)
-            if len(plan.layouts) > 1 and (
-                sentence := scaling_sentence(scaling(plan, family, layout), layout.name, several=True)
-            ):
-                yield sentence
-        if family.expected is not None:
-            yield (
-                f"At the rates of the goal {family.expected.accuracy:.2%} of the rows are answered rightly "
-                f"(over time instead of rows: {family.expected.accuracy_over_time:.2%})."
-            )
-        yield from certificate_claims(family)
-        if family.certificate is not None:
-            yield "This assumes: " + " ".join(family.certificate.assumptions)
+    for name in plan.families:
+        yield from _family_parts(plan, name)
+    if len(plan.families) > 1 and len(plan.layouts) > 1:
+        yield f"When layouts come and go: {SEVERAL_FAMILIES[0].lower()}{SEVERAL_FAMILIES[1:]}"
     yield from (_layout_line(layout, cluster, profiles) for layout in plan.layouts)
     for way in plan.transitions:
         steps = "; ".join(map(step_words, way.steps))
@@ -75,6 +54,38 @@ def explain_plan(plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str,
         made = plan.made_from
         inputs = ", ".join(f"{what} {digest.removeprefix('sha256:')[:12]}" for what, digest in made.digests.items())
         yield f"made by planner {made.planner_version}, policy {made.policy}, seed {made.seed}, from {inputs}"
+
+
+def _family_parts(plan: GearPlan, name: str) -> Iterator[Table | str]:
+    family = plan.families[name]
+    yield (
+        f"{name}: {family.percentile:.0%} of the requests within {_ms(family.slo_s)} ms, of up to "
+        f"{family.max_rows_per_request} row(s) each; arrivals with index of dispersion {family.dispersion:g}"
+    )
+    yield "models: " + ", ".join(f"{name}:{model.version}" for name, model in family.models.items())
+    yield from _own_times(plan, family)
+    yield _ladder_table(family)
+    for layout in plan.layouts:
+        yield from _gears_of(plan, family, layout)
+    if family.expected is not None:
+        yield (
+            f"At the rates of the goal {family.expected.accuracy:.2%} of the rows are answered rightly "
+            f"(over time instead of rows: {family.expected.accuracy_over_time:.2%})."
+        )
+    yield from certificate_claims(family)
+    if family.certificate is not None:
+        yield "This assumes: " + " ".join(family.certificate.assumptions)
+
+
+def _gears_of(plan: GearPlan, family: PlannedFamily, layout: Layout) -> Iterator[str]:
+    several = len(plan.layouts) > 1
+    yield f"gears of {layout_words(layout.name)}"
+    if several:
+        yield serves_sentence(plan, family, layout.name)
+    yield from (_gear_lines(family, gear) for gear in family.gears_of(layout.name))
+    yield limit_sentence(family, layout.name)
+    if several and (more := scaling_sentence(scaling(plan, family, layout), layout.name, several=True)):
+        yield more
 
 
 def certificate_claims(family: PlannedFamily) -> Iterator[str]:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from planner.profile import Profile
 
 _GB = 1e9
+SEVERAL_FAMILIES = (
+    "That is so for each family alone: of several the one decides whose demand is the largest share of what the layout "
+    "is planned for."
+)
 
 
 def layout_words(name: str) -> str:
@@ -84,7 +88,7 @@ def transition_sentences(plan: GearPlan, way: Transition) -> Iterator[str]:
             if least_per_s is None
             else f", with device time for at least {rate_text(least_per_s)} rows/s{alone} at every moment"
         )
-        yield f"Meanwhile gear {gear.name}{entry_words(gear)}{right} serves{whose}{carried}."
+        yield f"Meanwhile gear {gear.name} serves{whose}{entry_words(gear)}{right}{carried}."
         rates = layout_rates(plan, family)
         begins_per_s = rates[way.from_layout].left_above_per_s if rises else rates[way.from_layout].left_below_per_s
         if least_per_s is not None and least_per_s < begins_per_s:
@@ -104,7 +108,7 @@ def scaling_sentence(found: Scaling | str, layout: str, *, several: bool) -> str
     if isinstance(found, str):
         return (
             f"What one endpoint more or less would do{under} does not follow from the plan alone, since {found}; "
-            "plan with such a cluster file to see it."
+            "plan with such a cluster file to know."
         )
     less = "" if found.with_less_per_s is None else f", one less to about {rate_text(found.with_less_per_s)}"
     return (

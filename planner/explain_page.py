@@ -20,6 +20,7 @@ from planner.derived import (
 )
 from planner.explain import certificate_claims
 from planner.explain_layouts import (
+    SEVERAL_FAMILIES,
     cost_sentences,
     device_names,
     layout_words,
@@ -209,6 +210,7 @@ def render_page(plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str, 
             for way in plan.transitions
         ],
         devices=_devices(cluster),
+        several_families=SEVERAL_FAMILIES if len(plan.families) > 1 else "",
         costs=[] if cost is None else list(cost_sentences(plan, cost)),
     )
 
