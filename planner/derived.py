@@ -138,7 +138,7 @@ def layout_rates(plan: GearPlan, family: PlannedFamily) -> dict[str, LayoutRates
 
 def steady_layout(rates: Mapping[str, LayoutRates], rate_per_s: float) -> str:
     """Layout that a steady rate ends in, whichever stood before: what `Expected` counts on."""
-    return next(name for name in reversed(rates) if rate_per_s >= rates[name].left_below_per_s)
+    return next(name for name in reversed(list(rates)) if rate_per_s >= rates[name].left_below_per_s)
 
 
 def scaling(plan: GearPlan, family: PlannedFamily, layout: Layout) -> Scaling | str:

@@ -116,6 +116,8 @@ def test_the_page_is_well_formed_names_everything_and_loads_nothing(document: di
             assert named["name"] in text
         for model in family["models"]:
             assert model in text
+    # said only where it means something
+    assert ("of several the one decides" in text) == (len(document["families"]) > 1)
     for layout in document["layouts"]:
         assert layout["name"] in text
         for endpoint in layout["instances"]:
