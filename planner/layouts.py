@@ -128,15 +128,10 @@ def make_sites(
     )
 
 
-def _memory_bytes(profile: Profile, part: str) -> int | None:
-    found = profile.models.get(part) or profile.parts.get(part)
-    return None if found is None else found.memory_bytes
-
-
 def _check_memory_known(room: EndpointRoom, profile: Profile, models: Mapping[str, PlannedModel]) -> None:
     for name, model in models.items():
         for part in model.composed_of or (name,):
-            if _memory_bytes(profile, part) is None:
+            if profile.instance_bytes(part) is None:
                 raise UsageError(
                     f"endpoint {room.name!r} has a memory_bytes, but the profile of its device kind {room.kind!r} does "
                     f"not say what an instance of model {part!r} takes; profile it, write its memory_bytes, or leave "
