@@ -98,6 +98,13 @@ class GearLoop:
         self._metrics.load(
             family.name, load.demand_per_s, {model: self._dispatcher.queued_rows(model) for model in family.plan.models}
         )
+        transition = self._reconciler.transition
+        if transition is not None:
+            load.gears = []
+            meanwhile = next(gear for gear in family.plan.gears if gear.name == transition.gears[family.name])
+            if meanwhile != family.gear:
+                self._set_gear(family, meanwhile, "layout")
+            return
         gears = family.plan.gears_of(self._reconciler.in_force.name)
         if gears != load.gears:
             # Another layout came into force: its gear for the present demand is right at once.
@@ -129,6 +136,8 @@ class GearLoop:
     def _shift_layout(self, now_s: float) -> None:
         switching = self._plan.switching
         current = self._layout_names.index(self._reconciler.in_force.name)
+        if self._reconciler.transition is not None:
+            return
         if self._reconciler.aim != self._reconciler.in_force:
             # One change at a time; a larger layout is given up when the load that called for it is gone.
             aims_up = self._layout_names.index(self._reconciler.aim.name) > current

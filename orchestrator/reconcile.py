@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from orchestrator.backend import ModelVersion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cascadeserve.gear_plan import GearPlan, Layout
+    from cascadeserve.gear_plan import GearPlan, Layout, Transition
 
 # by endpoint and model
 Instances = dict[str, dict[ModelVersion, int]]
@@ -58,6 +60,26 @@ def instances_of(plan: GearPlan, layout: Layout) -> Instances:
         endpoint: {ModelVersion(model, versions[model]): count for model, count in instances.items()}
         for endpoint, instances in plan.standing(layout).items()
     }
+
+
+class LayoutChange:
+    """A transition of the plan on its way, one step after the other."""
+
+    def __init__(self, plan: GearPlan, transition: Transition) -> None:
+        """Nothing of it has been done."""
+        former = plan.layout(transition.from_layout)
+        states = transition.states(former.instances)
+        self.transition = transition
+        self._to_come = [
+            instances_of(plan, msgspec.structs.replace(former, instances=state))
+            for state in (former.instances, *states)
+        ]
+
+    def wanted(self, observed: Mapping[str, Mapping[ModelVersion, int]]) -> Instances | None:
+        """What is to stand next, once that before it does; None: the layout stands."""
+        while self._to_come and steps(observed, self._to_come[0]) == ([], []):
+            self._to_come.pop(0)
+        return self._to_come[0] if self._to_come else None
 
 
 def side_by_side(first: Instances, second: Instances) -> Instances:

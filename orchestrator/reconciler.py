@@ -1,8 +1,11 @@
 """Moves the instances of all endpoints towards the layout aimed at, without failing a request.
 
-Capacity is added first; only when all of it stands is the new layout in force and its gears used. What is surplus then
-goes in the background: a shrink blocks inside Triton until the model's queue there is empty, so the model's batches in
-flight are first held to the instances that remain.
+Where the plan has a transition to it, its steps are taken one after the other, while every family is in the gear that
+the transition names for it. What was begun is brought to its end.
+
+Where it has none, capacity is added first; only when all of it stands is the new layout in force and its gears used.
+What is surplus then goes in the background: a shrink blocks inside Triton until the model's queue there is empty, so
+the model's batches in flight are first held to the instances that remain.
 
 Models of another plan are brought in beside those of the plan in force, versions of one model side by side; what only
 the former plan used is surplus once the other one is in force, and goes when none of its rows may still need it.
@@ -17,13 +20,13 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
 from orchestrator.backend import BackendError, ModelVersion
-from orchestrator.reconcile import Instances, Step, instances_of, side_by_side, steps
+from orchestrator.reconcile import Instances, LayoutChange, Step, instances_of, side_by_side, steps
 from orchestrator.supervise import Kick
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from cascadeserve.gear_plan import GearPlan, Layout
+    from cascadeserve.gear_plan import GearPlan, Layout, Transition
     from orchestrator.dispatcher import Dispatcher
     from orchestrator.instance_config import InstanceConfig
     from orchestrator.metrics import Metrics
@@ -75,6 +78,7 @@ class Reconciler:
         self._failures: dict[tuple[str, ModelVersion], tuple[int, float]] = {}
         self._adopted = False
         self._incoming: _Incoming | None = None
+        self._change: LayoutChange | None = None
         # models of this plan and of former ones, with what they are composed of: others on an endpoint are somebody
         # else's
         self._ours = _parts_of_models(plan)
@@ -87,8 +91,16 @@ class Reconciler:
         """Want another layout; it comes into force when all its instances stand."""
         if layout.name != self.aim.name:
             _log.info("layout %s wanted, %s in force", layout.name, self.in_force.name)
+            transition = self.plan.transition(self.in_force.name, layout.name)
+            if transition is not None and self._config is not None:
+                self._change = LayoutChange(self.plan, transition)
             self.aim = layout
             self._kick()
+
+    @property
+    def transition(self) -> Transition | None:
+        """The one under way."""
+        return None if self._change is None else self._change.transition
 
     async def bring_in(self, plan: GearPlan, layout: Layout) -> None:
         """Have a layout of another plan stand beside the one aimed at, and return once it does; see `take_plan`.
@@ -115,7 +127,7 @@ class Reconciler:
     def take_plan(self, plan: GearPlan, layout: Layout) -> None:
         """Put in force what was brought in; what only the former plan used goes when it is not needed any more."""
         self._metrics.layout([each.name for each in self.plan.layouts], "")
-        self._incoming = None
+        self._incoming = self._change = None
         self.plan = plan
         self.aim = self.in_force = layout
         self._show_layout()
@@ -144,6 +156,11 @@ class Reconciler:
         }
         if not self._adopted and all_up:
             self._adopt(observed)
+        if self._change is None or self._ended(self._change, observed, endpoints):
+            self._take_steps(observed, endpoints, all_up=all_up)
+
+    def _take_steps(self, observed: Instances, endpoints: Mapping[str, EndpointState], *, all_up: bool) -> None:
+        """Start what the layout aimed at asks for, capacity first."""
         wanted = aim = instances_of(self.plan, self.aim)
         if self._incoming is not None:
             wanted = side_by_side(aim, self._incoming.wanted)
@@ -161,6 +178,20 @@ class Reconciler:
         if self._config is not None and self.in_force == self.aim:
             for step in shrinking:
                 self._start(step, endpoints[step.endpoint])
+
+    def _ended(self, change: LayoutChange, observed: Instances, endpoints: Mapping[str, EndpointState]) -> bool:
+        """Take the next step of a transition, if there is one."""
+        if len(endpoints) < len(self._dispatcher.endpoints):
+            # whether the step before it is done cannot be said of an endpoint that is down
+            return False
+        wanted = change.wanted(observed)
+        if wanted is None:
+            self._change = None
+            return True
+        growing, shrinking = steps(observed, wanted)
+        for step in (*shrinking, *growing):
+            self._start(step, endpoints[step.endpoint])
+        return False
 
     def _check_incoming(self, incoming: _Incoming, growing: list[Step]) -> None:
         awaited = {(endpoint, model.name) for endpoint, models in incoming.wanted.items() for model in models}

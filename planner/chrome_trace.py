@@ -2,7 +2,8 @@
 
 Every endpoint is a process with one track per place for a batch in flight: a slice from the batch's departure to the
 moment its answer was handled, and in it the part that it ran on the device. The orchestrator is a process with the
-gear and the layout in force, the demand as a counter, and an instant for every refused request.
+gear and the layout in force, in that the transition to the next one, the demand as a counter, and an instant for every
+refused request.
 
 Slices of one track nest or follow each other, as the format asks; events stand by rising time, an outer slice first.
 """
@@ -101,6 +102,8 @@ def _streams(simulation: Simulation, plan: GearPlan, family: str, until_s: float
     gears, layouts = ([each.name for each in parts] for parts in (served.gears, plan.layouts))
     yield _stretches(_GEAR, "gear", tick_s, simulation.tick_gear[ticks], gears)
     yield _stretches(_LAYOUT, "layout", tick_s, simulation.tick_layout[ticks], layouts)
+    changing = simulation.tick_changing[ticks].astype(np.int16)
+    yield _stretches(_LAYOUT, "transition", tick_s, changing, ["", "transition"])
     shown = np.flatnonzero(simulation.log.left_s <= until_s)
     yield _flights(simulation, shown, list(served.models), gears)
     began = shown[~np.isnan(simulation.log.began_s[shown])]
@@ -115,13 +118,14 @@ def _streams(simulation: Simulation, plan: GearPlan, family: str, until_s: float
 def _stretches(
     track: int, kind: str, tick_s: NDArray[np.float64], which: NDArray[np.int16], names: Sequence[str]
 ) -> Iterator[Event]:
-    """What was in force from tick to tick; the first tick tells what was from the start."""
+    """What was in force from tick to tick; the first tick tells what was from the start. No name: nothing to show."""
     begins = np.flatnonzero(np.diff(which, prepend=-1))
     starts_s = tick_s[begins]
     starts_s[:1] = 0.0
     ends_s = np.append(starts_s[1:], tick_s[-1:])
     for start_us, length_us, index in zip(*_spans_us(starts_s, ends_s), which[begins].tolist(), strict=True):
-        yield _slice(names[index], kind, (_ORCHESTRATOR, track), start_us, length_us, {})
+        if names[index]:
+            yield _slice(names[index], kind, (_ORCHESTRATOR, track), start_us, length_us, {})
 
 
 def _flights(

@@ -21,6 +21,7 @@ from cascadeserve.triton_config import input_specs, read_config
 from planner.checkpoint import Checkpoint
 from planner.explain import explain_plan
 from planner.explain_page import check_page, write_page
+from planner.fits import check_planned
 from planner.goal import choose_family, rate_prior, read_goal, trace_path, with_least
 from planner.infeasible import Infeasible
 from planner.inputs import Inputs
@@ -33,14 +34,17 @@ from planner.time_limit import TimeLimit
 from planner.trace_facts import trace_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from cascadeserve.cluster import Cluster
     from cascadeserve.gear_plan import GearPlan, TensorSpec
     from planner.goal import FamilyGoal, Least, RatePrior
     from planner.policies import Policy
+    from planner.profile import Profile
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _PROFILE_HELP = "Profile of the models (JSON); one for every kind of device in the cluster."
+_EXPLAIN_PROFILE_HELP = "Profile it was planned with, one for every kind of device: tells the memory that is taken."
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 # exit status after Ctrl-C
 _INTERRUPTED = 130
@@ -183,7 +187,7 @@ def plan(
     if limit.left_out:
         click.echo(f"The time limit was reached, which left out: {'; '.join(limit.left_out)}.", err=True)
     # what was written is what serves: read as the orchestrator will
-    _show(read_gear_plan(output, cluster))
+    _show(read_gear_plan(output, cluster), cluster, profiles)
 
 
 @click.command(short_help="Say what a gear plan does and why, and what is certain about it.")
@@ -194,9 +198,12 @@ def plan(
     "cluster_path",
     type=_FILE,
     default=None,
-    help="Cluster file: checks the endpoints and tells about them.",
+    help="Cluster file: checks the endpoints and tells about them, and what they cost.",
 )
-def explain(*, plan_path: Path, page_path: Path | None, cluster_path: Path | None) -> None:
+@click.option("--profile", "profile_paths", type=_FILE, multiple=True, help=_EXPLAIN_PROFILE_HELP)
+def explain(
+    *, plan_path: Path, page_path: Path | None, cluster_path: Path | None, profile_paths: tuple[Path, ...]
+) -> None:
     """Show ladder, gears, predictions and certificate of a gear plan.
 
     The page is one file that loads nothing: it can be sent, kept and printed.
@@ -205,9 +212,14 @@ def explain(*, plan_path: Path, page_path: Path | None, cluster_path: Path | Non
         check_page()
     cluster = None if cluster_path is None else read_cluster(cluster_path)
     made = read_gear_plan(plan_path, cluster)
+    profiles = read_profiles(profile_paths)
+    if profiles:
+        if cluster is None:
+            raise UsageError("--profile: which endpoints it is of stands in the cluster file; give --cluster too")
+        check_planned(made, profiles, cluster)
     if page_path is not None:
-        write_page(page_path, made, cluster)
-    _show(made)
+        write_page(page_path, made, cluster, profiles)
+    _show(made, cluster, profiles)
 
 
 def _load_to_plan_for(
@@ -242,9 +254,9 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _show(made: GearPlan) -> None:
+def _show(made: GearPlan, cluster: Cluster | None, profiles: Mapping[str, Profile]) -> None:
     console = Console()
-    for part in explain_plan(made):
+    for part in explain_plan(made, cluster, profiles):
         console.print(part, highlight=False)
 
 

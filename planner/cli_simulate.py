@@ -125,7 +125,7 @@ def simulate(
     if report_path is not None:
         write_json(report_path, report)
     if plot_path is not None:
-        draw_timeline(plot_path, simulation, family, _title(plan, name, report))
+        draw_timeline(plot_path, simulation, plan, name, _title(plan, name, report))
     Console().print(_tabulate(simulation, family, report, {name: each.slots for name, each in devices.items()}))
     if chrome_trace_path is not None:
         covered_s = write_trace(chrome_trace_path, simulation, plan, name)

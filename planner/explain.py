@@ -1,4 +1,4 @@
-"""A gear plan in words and tables, from nothing but the plan."""
+"""A gear plan in words and tables; what cluster and profiles add is said where they are given."""
 
 from __future__ import annotations
 
@@ -7,46 +7,85 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from planner.derived import bound_points, busy_when_sustained, device_limits, row_work_s
+from planner.derived import (
+    alike_endpoints,
+    bound_points,
+    busy_when_sustained,
+    costs_by_endpoint,
+    device_limits,
+    plan_cost,
+    row_work_s,
+    scaling,
+)
+from planner.explain_layouts import (
+    SEVERAL_FAMILIES,
+    cost_sentences,
+    entry_words,
+    layout_words,
+    memory_words,
+    scaling_sentence,
+    serves_sentence,
+    step_words,
+    transition_sentences,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from cascadeserve.gear_plan import Gear, GearPlan, PlannedFamily
+    from cascadeserve.cluster import Cluster
+    from cascadeserve.gear_plan import Gear, GearPlan, Layout, PlannedFamily
+    from planner.profile import Profile
 
 
-def explain_plan(plan: GearPlan) -> Iterator[Table | str]:
-    """Yield what a terminal prints, in order."""
-    for name, family in plan.families.items():
-        yield (
-            f"{name}: {family.percentile:.0%} of the requests within {_ms(family.slo_s)} ms, of up to "
-            f"{family.max_rows_per_request} row(s) each; arrivals with index of dispersion {family.dispersion:g}"
-        )
-        yield "models: " + ", ".join(f"{name}:{model.version}" for name, model in family.models.items())
-        yield from _own_times(family)
-        yield _ladder_table(family)
-        for layout in plan.layouts:
-            yield f"gears of layout {layout.name}"
-            yield from (_gear_lines(family, gear) for gear in family.gears_of(layout.name))
-            yield limit_sentence(family, layout.name)
-        if family.expected is not None:
-            yield (
-                f"At the rates of the goal {family.expected.accuracy:.2%} of the rows are answered rightly "
-                f"(over time instead of rows: {family.expected.accuracy_over_time:.2%})."
-            )
-        yield from certificate_claims(family)
-        if family.certificate is not None:
-            yield "This assumes: " + " ".join(family.certificate.assumptions)
-    for layout in plan.layouts:
-        counts = (
-            f"{endpoint}: " + ", ".join(f"{count} x {model}" for model, count in models.items())
-            for endpoint, models in layout.instances.items()
-        )
-        yield f"layout {layout.name}: " + "; ".join(counts)
+def explain_plan(plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str, Profile]) -> Iterator[Table | str]:
+    """Yield what a terminal prints, in order; `profiles` is by device kind."""
+    for name in plan.families:
+        yield from _family_parts(plan, name)
+    if len(plan.families) > 1 and len(plan.layouts) > 1:
+        yield f"When layouts come and go: {SEVERAL_FAMILIES[0].lower()}{SEVERAL_FAMILIES[1:]}"
+    yield from (_layout_line(layout, cluster, profiles) for layout in plan.layouts)
+    for way in plan.transitions:
+        steps = "; ".join(map(step_words, way.steps))
+        yield f"from {layout_words(way.from_layout)} to {layout_words(way.to_layout)}: {steps}"
+        yield "  " + " ".join(transition_sentences(plan, way))
+    if (cost := plan_cost(plan, costs_by_endpoint(cluster))) is not None:
+        yield " ".join(cost_sentences(plan, cost))
     if plan.made_from is not None:
         made = plan.made_from
         inputs = ", ".join(f"{what} {digest.removeprefix('sha256:')[:12]}" for what, digest in made.digests.items())
         yield f"made by planner {made.planner_version}, policy {made.policy}, seed {made.seed}, from {inputs}"
+
+
+def _family_parts(plan: GearPlan, name: str) -> Iterator[Table | str]:
+    family = plan.families[name]
+    yield (
+        f"{name}: {family.percentile:.0%} of the requests within {_ms(family.slo_s)} ms, of up to "
+        f"{family.max_rows_per_request} row(s) each; arrivals with index of dispersion {family.dispersion:g}"
+    )
+    yield "models: " + ", ".join(f"{name}:{model.version}" for name, model in family.models.items())
+    yield from _own_times(plan, family)
+    yield _ladder_table(family)
+    for layout in plan.layouts:
+        yield from _gears_of(plan, family, layout)
+    if family.expected is not None:
+        yield (
+            f"At the rates of the goal {family.expected.accuracy:.2%} of the rows are answered rightly "
+            f"(over time instead of rows: {family.expected.accuracy_over_time:.2%})."
+        )
+    yield from certificate_claims(family)
+    if family.certificate is not None:
+        yield "This assumes: " + " ".join(family.certificate.assumptions)
+
+
+def _gears_of(plan: GearPlan, family: PlannedFamily, layout: Layout) -> Iterator[str]:
+    several = len(plan.layouts) > 1
+    yield f"gears of {layout_words(layout.name)}"
+    if several:
+        yield serves_sentence(plan, family, layout.name)
+    yield from (_gear_lines(family, gear) for gear in family.gears_of(layout.name))
+    yield limit_sentence(family, layout.name)
+    if several and (more := scaling_sentence(scaling(plan, family, layout), layout.name, several=True)):
+        yield more
 
 
 def certificate_claims(family: PlannedFamily) -> Iterator[str]:
@@ -83,19 +122,36 @@ def limit_sentence(family: PlannedFamily, layout: str) -> str:
         what = f"the device, which would then be {min(busy, 1.0):.0%} busy"
     else:
         what = f"waiting, since the device would be only {busy:.0%} busy: calls cost more than the models"
-    asked = ", which is all that the goal asks for," if top.predicted.ended_by == "goal" else ","
+    asked = {
+        "goal": ", which is all that the goal asks for,",
+        "next_layout": ", above which the next layout answers more rows rightly,",
+    }.get(top.predicted.ended_by or "", ",")
     return (
         f"Planned up to {top.max_rate_per_s:.0f} rows/s{asked} {top.max_rate_per_s / sustained:.0%} of the "
         f"{sustained:.0f} that {top.name} sustains; at {sustained:.0f} the limit is {what}."
     )
 
 
-def _own_times(family: PlannedFamily) -> Iterator[str]:
+def _own_times(plan: GearPlan, family: PlannedFamily) -> Iterator[str]:
     """Endpoints whose devices take other times than `busy_s`, by the reference model's largest batch."""
     model = family.models[family.reference_model]
-    for endpoint in model.busy_s_on:
-        share = model.batch_busy_s(model.max_batch, endpoint) / model.batch_busy_s(model.max_batch)
-        yield f"{endpoint} takes {share:.2f} times as long for {family.reference_model} as endpoints of the first kind"
+    for group in alike_endpoints(plan, family):
+        if group[0] not in model.busy_s_on:
+            continue
+        share = model.batch_busy_s(model.max_batch, group[0]) / model.batch_busy_s(model.max_batch)
+        yield (
+            f"{', '.join(group)} {'takes' if len(group) == 1 else 'take'} {share:.2f} times as long for "
+            f"{family.reference_model} as endpoints of the first kind"
+        )
+
+
+def _layout_line(layout: Layout, cluster: Cluster | None, profiles: Mapping[str, Profile]) -> str:
+    parts = []
+    for endpoint, models in layout.instances.items():
+        memory = memory_words(layout, endpoint, cluster, profiles)
+        held = ", ".join(f"{count} x {model}" for model, count in models.items()) or "nothing"
+        parts.append(f"{endpoint}: {held}{f' ({memory})' if memory else ''}")
+    return f"{layout_words(layout.name)}: {'; '.join(parts)}"
 
 
 def _ladder_table(family: PlannedFamily) -> Table:
@@ -117,8 +173,8 @@ def _ladder_table(family: PlannedFamily) -> Table:
 
 def _gear_lines(family: PlannedFamily, gear: Gear) -> str:
     end = "and more" if gear.max_rate_per_s is None else f"to {gear.max_rate_per_s:.0f}"
-    entry = "" if gear.name == gear.ladder_entry else f", as {gear.ladder_entry}"
-    lines = [f"{gear.min_rate_per_s:.0f} {end} rows/s: gear {gear.name}{entry}{' (degraded)' if gear.degraded else ''}"]
+    degraded = " (degraded)" if gear.degraded else ""
+    lines = [f"{gear.min_rate_per_s:.0f} {end} rows/s: gear {gear.name}{entry_words(gear)}{degraded}"]
     for model, trigger in gear.triggers.items():
         wait = f" within {_ms(trigger.max_wait_s)} ms" if trigger.min_batch > 1 else ""
         lines.append(f"  {model}: batches of {trigger.min_batch}{wait} to {trigger.max_batch}")

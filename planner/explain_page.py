@@ -8,8 +8,28 @@ from typing import TYPE_CHECKING
 from cascadeserve.artefacts import write_atomically
 from cascadeserve.cluster import GpuDevice
 from cascadeserve.errors import UsageError
-from planner.derived import bound_points, layout_costs, range_end, rate_text, row_work_s, scaling
+from planner.derived import (
+    bound_points,
+    costs_by_endpoint,
+    layout_rates,
+    plan_cost,
+    range_end,
+    rate_text,
+    row_work_s,
+    scaling,
+)
 from planner.explain import certificate_claims
+from planner.explain_layouts import (
+    SEVERAL_FAMILIES,
+    cost_sentences,
+    device_names,
+    layout_words,
+    memory_words,
+    scaling_sentence,
+    serves_sentence,
+    step_words,
+    transition_sentences,
+)
 from planner.explain_pictures import draw_front, draw_rates, highest_rate_per_s, marks
 
 if TYPE_CHECKING:
@@ -18,8 +38,8 @@ if TYPE_CHECKING:
 
     from cascadeserve.cluster import Cluster
     from cascadeserve.gear_plan import Gear, GearPlan, LadderEntry, Layout, PlannedFamily, Stage
-    from planner.derived import Scaling
     from planner.explain_pictures import FrontPicture, Mark, RatePicture
+    from planner.profile import Profile
 
 _SPACE = "\N{NO-BREAK SPACE}"
 
@@ -58,12 +78,13 @@ class GearView:
 
 @dataclass(frozen=True)
 class LayoutGears:
-    """The gears of one family under one layout."""
+    """The gears of one family under one layout; `serves` and `scaling` are sentences, or empty."""
 
     layout: Layout
+    serves: str
     gears: list[GearView]
     picture: RatePicture
-    scaling: Scaling | None
+    scaling: str
 
     @property
     def predicted(self) -> bool:
@@ -82,6 +103,14 @@ class LayoutGears:
 
 
 @dataclass(frozen=True)
+class DeviceTimes:
+    """Kinds of device, and per model the time of one row and of a full batch on each, seconds."""
+
+    kinds: list[str]
+    rows: list[tuple[str, int, list[tuple[float, float]]]]
+
+
+@dataclass(frozen=True)
 class FamilyView:
     """One family of the plan."""
 
@@ -92,6 +121,7 @@ class FamilyView:
     entries: list[EntryView]
     front: FrontPicture | None
     layouts: list[LayoutGears]
+    devices: DeviceTimes | None
     max_rate_per_s: float
     # of the entries that gears use, the degraded ones aside
     accuracies: list[float]
@@ -109,11 +139,21 @@ class FamilyView:
 
 @dataclass(frozen=True)
 class Grid:
-    """Instances [models][endpoints] of a layout, 0 where a model does not stand."""
+    """Instances [models][endpoints] of a layout, 0 where a model does not stand; memory [endpoints] in words."""
 
     layout: Layout
     endpoints: list[str]
     rows: list[tuple[str, list[int]]]
+    memory: list[str]
+
+
+@dataclass(frozen=True)
+class Way:
+    """From one layout to another, in words."""
+
+    title: str
+    steps: list[str]
+    sentences: list[str]
 
 
 def check_page() -> None:
@@ -129,14 +169,17 @@ def check_page() -> None:
         raise UsageError(f"a page needs the package {error.name!r}: pip install 'cascadeserve[examples]'") from error
 
 
-def write_page(path: Path, plan: GearPlan, cluster: Cluster | None = None) -> None:
-    """Write the page; folders are made. With `cluster` it says what the endpoints are."""
+def write_page(path: Path, plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str, Profile]) -> None:
+    """Write the page; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, render_page(plan, cluster, {}).encode())
+    write_atomically(path, render_page(plan, cluster, profiles).encode())
 
 
-def render_page(plan: GearPlan, cluster: Cluster | None, cost_per_hour: Mapping[str, float]) -> str:
-    """Text of the page; the same plan gives the same text. `cost_per_hour` by endpoint, for those that have one."""
+def render_page(plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str, Profile]) -> str:
+    """Text of the page; the same input gives the same text.
+
+    With `cluster` it says what the endpoints are and cost, with `profiles`, by device kind, what memory is taken.
+    """
     import jinja2  # noqa: PLC0415 - only the page needs it
 
     environment = jinja2.Environment(
@@ -151,17 +194,28 @@ def render_page(plan: GearPlan, cluster: Cluster | None, cost_per_hour: Mapping[
         "rate": rate_text,
         "at": _at,
         "px": _px,
+        "layout_words": layout_words,
     }
+    cost = plan_cost(plan, costs_by_endpoint(cluster))
     return environment.get_template("explain_page.html.jinja").render(
         plan=plan,
-        families=[_family(plan, name) for name in plan.families],
-        grids=[_grid(plan, layout) for layout in plan.layouts],
+        families=[_family(plan, name, cluster) for name in plan.families],
+        grids=[_grid(plan, layout, cluster, profiles) for layout in plan.layouts],
+        ways=[
+            Way(
+                title=f"From {layout_words(way.from_layout)} to {layout_words(way.to_layout)}",
+                steps=list(map(step_words, way.steps)),
+                sentences=list(transition_sentences(plan, way)),
+            )
+            for way in plan.transitions
+        ],
         devices=_devices(cluster),
-        costs=layout_costs(plan, cost_per_hour),
+        several_families=SEVERAL_FAMILIES if len(plan.families) > 1 else "",
+        costs=[] if cost is None else list(cost_sentences(plan, cost)),
     )
 
 
-def _family(plan: GearPlan, name: str) -> FamilyView:
+def _family(plan: GearPlan, name: str, cluster: Cluster | None) -> FamilyView:
     family = plan.families[name]
     work_s = {entry.name: row_work_s(family, entry) for entry in family.ladder}
     entries = {
@@ -177,6 +231,7 @@ def _family(plan: GearPlan, name: str) -> FamilyView:
     mark_of = {entry: view.mark for entry, view in entries.items()}
     upper_per_s = highest_rate_per_s(family, [layout.name for layout in plan.layouts])
     planned = {gear.ladder_entry for gear in family.gears if not gear.degraded}
+    rates, several = layout_rates(plan, family), len(plan.layouts) > 1
     return FamilyView(
         name=name,
         family=family,
@@ -187,12 +242,14 @@ def _family(plan: GearPlan, name: str) -> FamilyView:
         layouts=[
             LayoutGears(
                 layout=layout,
+                serves=serves_sentence(plan, family, layout.name),
                 gears=[_gear(family, gear, entries) for gear in family.gears_of(layout.name)],
-                picture=draw_rates(family, layout.name, mark_of, upper_per_s),
-                scaling=scaling(plan, family, layout),
+                picture=draw_rates(family, layout.name, mark_of, upper_per_s, rates),
+                scaling=_scaling(plan, family, layout, several=several),
             )
             for layout in plan.layouts
         ],
+        devices=_device_times(plan, family, cluster),
         max_rate_per_s=upper_per_s,
         accuracies=[entry.accuracy for entry in family.ladder if entry.accuracy is not None and entry.name in planned],
     )
@@ -231,7 +288,27 @@ def _gear(family: PlannedFamily, gear: Gear, entries: Mapping[str, EntryView]) -
     return GearView(gear, entries[gear.ladder_entry], stages, share, range_end(family, gear))
 
 
-def _grid(plan: GearPlan, layout: Layout) -> Grid:
+def _scaling(plan: GearPlan, family: PlannedFamily, layout: Layout, *, several: bool) -> str:
+    return scaling_sentence(scaling(plan, family, layout), layout.name, several=several)
+
+
+def _device_times(plan: GearPlan, family: PlannedFamily, cluster: Cluster | None) -> DeviceTimes | None:
+    """None where all devices take the same times."""
+    groups = device_names(plan, family, cluster)
+    if len(groups) < 2:  # noqa: PLR2004 - one group has nothing to compare
+        return None
+    rows = [
+        (
+            name,
+            model.max_batch,
+            [(model.batch_busy_s(1, group[0]), model.batch_busy_s(model.max_batch, group[0])) for group in groups],
+        )
+        for name, model in family.models.items()
+    ]
+    return DeviceTimes(list(groups.values()), rows)
+
+
+def _grid(plan: GearPlan, layout: Layout, cluster: Cluster | None, profiles: Mapping[str, Profile]) -> Grid:
     endpoints = list(layout.instances)
     standing = [
         part
@@ -243,14 +320,14 @@ def _grid(plan: GearPlan, layout: Layout) -> Grid:
         (model, [layout.instances[endpoint].get(model, 0) for endpoint in endpoints])
         for model in dict.fromkeys(standing)
     ]
-    return Grid(layout, endpoints, rows)
+    return Grid(layout, endpoints, rows, [memory_words(layout, each, cluster, profiles) for each in endpoints])
 
 
 def _devices(cluster: Cluster | None) -> dict[str, str]:
     """What each endpoint is, in words."""
     devices = {}
     for endpoint in cluster.endpoints if cluster is not None else ():
-        what = "GPU" if isinstance(endpoint.device, GpuDevice) else "CPU"
+        what = endpoint.device_kind or ("GPU" if isinstance(endpoint.device, GpuDevice) else "CPU")
         slots = f"{endpoint.slots} slot{'' if endpoint.slots == 1 else 's'}"
         devices[endpoint.name] = f"{what}, {slots}"
     return devices

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from planner.derived import steady_layout
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cascadeserve.gear_plan import Gear, PlannedFamily
+    from planner.derived import LayoutRates
 
 # from blue to amber by rising lightness: told apart by colour-blind readers too, and in grey
 _RAMP = ("#2b5c8a", "#5a86a3", "#94a99a", "#c9b26a", "#e3a33b")
@@ -82,10 +85,22 @@ class Level:
 
 @dataclass(frozen=True)
 class PriorBar:
-    """How often a rate occurs: per cent from the left, pixels high."""
+    """How often a rate occurs: per cent from the left, pixels high; whether the layout serves it if it is steady."""
 
     at: float
     height: float
+    here: bool
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Where a layout is left for another: per cent from the left, the label's pixels from the top, what it says."""
+
+    at: float
+    y: float
+    label: str
+    # the label stands to the left
+    before: bool
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class RatePicture:
     bands: list[Band]
     ticks: list[Tick]
     prior: list[PriorBar]
+    leaves: list[Leave]
     band_top: float
     band_height: float
     axis: float
@@ -172,18 +188,29 @@ def _plain(value: float) -> str:
     return f"{value:,.0f}" if value >= 1.0 or value == 0.0 else f"{value:.4g}"
 
 
-def draw_rates(family: PlannedFamily, layout: str, mark_of: Mapping[str, Mark], upper_per_s: float) -> RatePicture:
-    """Place the gears of a layout on an axis from 0 to `upper_per_s`, the highest rate of all layouts, and a bit."""
+def draw_rates(
+    family: PlannedFamily,
+    layout: str,
+    mark_of: Mapping[str, Mark],
+    upper_per_s: float,
+    rates: Mapping[str, LayoutRates],
+) -> RatePicture:
+    """Place the gears of a layout on an axis from 0 to `upper_per_s`, the highest rate of all layouts, and a bit.
+
+    `rates` is by layout, in their order.
+    """
     gears = family.gears_of(layout)
     whole_per_s = (1.0 + _ROOM_ABOVE) * upper_per_s
-    prior = _prior(family, whole_per_s)
+    prior = _prior(family, whole_per_s, layout, rates)
     band_top = _PRIOR_PX + 6.0 if prior else 0.0
     band_bottom = band_top + _BAND_PX
     worst_s = max((gear.predicted.worst_s for gear in gears if gear.predicted is not None), default=0.0)
     top_s = 1.12 * max(worst_s, family.slo_s)
-    axis, slo, latency_ticks = band_bottom, None, []
+    leaves = _leaves(layout, rates, whole_per_s, band_bottom)
+    gap_px = max(_GAP_PX, 10.0 + _LABEL_PX * len(leaves))
+    axis, slo, latency_ticks = band_bottom + (gap_px if leaves else 0.0), None, []
     if worst_s > 0.0:
-        axis = band_bottom + _GAP_PX + _PANEL_PX
+        axis = band_bottom + gap_px + _PANEL_PX
         slo = _height(family.slo_s, top_s, axis)
         step_ms = step_within(1e3 * top_s, 3)
         heights = {ms: _height(ms / 1e3, top_s, axis) for ms in _multiples(step_ms, 1e3 * top_s, step_ms)}
@@ -200,19 +227,38 @@ def draw_rates(family: PlannedFamily, layout: str, mark_of: Mapping[str, Mark], 
         bands.append(Band(gear, mark_of[gear.ladder_entry], left, right - left, level))
     step_per_s = step_within(whole_per_s, 5)
     ticks = [Tick(100.0 * rate / whole_per_s, _plain(rate)) for rate in _multiples(0.0, whole_per_s, step_per_s)]
-    return RatePicture(bands, ticks, prior, band_top, _BAND_PX, axis, slo, latency_ticks)
+    return RatePicture(bands, ticks, prior, leaves, band_top, _BAND_PX, axis, slo, latency_ticks)
 
 
 def _height(value_s: float, top_s: float, axis: float) -> float:
     return axis - _PANEL_PX * value_s / top_s
 
 
-def _prior(family: PlannedFamily, whole_per_s: float) -> list[PriorBar]:
+def _leaves(layout: str, rates: Mapping[str, LayoutRates], whole_per_s: float, band_bottom: float) -> list[Leave]:
+    names = list(rates)
+    place, mine = names.index(layout), rates[layout]
+    found = []
+    if place > 0:
+        found.append((mine.left_below_per_s, f"below {_plain(mine.left_below_per_s)}: {names[place - 1]}"))
+    if place + 1 < len(names):
+        found.append((mine.left_above_per_s, f"above {_plain(mine.left_above_per_s)}: {names[place + 1]}"))
+    return [
+        Leave(
+            at=100.0 * rate / whole_per_s,
+            y=band_bottom + _LABEL_PX * (line + 1),
+            label=label,
+            before=rate > whole_per_s / 2,
+        )
+        for line, (rate, label) in enumerate(found)
+    ]
+
+
+def _prior(family: PlannedFamily, whole_per_s: float, layout: str, rates: Mapping[str, LayoutRates]) -> list[PriorBar]:
     if family.expected is None:
         return []
     most = max(share for _, share in family.expected.rate_prior)
     return [
-        PriorBar(100.0 * rate / whole_per_s, max(_PRIOR_PX * share / most, 1.0))
+        PriorBar(100.0 * rate / whole_per_s, max(_PRIOR_PX * share / most, 1.0), steady_layout(rates, rate) == layout)
         for rate, share in family.expected.rate_prior
         if rate <= whole_per_s
     ]

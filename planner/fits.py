@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cascadeserve.cluster import Cluster
+    from cascadeserve.gear_plan import GearPlan
     from planner.profile import Profile
     from planner.records import Records
 
@@ -51,13 +52,39 @@ def check_fit(
                 f"endpoint {endpoint.name!r} has {endpoint.slots} slots, but the profile of its device kind "
                 f"{endpoint.kind!r} was measured with {profile.slots}; profile it with the slots it has"
             )
+    _check_used(profiles, cluster)
+    return devices
+
+
+def check_planned(plan: GearPlan, profiles: Mapping[str, Profile], cluster: Cluster) -> None:
+    """Check that profiles, by device kind, are of devices of a cluster and of the models of a plan.
+
+    Raises:
+        UsageError: there is a profile too many, or a model changed since it was profiled.
+
+    """
+    _check_used(profiles, cluster)
+    models = {name: model for family in plan.families.values() for name, model in family.models.items()}
+    for kind, profile in profiles.items():
+        for name, planned in models.items():
+            profiled = profile.models.get(name)
+            if profiled is None:
+                raise UsageError(f"model {name!r} is in the plan but not in the profile of device kind {kind!r}")
+            changed = planned.digest and profiled.digest and planned.digest != profiled.digest
+            if changed or planned.version != profiled.version:
+                raise UsageError(
+                    f"model {name!r} is another one in the plan than in the profile of device kind {kind!r}; give the "
+                    "profile that the plan was made with"
+                )
+
+
+def _check_used(profiles: Mapping[str, Profile], cluster: Cluster) -> None:
     kinds = dict.fromkeys(endpoint.kind for endpoint in cluster.endpoints)
     if unused := [kind for kind in profiles if kind not in kinds]:
         raise UsageError(
             f"no endpoint is of device kind {unused[0]!r}, of which there is a profile; they are of "
             f"{', '.join(kinds)}: leave it out, or set the device_kind of its endpoints"
         )
-    return devices
 
 
 def _check_recorded(name: str, records: Records, profile: Profile) -> None:

@@ -44,7 +44,7 @@ _BATCH_SLO_FRAC = 0.25
 # the first it is useless there, beyond the second often better left out.
 _SLOW_SLO_FRACS = (1.0, 0.25)
 # all ways to fill the endpoints are looked at, if there are no more
-_MOST_LAYOUTS = 256
+_MOST_WAYS = 256
 # shares of its highest rate at which a dear entry is placed together with a cheap one
 _SHARES = (1.0, 0.5, 0.25)
 # what is kept of a fluid rate if answers are to come within an SLO, as a rule
@@ -123,15 +123,10 @@ def make_sites(
     )
 
 
-def _memory_bytes(profile: Profile, part: str) -> int | None:
-    found = profile.models.get(part) or profile.parts.get(part)
-    return None if found is None else found.memory_bytes
-
-
 def _check_memory_known(room: EndpointRoom, profile: Profile, models: Mapping[str, PlannedModel]) -> None:
     for name, model in models.items():
         for part in model.composed_of or (name,):
-            if _memory_bytes(profile, part) is None:
+            if profile.instance_bytes(part) is None:
                 raise UsageError(
                     f"endpoint {room.name!r} has a memory_bytes, but the profile of its device kind {room.kind!r} does "
                     f"not say what an instance of model {part!r} takes; profile it, write its memory_bytes, or leave "
@@ -266,14 +261,9 @@ def _fluid_per_s(sites: Sites, instances: Instances, entry: LadderEntry) -> floa
 
 def _candidates(sites: Sites, entries: Sequence[LadderEntry]) -> list[dict[str, dict[str, int]]]:
     """All ways to fill the endpoints, if they are few; otherwise what is best for an entry, or for two."""
-    parts = sites.parts
-    groups = alike(sites.rooms, parts, {})
-    ways = [_useful(fullest(patterns(group, parts), group, parts), group, sites) for group in groups]
-    number = math.prod(
-        math.comb(len(group.names) + len(way) - 1, len(way) - 1) for group, way in zip(groups, ways, strict=True)
-    )
-    every = _all_ways(groups, ways, parts) if number <= _MOST_LAYOUTS else _placed(sites, entries)
-    return [each for each in every if any(sites.runs(entry, each) for entry in entries)]
+    every = _all_ways(sites)
+    found = _placed(sites, entries) if every is None else every
+    return [each for each in found if any(sites.runs(entry, each) for entry in entries)]
 
 
 def _useful(counts: NDArray[np.int64], group: Alike, sites: Sites) -> NDArray[np.int64]:
@@ -288,7 +278,19 @@ def _useful(counts: NDArray[np.int64], group: Alike, sites: Sites) -> NDArray[np
     return useful
 
 
-def _all_ways(
+def _all_ways(sites: Sites) -> Iterator[dict[str, dict[str, int]]] | None:
+    """All ways to fill the endpoints as far as they go; None: there are too many."""
+    parts = sites.parts
+    groups = alike(sites.rooms, parts, {})
+    try:
+        ways = [_useful(fullest(patterns(group, parts), group, parts), group, sites) for group in groups]
+    except UsageError:
+        return None
+    sizes = [math.comb(len(group.names) + len(way) - 1, len(way) - 1) for group, way in zip(groups, ways, strict=True)]
+    return None if math.prod(sizes) > _MOST_WAYS else _filled(groups, ways, parts)
+
+
+def _filled(
     groups: Sequence[Alike], ways: Sequence[NDArray[np.int64]], parts: Sequence[Part]
 ) -> Iterator[dict[str, dict[str, int]]]:
     choices = [

@@ -163,6 +163,11 @@ class Profile(Artefact, frozen=True, kw_only=True):
     pairs: tuple[PairEntry, ...] = ()
     front: FrontCost | None = None
 
+    def instance_bytes(self, part: str) -> int | None:
+        """Memory of an instance of a model, or of a part of an ensemble; None: not measured, or not in the profile."""
+        found = self.models.get(part) or self.parts.get(part)
+        return None if found is None else found.memory_bytes
+
 
 def read_profile(path: Path) -> Profile:
     """Read and check a profile.

@@ -1,4 +1,4 @@
-"""The timeline of a simulated load as a picture: rate, gears, latency, and which model answered."""
+"""The timeline of a simulated load as a picture: rate, layouts, gears, latency, and which model answered."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from cascadeserve.artefacts import write_atomically
 from cascadeserve.errors import UsageError
+from planner.explain_layouts import short_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from cascadeserve.gear_plan import PlannedFamily
+    from cascadeserve.gear_plan import GearPlan, PlannedFamily
     from planner.simulator import Simulation
 
     Floats = NDArray[np.float64]
@@ -35,10 +36,13 @@ _LOG_SPAN = 30.0
 _ROOM = 1.4
 # what a letter takes of the picture's width; a gear too short for its name has it in the legend only
 _LETTER_FRAC = 0.0085
+# letters in a line of the legend of gears, below the picture, and what an entry has beside its name
+_LEGEND_LETTERS, _KEY_LETTERS = 150, 6
 
 _INK, _GRID, _OFFERED, _DEMAND, _MEDIAN, _WRONG = "#333333", "#dddddd", "#8a8f98", "#1f4e9c", "#7fa6d9", "#c62828"
 # from careful to fast
 _GEARS = ("#2c6fbb", "#3fa7a3", "#8cbf4d", "#e3b23c", "#e07b39", "#9a5ba5", "#5b6b7b", "#b08968")
+_LAYOUTS = ("#7b8794", "#52606d", "#323f4b")
 _MODELS = ("#cfe3d4", "#8fc1a9", "#4f9a94", "#2b6777", "#1d4157", "#6b5b95", "#a89bb9", "#d6cfe0")
 _STYLE: Any = {
     "font.size": 9.0,
@@ -69,14 +73,14 @@ def check_plot(path: Path) -> None:
         raise UsageError(f"a plot needs the package {error.name!r}: pip install 'cascadeserve[planner]'") from error
 
 
-def draw_timeline(path: Path, simulation: Simulation, family: PlannedFamily, title: str) -> None:
-    """Draw a run and write it; the suffix tells the format."""
+def draw_timeline(path: Path, simulation: Simulation, plan: GearPlan, family: str, title: str) -> None:
+    """Draw a run of a family and write it; the suffix tells the format."""
     import matplotlib as mpl  # noqa: PLC0415 - takes a second, and only plots need it
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        _fill(figure, simulation, family, title)
+        _fill(figure, simulation, plan, plan.families[family], title)
         content = io.BytesIO()
         kind = path.suffix.removeprefix(".")
         figure.savefig(content, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
@@ -84,8 +88,10 @@ def draw_timeline(path: Path, simulation: Simulation, family: PlannedFamily, tit
     write_atomically(path, content.getvalue())
 
 
-def _fill(figure: Figure, simulation: Simulation, family: PlannedFamily, title: str) -> None:
-    rate, gears, latency, models = figure.subplots(4, 1, sharex=True, height_ratios=(3.0, 0.55, 3.0, 2.0))
+def _fill(figure: Figure, simulation: Simulation, plan: GearPlan, family: PlannedFamily, title: str) -> None:
+    several = len(plan.layouts) > 1
+    heights = (3.0, *((0.3,) if several else ()), 0.55, 3.0, 2.0)
+    rate, *layouts, gears, latency, models = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
     duration_s = simulation.load.duration_s
     bin_s = max(_LEAST_BIN_S, duration_s / _BINS)
@@ -93,7 +99,9 @@ def _fill(figure: Figure, simulation: Simulation, family: PlannedFamily, title: 
     edges[-1] = duration_s
     where = np.clip(np.searchsorted(edges, simulation.load.times_s, side="right") - 1, 0, len(edges) - 2)
     _draw_rate(rate, simulation, edges, where)
-    _draw_gears(gears, simulation, family)
+    if several:
+        _draw_layouts(layouts[0], simulation, [layout.name for layout in plan.layouts])
+    _draw_gears(figure, gears, simulation, family)
     _draw_latency(latency, simulation, family.slo_s, edges, where)
     _draw_models(models, simulation, family, edges, where)
     models.set_xlabel("seconds from the start of the load")
@@ -140,42 +148,62 @@ def _draw_rate(axes: Axes, simulation: Simulation, edges: Floats, where: NDArray
     _legend(axes)
 
 
-def _draw_gears(axes: Axes, simulation: Simulation, family: PlannedFamily) -> None:
+def _draw_layouts(axes: Axes, simulation: Simulation, names: list[str]) -> None:
+    colours = [_LAYOUTS[index % len(_LAYOUTS)] for index in range(len(names))]
+    _draw_bar(axes, "layout", simulation, simulation.tick_layout, names, colours)
+    for start_s, end_s, changing in _stretches(simulation, simulation.tick_changing):
+        if changing:
+            axes.axvspan(start_s, end_s, facecolor="none", edgecolor="white", hatch="////", linewidth=0)
+
+
+def _draw_gears(figure: Figure, axes: Axes, simulation: Simulation, family: PlannedFamily) -> None:
     from matplotlib.patches import Patch  # noqa: PLC0415
 
+    # gears of several layouts with one name do the same, and the bar above tells the layout
+    labels = list(map(short_name, family.gears))
+    kinds = list(dict.fromkeys(labels))
+    degraded = {label for label, gear in zip(labels, family.gears, strict=True) if gear.degraded}
+    colour_of = {kind: _WRONG if kind in degraded else _GEARS[index % len(_GEARS)] for index, kind in enumerate(kinds)}
+    _draw_bar(axes, "gear", simulation, simulation.tick_gear, labels, [colour_of[label] for label in labels])
+    for moment_s, _, _ in _stretches(simulation, simulation.tick_layout)[1:]:
+        axes.axvline(moment_s, color=_INK, linewidth=1.6, linestyle=(0, (2, 1)))
+    seen = {labels[which] for _, _, which in _stretches(simulation, simulation.tick_gear)}
+    shown = [kind for kind in kinds if kind in seen]
+    if shown:
+        columns = _LEGEND_LETTERS // (max(map(len, shown)) + _KEY_LETTERS)
+        figure.legend(
+            handles=[Patch(color=colour_of[kind], label=kind) for kind in shown], loc="outside lower left",
+            frameon=False, ncols=max(1, min(columns, len(shown))), fontsize=8, title="gears", title_fontsize=8,
+            alignment="left",
+        )  # fmt: skip
+
+
+def _stretches(simulation: Simulation, values: NDArray[Any]) -> list[tuple[float, float, int]]:
+    """Start and end, in seconds, of what stays as it is from tick to tick while the load lasts, and what it is."""
     duration_s = simulation.load.duration_s
     shown = simulation.tick_s <= duration_s
-    tick_s, gear = simulation.tick_s[shown], simulation.tick_gear[shown]
+    tick_s, which = simulation.tick_s[shown], values[shown].astype(np.int64)
+    begins = np.flatnonzero(np.diff(which, prepend=-1))
+    starts_s = tick_s[begins]
+    # the first tick shows what was in force from the start
+    starts_s[:1] = 0.0
+    ends_s = np.append(starts_s[1:], duration_s)[: len(starts_s)]
+    return list(zip(starts_s.tolist(), ends_s.tolist(), which[begins].tolist(), strict=True))
+
+
+def _draw_bar(
+    axes: Axes, what: str, simulation: Simulation, values: NDArray[Any], names: list[str], colours: list[str]
+) -> None:
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.tick_params(bottom=False)
     axes.set_ylim(0.0, 1.0)
-    axes.set_ylabel("gear", rotation=0, ha="right", va="center")
-    if not len(gear):
-        return
-    begins = np.flatnonzero(np.diff(gear, prepend=-1))
-    starts_s = tick_s[begins]
-    # the first tick shows what was in force from the start
-    starts_s[0] = 0.0
-    ends_s = np.append(starts_s[1:], duration_s)
-    for start_s, end_s, which in zip(starts_s, ends_s, gear[begins], strict=True):
-        axes.axvspan(start_s, end_s, color=_gear_colour(family, which), linewidth=0)
-        name = family.gears[which].name
-        if end_s - start_s > _LETTER_FRAC * len(name) * duration_s:
+    axes.set_ylabel(what, rotation=0, ha="right", va="center")
+    for start_s, end_s, which in _stretches(simulation, values):
+        axes.axvspan(start_s, end_s, color=colours[which], linewidth=0)
+        if end_s - start_s > _LETTER_FRAC * len(names[which]) * simulation.load.duration_s:
             style = {"ha": "center", "va": "center", "color": "white", "fontsize": 8}
-            axes.text((start_s + end_s) / 2, 0.5, name, style)
-    for moment_s in tick_s[np.flatnonzero(np.diff(simulation.tick_layout[shown])) + 1]:
-        axes.axvline(moment_s, color=_INK, linewidth=1.6, linestyle=(0, (2, 1)))
-    seen = [Patch(color=_gear_colour(family, which), label=family.gears[which].name) for which in np.unique(gear)]
-    columns = 1 + (len(seen) - 1) // 4
-    axes.legend(
-        handles=seen, loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False, ncols=columns, fontsize=7.5,
-        borderaxespad=0.0, labelspacing=0.15,
-    )  # fmt: skip
-
-
-def _gear_colour(family: PlannedFamily, which: int) -> str:
-    return _WRONG if family.gears[which].degraded else _GEARS[which % len(_GEARS)]
+            axes.text((start_s + end_s) / 2, 0.5, names[which], style)
 
 
 def _draw_latency(axes: Axes, simulation: Simulation, slo_s: float, edges: Floats, where: NDArray[np.int64]) -> None:

@@ -36,8 +36,9 @@ class Simulation:
 
     latency_s [n] counts from the scheduled time and is NaN for refused requests. gear [n] is the one in which the
     request's last row left, as an index into the family's gears (-1: none did); stage [r] answered the row (-1:
-    refused). Ticks are those of the gear loop. busy_s is device-seconds done per endpoint, batches and batch_rows what
-    was sent per model, and in_system_at_end the requests unanswered when the last one arrived.
+    refused). Ticks are those of the gear loop; tick_layout is the layout that is left while a transition is under way,
+    which tick_changing tells. busy_s is device-seconds done per endpoint, batches and batch_rows what was sent per
+    model, and in_system_at_end the requests unanswered when the last one arrived.
 
     `log` has the first batches by departure, as many as were asked for; refused_s [n] is when a request was refused
     (NaN: it was not), and empty where no log was asked for.
@@ -51,6 +52,7 @@ class Simulation:
     tick_s: NDArray[np.float64]
     tick_gear: NDArray[np.int16]
     tick_layout: NDArray[np.int16]
+    tick_changing: NDArray[np.bool_]
     tick_demand_per_s: NDArray[np.float64]
     busy_s: dict[str, float]
     batches: dict[str, int]
@@ -149,6 +151,7 @@ class Simulator:
             tick_s=TICK_S * np.arange(1, num_ticks + 1),
             tick_gear=ticks.gear[:num_ticks],
             tick_layout=self._layout_of[ticks.layout[:num_ticks]],
+            tick_changing=ticks.layout[:num_ticks] >= len(self._layouts),
             tick_demand_per_s=ticks.demand_per_s[:num_ticks],
             busy_s=dict(zip(self._endpoints, devices.done_s.tolist(), strict=True)),
             batches=dict(zip(models, devices.batches.tolist(), strict=True)),

@@ -36,6 +36,7 @@ def made(gears: list[int], times_s: list[float]) -> Simulation:
         tick_s=0.1 * np.arange(1, len(gears) + 1),
         tick_gear=np.array(gears, np.int16),
         tick_layout=np.zeros(len(gears), np.int16),
+        tick_changing=np.zeros(len(gears), np.bool_),
         tick_demand_per_s=np.zeros(len(gears)),
         busy_s={},
         batches={},

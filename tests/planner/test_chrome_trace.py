@@ -28,12 +28,16 @@ WAY_S = 0.0004
 
 
 def simulate(
-    *profile: tuple[float, float], timeout_s: float | None = None, logged_batches: int = MOST, rows: int = 1
+    *profile: tuple[float, float],
+    timeout_s: float | None = None,
+    logged_batches: int = MOST,
+    rows: int = 1,
+    transitions: tuple[dict[str, Any], ...] = (),
 ) -> Simulation:
     """The tiny plan on two endpoints; a batch spends 0.2 ms on its way there and as much back."""
     certainty = np.random.default_rng(0).random(ROWS)
     records = make_records({"small": certainty + 0.2, "large": certainty})
-    plan = tiny.plan(tiny.plan_document(ENDPOINTS))
+    plan = tiny.plan(tiny.plan_document(ENDPOINTS) | {"transitions": transitions})
     made = make_profile(BUSY_S, overhead_s=WAY_S)
     simulator = Simulator(plan, "family", records, dict.fromkeys(ENDPOINTS, made))
     rng = np.random.default_rng(1)
@@ -164,3 +168,20 @@ def test_an_unanswered_batch_lasts_to_the_end(tmp_path: Path) -> None:
     assert {round(event["ts"] + event["dur"], 3) for event in open_ones} == {
         round(1e6 * document["otherData"]["covers_s"], 3)
     }
+
+
+def test_a_transition_lies_in_the_layout_that_is_left(tmp_path: Path) -> None:
+    steps_up = [{"endpoint": name, "model": "large", "present": 1, "wanted": 2} for name in ENDPOINTS]
+    up = {
+        "from_layout": "narrow", "to_layout": "broad", "gears": {"family": "busy"}, "steps": steps_up,
+        "duration_s": 2.0,
+    }  # fmt: skip
+    document = written(tmp_path, simulate((2, 80), (10, 2000), transitions=(up,)))
+    narrow, broad = of_kind(document, "layout")
+    (changing,) = of_kind(document, "transition")
+    assert changing["tid"] == narrow["tid"]
+    # both end with the same tick
+    end_us = changing["ts"] + changing["dur"]
+    assert end_us == pytest.approx(narrow["ts"] + narrow["dur"]) == pytest.approx(broad["ts"])
+    # until nothing waits for other gears, and for two loads of a second
+    assert 4e6 < changing["dur"] < 5e6

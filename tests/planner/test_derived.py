@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
-from planner.derived import bound_points, layout_costs, range_end, row_work_s, scaling
+from planner.derived import (
+    Scaling,
+    alike_endpoints,
+    bound_points,
+    held_bytes,
+    layout_rates,
+    plan_cost,
+    range_end,
+    row_work_s,
+    scaling,
+    steady_layout,
+)
 from tests.fakes import tiny
+from tests.fakes.plans import make_profile
 
 if TYPE_CHECKING:
     from cascadeserve.gear_plan import GearPlan, PlannedFamily
@@ -96,24 +110,24 @@ def test_a_cheaper_cascade_that_is_not_certified_is_named() -> None:
 def test_one_endpoint_more_or_less() -> None:
     plan = predicted(("a", "b"))
     found = scaling(plan, family_of(plan), plan.layouts[1])
-    assert found is not None
+    assert isinstance(found, Scaling)
     assert (found.endpoints, found.with_more_per_s, found.with_less_per_s) == (2, 7500.0, 2500.0)
     alone = predicted()
     found = scaling(alone, family_of(alone), alone.layouts[1])
-    assert found is not None
+    assert isinstance(found, Scaling)
     assert (found.with_more_per_s, found.with_less_per_s) == (10_000.0, None)
 
 
 def test_nothing_is_extrapolated_where_the_plan_alone_does_not_tell() -> None:
     waiting = predicted(utilisation=0.3)
-    assert scaling(waiting, family_of(waiting), waiting.layouts[1]) is None
+    assert "waiting" in str(scaling(waiting, family_of(waiting), waiting.layouts[1]))
     silent = tiny.plan()
-    assert scaling(silent, family_of(silent), silent.layouts[0]) is None
+    assert scaling(silent, family_of(silent), silent.layouts[0]) == ""
     document = tiny.plan_document(("a", "b"))
     document["families"]["family"]["gears"][2]["predicted"] = PREDICTED
     document["layouts"][1]["instances"]["b"]["large"] = 1
     uneven = tiny.plan(document)
-    assert scaling(uneven, family_of(uneven), uneven.layouts[1]) is None
+    assert "different models" in str(scaling(uneven, family_of(uneven), uneven.layouts[1]))
 
 
 def test_cost_per_hour_and_per_million_rows() -> None:
@@ -122,12 +136,49 @@ def test_cost_per_hour_and_per_million_rows() -> None:
         "rate_prior": [[500.0, 0.5], [1500.0, 0.5]], "accuracy": 0.9, "accuracy_over_time": 0.9, "gears": {},
     }  # fmt: skip
     plan = tiny.plan(document)
-    narrow, broad = layout_costs(plan, {"a": 1.8, "b": 1.8})
-    assert (narrow.layout, broad.layout) == ("narrow", "broad")
-    assert narrow.per_hour == broad.per_hour == pytest.approx(3.6)
-    # 4,000 rows/s are 14.4 million an hour
-    assert broad.per_million_rows == pytest.approx(0.25)
-    assert broad.per_million_rows_expected == pytest.approx(1.0)
-    assert layout_costs(plan, {"a": 1.8}) == []
-    bare = layout_costs(tiny.plan(), {"a": 1.8})[0]
+    cost = plan_cost(plan, {"a": 1.8, "b": 1.8, "idle": 100.0})
+    assert cost is not None
+    assert cost.per_hour == pytest.approx(3.6)
+    # 1,000 rows/s are 3.6 million an hour
+    assert cost.per_million_rows == pytest.approx({"narrow": 1.0, "broad": 0.25})
+    assert cost.per_million_rows_expected == pytest.approx(1.0)
+    assert plan_cost(plan, {"a": 1.8}) is None
+    assert plan_cost(plan, {"a": 0.0, "b": 0.0}) is None
+    bare = plan_cost(tiny.plan(), {"a": 1.8})
+    assert bare is not None
     assert bare.per_million_rows_expected is None
+
+
+def test_when_a_layout_comes_and_goes() -> None:
+    plan = tiny.plan()
+    rates = layout_rates(plan, family_of(plan))
+    assert (rates["narrow"].left_below_per_s, rates["narrow"].left_above_per_s) == (0.0, 1000.0)
+    assert rates["broad"].left_below_per_s == pytest.approx(800.0)
+    assert rates["broad"].left_above_per_s == math.inf
+    assert [steady_layout(rates, rate) for rate in (0.0, 799.0, 801.0, 9000.0)] == ["narrow"] * 2 + ["broad"] * 2
+
+
+def test_a_lower_layout_is_overloaded_only_until_the_next_one_stands() -> None:
+    document = tiny.plan_document()
+    gears = document["families"]["family"]["gears"]
+    gears.append(gears[3] | {"name": "more", "layout": "narrow", "min_rate_per_s": 1000.0})
+    family = family_of(tiny.plan(document))
+    assert "until the next layout stands" in range_end(family, family.gears[4])
+    assert "until" not in range_end(family, family.gears[3])
+
+
+def test_endpoints_are_grouped_by_the_times_they_take() -> None:
+    document = tiny.plan_document(("a", "b", "c"))
+    slow = {name: [[64, 0.1]] for name in ("a", "c")}
+    document["families"]["family"]["models"]["small"]["busy_s_on"] = slow
+    plan = tiny.plan(document)
+    assert alike_endpoints(plan, family_of(plan)) == [("b",), ("a", "c")]
+
+
+def test_memory_is_that_of_all_instances_or_unknown() -> None:
+    profile = make_profile({"small": [[1, 0.001]], "large": [[1, 0.002]]})
+    sized = msgspec.structs.replace(profile.models["large"], memory_bytes=2_000)
+    profile = msgspec.structs.replace(profile, models=profile.models | {"large": sized})
+    assert held_bytes({"large": 3}, profile) == 6_000
+    assert held_bytes({}, profile) == 0
+    assert held_bytes({"large": 1, "small": 1}, profile) is None

@@ -13,6 +13,7 @@ pytest.importorskip("jinja2", reason="needs the [examples] extra")
 
 from cascadeserve import cli
 from cascadeserve.artefacts import write_json
+from planner.derived import layout_rates
 from planner.explain_page import render_page
 from planner.explain_pictures import draw_front, draw_rates, marks, step_within
 from tests.fakes import tiny
@@ -115,6 +116,8 @@ def test_the_page_is_well_formed_names_everything_and_loads_nothing(document: di
             assert named["name"] in text
         for model in family["models"]:
             assert model in text
+    # said only where it means something
+    assert ("of several the one decides" in text) == (len(document["families"]) > 1)
     for layout in document["layouts"]:
         assert layout["name"] in text
         for endpoint in layout["instances"]:
@@ -175,14 +178,6 @@ def test_hostile_texts_are_escaped() -> None:
     assert page.count(EVIL) == 7
 
 
-def test_costs_are_shown_where_endpoints_have_one() -> None:
-    assert "What it costs" not in render_page(tiny.plan(certified()), None, {})
-    text = words_of(render_page(tiny.plan(certified()), None, {"a": 3.6}))
-    assert "What it costs" in text
-    # 4,000 rows/s, and 162.5 rows/s on average
-    assert "broad 3.60 0.25 6.15" in text
-
-
 def test_the_same_plan_gives_the_same_bytes() -> None:
     assert render_page(tiny.plan(certified()), None, {}) == render_page(tiny.plan(certified()), None, {})
 
@@ -225,9 +220,11 @@ def test_a_missing_package_is_named(
 
 
 def test_bands_tile_the_axis() -> None:
-    family = tiny.plan(certified()).families["family"]
+    plan = tiny.plan(certified())
+    family = plan.families["family"]
     mark_of = {entry.name: mark for entry, mark in zip(family.ladder, marks(2), strict=True)}
-    narrow, broad = (draw_rates(family, layout, mark_of, 4000.0) for layout in ("narrow", "broad"))
+    rates = layout_rates(plan, family)
+    narrow, broad = (draw_rates(family, layout, mark_of, 4000.0, rates) for layout in ("narrow", "broad"))
     assert [band.left for band in narrow.bands] == [0.0, narrow.bands[0].right]
     assert broad.bands[-1].right == pytest.approx(100.0)
     # both on one axis
@@ -237,6 +234,10 @@ def test_bands_tile_the_axis() -> None:
     assert level is not None
     assert broad.band_bottom < broad.slo < level.worst < level.p95 < level.p50 < broad.axis
     assert [bar.height for bar in broad.prior] == pytest.approx([34.0, 34.0 / 3])
+    # both rates are below 800, where the narrow layout comes back
+    assert [[bar.here for bar in each.prior] for each in (narrow, broad)] == [[True, True], [False, False]]
+    assert [leave.label for leave in (*narrow.leaves, *broad.leaves)] == ["above 1,000: broad", "below 800: narrow"]
+    assert narrow.leaves[0].at == pytest.approx(narrow.bands[-1].right)
 
 
 def test_the_front_has_the_accurate_above_and_the_dear_to_the_right() -> None:
