@@ -71,7 +71,7 @@ def _records(rng: np.random.Generator, num_models: int) -> SearchRecords:
 
 
 def _profiles(rng: np.random.Generator, models: list[str]) -> dict[str, Profile]:
-    """Two kinds of device, the second one faster by a factor of its own for each model; larger models take more room."""
+    """Two kinds of device: the second is faster, by another factor for each model. Larger models take more room."""
     row_s, size_bytes = rng.uniform(1e-4, 1e-3), int(rng.integers(50, 200))
     found: dict[str, dict[str, ModelProfile]] = {kind: {} for kind in _KINDS}
     for name in models:

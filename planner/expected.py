@@ -80,7 +80,7 @@ def accuracy_over_rows(gears: Sequence[Gear], entries: Sequence[LadderEntry], pr
 
 
 def rows_at(prior: RatePrior | None, top_per_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rates in rows per second and the shares of the rows at them; without a prior alike for all rates up to the top."""
+    """Rates in rows per second and the share of rows at each; without a prior alike for all rates up to the top."""
     if prior is None:
         return top_per_s * (np.arange(_RATES) + 0.5) / _RATES, np.full(_RATES, 1.0 / _RATES)
     rows = np.array([rate * share for rate, share in prior])

@@ -6,8 +6,8 @@ Both are settled first, by drafts of the planner itself, and planned then like a
 highest of its prior), since a plan that keeps an SLO also keeps a longer one. The plan gets `SLO_MARGIN` times that, so
 that it does not stand at the edge of what can be kept, and at every rate the gear that answers soonest.
 
-**Cost.** The endpoints are taken from cheap to dear, and the fewest of them that reach the rate are looked for. What is
-left over has no place in the plan.
+**Cost.** The endpoints that cost least among those that reach the rate are looked for (planner.least_cost). The others
+have no place in the plan.
 
 One entry for all rates is enough to see whether a rate can be reached. So the drafts are of the policy with one entry.
 """
@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cascadeserve.errors import UsageError
+from planner.fits import check_fit
 from planner.goal import rate_to_reach_per_s
 from planner.infeasible import Infeasible
-from planner.least import least_count, least_value
+from planner.least import least_value
+from planner.least_cost import cost_of, least_cost
 from planner.planning import no_progress, plan_family
 from planner.policies import WITH_ONE_ENTRY
 from planner.relief import relief
@@ -63,14 +65,12 @@ class Planner:
         limit: TimeLimit | None = None,
         checkpoint: Checkpoint | None = None,
         on_progress: Callable[[int, int], None] = no_progress,
-        cost_of: Callable[[Sequence[Endpoint]], float] = len,
         predict: MakePredictor | None = None,
     ) -> None:
-        """All but `cost_of` are for `plan_family`; the cost of endpoints is their number, unless it says something else."""
+        """All are for `plan_family`."""
         self._limit = limit or TimeLimit(None)
         self._checkpoint = checkpoint
         self._on_progress = on_progress
-        self._cost_of = cost_of
         self._predict = predict
 
     def plan(self, inputs: Inputs, calibration: Path | None, *, spend: bool = False) -> tuple[GearPlan, Settled]:
@@ -162,25 +162,28 @@ class Planner:
     def _least_cost(self, inputs: Inputs) -> Settled:
         rate_per_s = rate_to_reach_per_s(inputs.goal, inputs.prior)
         goal = msgspec.structs.replace(inputs.goal, max_rate_per_s=rate_per_s)
-        endpoints = sorted(inputs.cluster.endpoints, key=lambda endpoint: self._cost_of([endpoint]))
+        endpoints = inputs.cluster.endpoints
 
-        def first(count: int) -> Inputs:
-            named = {endpoint.name for endpoint in endpoints[:count]}
-            # in the order of the cluster file, which breaks ties between endpoints
-            kept = tuple(endpoint for endpoint in inputs.cluster.endpoints if endpoint.name in named)
-            return replace(inputs, goal=goal, cluster=msgspec.structs.replace(inputs.cluster, endpoints=kept))
+        def of(chosen: Sequence[Endpoint]) -> Inputs:
+            kinds = {endpoint.kind for endpoint in chosen}
+            profiles = {kind: profile for kind, profile in inputs.profiles.items() if kind in kinds}
+            cluster = msgspec.structs.replace(inputs.cluster, endpoints=tuple(chosen))
+            return replace(inputs, goal=goal, cluster=cluster, profiles=profiles)
 
-        count = least_count(lambda count: self._can(first(count)), known=0, most=len(endpoints), limit=self._limit)
-        if count is None:
-            count = len(endpoints)
+        # what does not fit is said of all endpoints, in the plan of them
+        check_fit(inputs.search, inputs.profiles, inputs.cluster, family=inputs.family, models=inputs.search.models)
+        found = least_cost(endpoints, inputs.profiles, rate_per_s, lambda chosen: self._can(of(chosen)), self._limit)
         if self._limit.reached:
-            self._limit.leave_out("fewer endpoints")
-        kept = first(count).cluster.endpoints
+            self._limit.leave_out("endpoints that cost less")
+        if found is None:
+            return Settled(of(endpoints))
+        per_hour, number = cost_of(found)
+        cost = f", at {per_hour:g} per hour" if any(endpoint.cost_per_hour for endpoint in endpoints) else ""
         finding = (
-            f"{count} of {len(endpoints)} endpoints reach {rate_per_s:g} rows/s, at a cost of "
-            f"{self._cost_of(kept):g}: {', '.join(endpoint.name for endpoint in kept)}."
+            f"{number} of {len(endpoints)} endpoints reach {rate_per_s:g} rows/s{cost}: "
+            f"{', '.join(endpoint.name for endpoint in found)}."
         )
-        return Settled(first(count), (finding,))
+        return Settled(of(found), (finding,))
 
 
 def _with_slo(goal: FamilyGoal, batches: float) -> FamilyGoal:

@@ -8,6 +8,7 @@ import pytest
 
 from cascadeserve.errors import UsageError
 from planner.infeasible import Infeasible
+from planner.least_cost import least_cost
 from planner.objectives import SLO_MARGIN, Planner
 from planner.planning import plan_family
 from planner.profile import BusyEntry, ModelProfile
@@ -107,20 +108,38 @@ def test_the_fewest_endpoints_that_reach_the_rate_are_taken() -> None:
     asked = goal(max_rate_per_s=2.5 * one, minimise="cost")
     made, settled = Planner().plan(inputs(goal=asked, cluster=endpoints(8)), None)
     assert list(made.layouts[0].instances) == ["a", "b", "c"]
-    assert settled.findings == (f"3 of 8 endpoints reach {2.5 * one:g} rows/s, at a cost of 3: a, b, c.",)
+    assert settled.findings == (f"3 of 8 endpoints reach {2.5 * one:g} rows/s: a, b, c.",)
     with pytest.raises(Infeasible):
         plan_family(inputs(goal=asked, cluster=endpoints(2)), None)
 
 
 def test_cheap_endpoints_are_taken_first() -> None:
-    def cost_of(chosen: Sequence[Endpoint]) -> float:
-        return sum({"a": 3.0, "b": 1.0, "c": 2.0}[endpoint.name] for endpoint in chosen)
-
     one = plan_family(inputs(), None).families["tiny"].max_rate_per_s("all")
     asked = goal(max_rate_per_s=1.5 * one, minimise="cost")
-    made, settled = Planner(cost_of=cost_of).plan(inputs(goal=asked, cluster=endpoints(3)), None)
+    made, settled = Planner().plan(inputs(goal=asked, cluster=costing(a=3.0, b=1.0, c=2.0)), None)
     assert list(made.layouts[0].instances) == ["b", "c"]
-    assert "at a cost of 3" in settled.findings[0]
+    assert "at 3 per hour: b, c." in settled.findings[0]
+
+
+def costing(**costs: float) -> Cluster:
+    several = tuple(
+        msgspec.structs.replace(each, cost_per_hour=costs[each.name]) for each in endpoints(len(costs)).endpoints
+    )
+    return msgspec.structs.replace(cluster(), endpoints=several)
+
+
+@pytest.mark.parametrize(("dear", "expected"), [(2.5, "b"), (3.5, "acd")])
+def test_one_dear_endpoint_may_cost_less_than_several_cheap_ones(dear: float, expected: str) -> None:
+    """The second is as fast as three of the others: it is the better choice only while it costs less than them."""
+    given = costing(a=1.0, b=dear, c=1.0, d=1.0)
+    one = plan_family(inputs(), None).families["tiny"].max_rate_per_s("all")
+
+    def can(chosen: Sequence[Endpoint]) -> bool:
+        return sum(3.0 if each.name == "b" else 1.0 for each in chosen) >= 3.0
+
+    found = least_cost(given.endpoints, {"cpu": profile()}, one, can, TimeLimit(None))
+    assert found is not None
+    assert "".join(each.name for each in found) == expected
 
 
 def changed(text: str, field: str) -> float:
