@@ -22,8 +22,6 @@ from dataclasses import dataclass, replace
 from itertools import combinations, combinations_with_replacement, groupby, product
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from cascadeserve.gear_plan import Layout
 from planner.gears import GEAR_PRICE, least_width_per_s
 from planner.rank_layouts import LAYOUT_PRICE
@@ -352,8 +350,3 @@ def value_of(plan: GearPlan, inputs: Inputs, *, priced: bool = True) -> tuple[fl
     if priced:
         value -= GEAR_PRICE * len(used) + LAYOUT_PRICE * (len(plan.layouts) - 1)
     return tops[last], value
-
-
-def with_layouts(plan: GearPlan, layouts: Sequence[Layout]) -> GearPlan:
-    """The plan with other layouts."""
-    return msgspec.structs.replace(plan, layouts=tuple(layouts))

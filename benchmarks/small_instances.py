@@ -27,17 +27,17 @@ _BATCHES = (1, 2, 4, 8)
 _KINDS = ("first", "second")
 
 
-def small_instance(seed: int, *, most_endpoints: int = _MOST_ENDPOINTS) -> Inputs:
+def small_instance(seed: int, *, num_endpoints: int | None = None) -> Inputs:
     """All that a plan is made from; `goal.max_rate_per_s` is set in about half of them, and may be out of reach."""
     rng = np.random.default_rng(seed)
     num_models = int(rng.integers(2, _MOST_MODELS + 1))
     records = _records(rng, num_models)
     profiles = _profiles(rng, list(records.models))
-    num_endpoints = int(rng.integers(1, most_endpoints + 1))
+    num_endpoints = num_endpoints or int(rng.integers(1, _MOST_ENDPOINTS + 1))
     kinds = [_KINDS[int(index)] for index in rng.integers(0, rng.integers(1, 3), num_endpoints)]
     binds = bool(rng.random() < 0.5)  # noqa: PLR2004
     endpoints = tuple(
-        _endpoint(number, kind, _memory_bytes(rng, profiles[kind]) if binds else None)
+        _endpoint(rng, number, kind, _memory_bytes(rng, profiles[kind]) if binds else None)
         for number, kind in enumerate(kinds)
     )
     used = {kind: profiles[kind] for kind in _KINDS if kind in kinds}
@@ -93,7 +93,7 @@ def _memory_bytes(rng: np.random.Generator, profile: Profile) -> int:
     return int(rng.integers(max(sizes), max(max(sizes) + 1, sum(sizes))))
 
 
-def _endpoint(number: int, kind: str, memory_bytes: int | None) -> Endpoint:
+def _endpoint(rng: np.random.Generator, number: int, kind: str, memory_bytes: int | None) -> Endpoint:
     port = 8000 + 10 * number
     return Endpoint(
         name=f"e{number}",
@@ -103,7 +103,7 @@ def _endpoint(number: int, kind: str, memory_bytes: int | None) -> Endpoint:
         device=CpuDevice(cores=(number,)),
         device_kind=kind,
         memory_bytes=memory_bytes,
-        cost_per_hour={"first": 1.0, "second": 1.7}[kind],
+        cost_per_hour=round(float(rng.uniform(0.5, 1.5)) * {"first": 1.0, "second": 1.7}[kind], 1),
     )
 
 
@@ -120,7 +120,7 @@ def _goal(
     right = [float(np.mean(answers.label == records.truth)) for answers in records.models.values()]
     goal = FamilyGoal(
         slo_s=float(slowest_s * rng.uniform(4.0, 30.0)),
-        # what is certified is not the question here
+        # what can be certified is not the question here
         max_epsilon=1.0,
         min_accuracy=float(min(right) + rng.uniform(-0.05, 0.5) * (max(right) - min(right))),
     )

@@ -186,6 +186,8 @@ class _Draft:
         for _ in range(_LAYOUT_ROUNDS):
             places = [place for place in dict.fromkeys(chain(*rows)) if place not in found]
             here = {place: [e for e in certain if self._sites.runs(e, self._search.found[place])] for place in places}
+            if not here or (found and self._limit.reached):
+                break
             all_told = done + sum(map(len, here.values()))
             for place, entries in here.items():
                 name = self._candidates[place].name
@@ -196,8 +198,6 @@ class _Draft:
                     found[place] = self._tuned(name, entries, on_progress, done, all_told)
                 done += len(entries)
             on_progress(all_told, all_told)
-            if not here or self._limit.reached:
-                break
             rows = self._search.next(
                 {place: {option.name: self._upper_per_s(option) for option in here} for place, here in found.items()}
             )
