@@ -57,7 +57,8 @@ class Cluster(Artefact, frozen=True, kw_only=True):
     """All endpoints, in the order in which ties between them are broken."""
 
     schema_version: Literal[1]
-    endpoints: Annotated[tuple[Endpoint, ...], Meta(min_length=1)]
+    # at least one
+    endpoints: tuple[Endpoint, ...] = ()
 
     def endpoint(self, name: str) -> Endpoint:
         """Endpoint by name."""
@@ -72,6 +73,8 @@ def read_cluster(path: Path) -> Cluster:
 
     """
     cluster = read_toml(path, Cluster)
+    if not cluster.endpoints:
+        raise InvalidArtefact("lists none; describe at least one under [[endpoints]]", path=path, field="$.endpoints")
     names: set[str] = set()
     addresses: dict[str, str] = {}
     for index, endpoint in enumerate(cluster.endpoints):

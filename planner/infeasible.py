@@ -6,7 +6,7 @@ from typing import Literal
 
 from cascadeserve.errors import UsageError
 
-Constraint = Literal["accuracy", "latency", "rate"]
+Constraint = Literal["accuracy", "latency", "rate", "memory"]
 
 
 class Infeasible(UsageError):  # noqa: N818 - named by what happened

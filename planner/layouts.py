@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cascadeserve.errors import UsageError
+from planner.infeasible import Infeasible
 from planner.load_split import capacity_per_s
 from planner.patterns import alike, fullest, patterns
 from planner.placement import Placement, place
@@ -167,7 +168,8 @@ class LayoutSearch:
     has to serve all rates.
 
     Raises:
-        UsageError: no entry can stand, with what is missing; or it is not known what memory a model takes.
+        Infeasible: no entry can stand, with what is missing.
+        UsageError: it is not known what memory a model takes.
 
     """
 
@@ -200,7 +202,7 @@ class LayoutSearch:
                 fluid = np.array([[_fluid_per_s(sites, each, entry) for entry in entries] for each in here])
                 self._fluids.append(([self.found.index(each) for each in here], fluid))
         if not self.found:
-            raise UsageError(_why_none(self.sites, entries))
+            raise Infeasible(_why_none(self.sites, entries), "memory")
 
     def first(self) -> list[list[int]]:
         """Alternatives to simulate: places in `found`, by rising rate.

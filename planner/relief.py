@@ -69,7 +69,7 @@ def relief(
         tries.append(search.rate)
     if inputs.policy != "reference":
         tries.append(search.accuracy)
-    if constraint != "accuracy" and has_slo:
+    if constraint in {"latency", "rate"} and has_slo:
         tries.append(search.slo)
     if constraint == "rate":
         tries.append(search.endpoints)
