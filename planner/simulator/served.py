@@ -11,7 +11,7 @@ from cascadeserve.errors import UsageError
 from cascadeserve.gear_work import full_batches_s
 from cascadeserve.policy.work import batch_work_s, work_from_s
 from planner.cascade_rows import cascade_answers
-from planner.profile import batch_busy_s, planned_busy_points, work_rate
+from planner.profile import busy_points, planned_busy_points, work_rate
 from planner.simulator.state import Served
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ def _way_s(profile: Profile, name: str) -> float:
     if name not in profile.models:
         return 0.0
     model = profile.models[name]
-    sizes = [entry.batch for entry in model.entries(1)]
-    shared_s = np.median([batch_busy_s(model, n, profile.slots + 1) - batch_busy_s(model, n, 1) for n in sizes])
+    alone, loaded = busy_points(model, 1), busy_points(model, profile.slots + 1)
+    shared_s = np.median([batch_work_s(loaded, rows) - alone_s for rows, alone_s in alone])
     return max(model.overhead_s - max(float(shared_s), 0.0), 0.0)
 
 
