@@ -9,6 +9,7 @@ at the end of its range is each gear predicted on all endpoints.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -47,7 +48,7 @@ _STEADY_FROM_FRAC = 0.1
 class Effort(NamedTuple):
     """How long a load is: both at least; `stream` names its random numbers.
 
-    Of a cluster with more than `endpoints` so many are simulated, with their share of the rate.
+    Of a cluster that has more of them, `endpoints` per sort are simulated, with their share of the rate.
     """
 
     requests: int
@@ -60,7 +61,7 @@ ROUGH = Effort(3_000, 0.0, 0, 4)
 # other random numbers than those the triggers were chosen with, so that no lucky choice is believed
 THOROUGH = Effort(15_000, 20.0, 1, 8)
 CHECK = Effort(10_000, 10.0, 2, 8)
-WHOLE = CHECK._replace(endpoints=1_000_000)
+WHOLE = CHECK._replace(endpoints=sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -112,16 +113,20 @@ class SimulatedGears:
         self._records = records
         self._devices = devices
         self._seed = seed
+        self._samples: dict[tuple[bytes, str, int], Sample | None] = {}
         self._unit_times: dict[tuple[int, float], NDArray[np.float64]] = {}
 
     def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
         """Predict a gear that stays in force at a steady rate."""
         slo_s = self._plan.families[self._family].slo_s
-        plan, devices, share = self._simulated((gear,), effort.endpoints)
+        plan, devices, share = self._simulated((gear,), gear, effort.endpoints)
         requests_per_s = share * rate_per_s / self._goal.mean_rows
-        slos = _ROUGH_SLOS if effort == ROUGH and len(devices) > _FEW_ENDPOINTS else _SLOS
+        rough = effort == ROUGH and len(devices) > _FEW_ENDPOINTS
+        slos = _ROUGH_SLOS if rough else _SLOS
         duration_s = max(effort.requests / requests_per_s, effort.duration_s, slos * slo_s)
-        most = min(max(_MOST_REQUESTS, _MOST_PER_ENDPOINT * len(devices)), _MOST_OF_ALL)
+        most = _MOST_REQUESTS
+        if not rough:
+            most = min(max(most, _MOST_PER_ENDPOINT * len(devices)), _MOST_OF_ALL)
         duration_s = min(duration_s, most / requests_per_s)
         load = self._load(np.array([0.0, duration_s]), np.array([requests_per_s]), effort.stream)
         outcome = self._simulator(plan, (gear,), devices).run(load, hold_gear=gear.name)
@@ -141,7 +146,8 @@ class SimulatedGears:
 
     def share_in_force(self, gears: Sequence[Gear], rate_per_s: float) -> float:
         """Share of the time in which the gear whose range holds a steady rate is in force."""
-        plan, devices, share = self._simulated(gears, CHECK.endpoints)
+        place = _gear_at(gears, rate_per_s)
+        plan, devices, share = self._simulated(gears, gears[place], CHECK.endpoints)
         rows_per_s = share * rate_per_s
         duration_s = min(_STEADY_S, _STEADY_ROWS / rows_per_s)
         requests_per_s = np.array([rows_per_s]) / self._goal.mean_rows
@@ -149,24 +155,30 @@ class SimulatedGears:
         outcome = self._simulator(plan, _with_share(gears, share), devices).run(load)
         # not the start, in the lowest gear, nor what is left when the load has ended
         under_way = (outcome.tick_s > _STEADY_FROM_FRAC * duration_s) & (outcome.tick_s <= duration_s)
-        return float(np.mean(outcome.tick_gear[under_way] == _gear_at(gears, rate_per_s)))
+        return float(np.mean(outcome.tick_gear[under_way] == place))
 
     def comes_down(self, gears: Sequence[Gear], calm_per_s: float, surge_per_s: float) -> bool:
         """Whether, after a surge, the gear whose range holds the calm rate is in force again."""
-        plan, devices, share = self._simulated(gears, CHECK.endpoints)
+        place = _gear_at(gears, calm_per_s)
+        plan, devices, share = self._simulated(gears, gears[place], CHECK.endpoints)
         dwell_s = self._plan.switching.gear_dwell_s
         lengths_s = np.array([2.0, 2.0, 3.0 * dwell_s + 5.0])
         rates = share * np.array([calm_per_s, surge_per_s, calm_per_s]) / self._goal.mean_rows
         load = self._load(np.concatenate(([0.0], np.cumsum(lengths_s))), rates, THOROUGH.stream)
         outcome = self._simulator(plan, _with_share(gears, share), devices).run(load)
         calm = outcome.tick_s > lengths_s[0] + lengths_s[1] + dwell_s
-        return bool(np.any(outcome.tick_gear[calm] <= _gear_at(gears, calm_per_s)))
+        return bool(np.any(outcome.tick_gear[calm] <= place))
 
-    def _simulated(self, gears: Sequence[Gear], most: int) -> tuple[GearPlan, Mapping[str, Profile], float]:
-        """Plan and endpoints to simulate, `most` of them or as many as bursts need, and their share of the rate."""
-        goal = self._goal
-        most = max(most, int(np.ceil(goal.dispersion * goal.max_rows_per_request / _BURST_PER_ENDPOINT)))
-        chosen = sample(self._plan, self._plan.families[self._family], gears, self._devices, most)
+    def _simulated(self, gears: Sequence[Gear], of: Gear, most: int) -> tuple[GearPlan, Mapping[str, Profile], float]:
+        """Plan and endpoints to simulate, and the share of the rate that they take in the gear `of`."""
+        burst_rows = self._goal.dispersion * self._goal.max_rows_per_request
+        most = max(most, int(np.ceil(burst_rows / _BURST_PER_ENDPOINT)))
+        alike = msgspec.json.encode([(gear.layout, gear.load) for gear in gears])
+        key = (alike, of.ladder_entry, most)
+        if key not in self._samples:
+            family = self._plan.families[self._family]
+            self._samples[key] = sample(self._plan, family, gears, of, self._devices, most)
+        chosen = self._samples[key]
         if chosen is None:
             return self._plan, self._devices, 1.0
         devices = {name: profile for name, profile in self._devices.items() if name in chosen.layout.instances}
@@ -236,4 +248,5 @@ def _gear_at(gears: Sequence[Gear], rate_per_s: float) -> int:
 
 
 if TYPE_CHECKING:
+    from planner.sampling import Sample
     from planner.simulator import Load, Simulator

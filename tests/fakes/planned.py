@@ -127,10 +127,11 @@ class FormulaPredictor:
         self.fails_from_per_s: dict[str, float] = {}
 
     @classmethod
-    def of(cls, plan: GearPlan, family: str, *_: Any, **options: Any) -> FormulaPredictor:
+    def of(cls, plan: GearPlan, family: str, *given: Any, **_: Any) -> FormulaPredictor:
         """Like SimulatedGears."""
-        planned = plan.families[family]
-        return cls(planned.models, planned.ladder, planned.slo_s, slots=sum(options["slots"].values()))
+        planned, devices = plan.families[family], given[2]
+        slots = sum(profile.slots for profile in devices.values())
+        return cls(planned.models, planned.ladder, planned.slo_s, slots=slots)
 
     def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
         """Batches are half way between min_batch and max_batch."""

@@ -12,8 +12,10 @@ from tests.fakes.planned import goal, profile, records
 from tests.fakes.tiny import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from cascadeserve.gear_plan import GearPlan
+    from planner.profile import Profile
     from planner.simulator import Load
 
 GEAR = Gear(name="trial", layout="broad", min_rate_per_s=0.0, max_rate_per_s=100.0, ladder_entry="reference")
@@ -26,17 +28,19 @@ class Recorder:
     def __init__(self, **outcome: Any) -> None:
         self.loads: list[Load] = []
         self.gears: Sequence[Gear] = ()
+        self.devices: Mapping[str, Profile] = {}
         self.outcome = {"latency_s": 0.1, "refused": 0, "in_system_at_end": 0, "gear_at": lambda _: 0} | outcome
 
-    def __call__(self, gears: Sequence[Gear]) -> Recorder:
-        self.gears = gears
+    def __call__(self, plan: GearPlan, gears: Sequence[Gear], devices: Mapping[str, Profile]) -> Recorder:
+        assert all(gear.layout in {layout.name for layout in plan.layouts} for gear in gears)
+        self.gears, self.devices = gears, devices
         return self
 
     def run(self, load: Load, **_: Any) -> Any:
         self.loads.append(load)
         tick_s = np.arange(0.1, load.duration_s + 1.0, 0.1)
         return SimpleNamespace(
-            quantile_s=lambda share: share * self.outcome["latency_s"],
+            quantiles_s=lambda shares: [share * self.outcome["latency_s"] for share in shares],
             refused=self.outcome["refused"],
             in_system_at_end=self.outcome["in_system_at_end"],
             busy_s={"a": 0.25 * load.duration_s, "b": load.duration_s},
