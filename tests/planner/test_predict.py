@@ -29,7 +29,12 @@ class Recorder:
         self.loads: list[Load] = []
         self.gears: Sequence[Gear] = ()
         self.devices: Mapping[str, Profile] = {}
-        self.outcome = {"latency_s": 0.1, "refused": 0, "in_system_at_end": 0, "gear_at": lambda _: 0} | outcome
+        self.outcome: dict[str, Any] = {
+            "latency_s": 0.1,
+            "refused": 0,
+            "in_system_at_end": 0,
+            "gear_at": lambda _: 0,
+        } | outcome
 
     def __call__(self, plan: GearPlan, gears: Sequence[Gear], devices: Mapping[str, Profile]) -> Recorder:
         assert all(gear.layout in {layout.name for layout in plan.layouts} for gear in gears)
