@@ -125,10 +125,10 @@ def _has_room(served: Served, devices: Devices, layout: int, gear: int, model: i
 @inlined
 def _is_room(served: Served, devices: Devices, layout: int, gear: int, model: int) -> bool:
     """Whether a batch of the model may leave for some endpoint now; of many, the first ones nearly always tell."""
-    for endpoint in range(len(served.slots)):
-        if _has_room(served, devices, layout, gear, model, endpoint):
-            return True
-    return False
+    endpoint = 0
+    while endpoint < len(served.slots) and not _has_room(served, devices, layout, gear, model, endpoint):
+        endpoint += 1
+    return endpoint < len(served.slots)
 
 
 @inlined
