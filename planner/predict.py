@@ -42,6 +42,7 @@ _MOST_OF_ALL = 2_000_000
 _BURST_PER_ENDPOINT = 4.0
 _STEADY_S = 600.0
 _STEADY_ROWS = 2_000_000
+_STEADY_ROWS_OF_SAMPLE = 1_000_000
 _STEADY_FROM_FRAC = 0.1
 
 
@@ -149,7 +150,8 @@ class SimulatedGears:
         place = _gear_at(gears, rate_per_s)
         plan, devices, share = self._simulated(gears, gears[place], CHECK.endpoints)
         rows_per_s = share * rate_per_s
-        duration_s = min(_STEADY_S, _STEADY_ROWS / rows_per_s)
+        most_rows = _STEADY_ROWS if share == 1.0 else _STEADY_ROWS_OF_SAMPLE
+        duration_s = min(_STEADY_S, most_rows / rows_per_s)
         requests_per_s = np.array([rows_per_s]) / self._goal.mean_rows
         load = self._load(np.array([0.0, duration_s]), requests_per_s, CHECK.stream)
         outcome = self._simulator(plan, _with_share(gears, share), devices).run(load)
