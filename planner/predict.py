@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 _SLOS = 50.0
 _ROUGH_SLOS = 12.0
 _FEW_ENDPOINTS = 2
-# a load has at most so many requests, more for many endpoints
+# a load has at most so many requests; for many endpoints so many of each, as far as memory goes
 _MOST_REQUESTS = 200_000
 _MOST_PER_ENDPOINT = 50_000
-_MOST_OF_ALL = 2_000_000
+_MOST_ROWS = 2_000_000
 # as many rows as may come at once may come to one of the endpoints that are simulated
 _BURST_PER_ENDPOINT = 4.0
 _STEADY_S = 600.0
 _STEADY_ROWS = 2_000_000
+# many endpoints fill the window, in which the orchestrator counts, in a second
 _STEADY_ROWS_OF_SAMPLE = 1_000_000
 _STEADY_FROM_FRAC = 0.1
 
@@ -125,10 +126,8 @@ class SimulatedGears:
         rough = effort == ROUGH and len(devices) > _FEW_ENDPOINTS
         slos = _ROUGH_SLOS if rough else _SLOS
         duration_s = max(effort.requests / requests_per_s, effort.duration_s, slos * slo_s)
-        most = _MOST_REQUESTS
-        if not rough:
-            most = min(max(most, _MOST_PER_ENDPOINT * len(devices)), _MOST_OF_ALL)
-        duration_s = min(duration_s, most / requests_per_s)
+        more = 0.0 if rough else min(_MOST_PER_ENDPOINT * len(devices), _MOST_ROWS / self._goal.mean_rows)
+        duration_s = min(duration_s, max(_MOST_REQUESTS, more) / requests_per_s)
         load = self._load(np.array([0.0, duration_s]), np.array([requests_per_s]), effort.stream)
         outcome = self._simulator(plan, (gear,), devices).run(load, hold_gear=gear.name)
         p50_s, p95_s, latency_s = outcome.quantiles_s((0.5, 0.95, self._goal.percentile))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cascadeserve.gear_plan import Gear
-from planner.predict import ROUGH, SimulatedGears
+from planner.predict import ROUGH, WHOLE, SimulatedGears
 from tests.fakes.planned import goal, profile, records
 from tests.fakes.tiny import plan
 
@@ -115,3 +115,18 @@ def test_a_gear_comes_down_or_latches(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(counts, [100, 800, 550], rtol=0.3)
     assert not predictor(monkeypatch, Recorder(gear_at=lambda _: 1)).comes_down((GEAR, NEXT), 50.0, 400.0)
     assert predictor(monkeypatch, Recorder(gear_at=lambda _: 1)).comes_down((GEAR, NEXT), 150.0, 400.0)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "most_rows_each", "requests"), [(2, 1, 200_000), (8, 1, 400_000), (8, 31, 200_000)]
+)
+def test_a_load_is_limited_in_requests(
+    endpoints: int, most_rows_each: int, requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    devices = {"a": profile(), "b": profile()} | {f"e{index}": profile() for index in range(endpoints - 2)}
+    asked = goal(max_rows_per_request=most_rows_each)
+    found = SimulatedGears(plan(), "family", asked, records(), devices, seed=3)
+    monkeypatch.setattr(found, "_simulator", recorder)
+    found.gear(GEAR, 1e6 * asked.mean_rows, WHOLE)
+    assert len(recorder.loads[0].times_s) == pytest.approx(requests, rel=0.01)
