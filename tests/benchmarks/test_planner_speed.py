@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -58,7 +59,7 @@ def test_the_median_run_counts_with_the_most_memory_of_any() -> None:
 
 def test_results_and_plot_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner_speed, "measured", measured)
-    monkeypatch.setattr(planner_speed.os, "sched_setaffinity", lambda *_: None)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
     result, plot = tmp_path / "speed.json", tmp_path / "growth.svg"
     done = CliRunner().invoke(main, ["--result", str(result), "--plot", str(plot)])
     assert done.exit_code == 0, done.output
