@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from benchmarks.planner_speed import PlannerSpeed
 
-_INK, _GRID, _LINE, _BAR = "#2b2f36", "#e3e5e8", "#2c6fbb", "#b3262e"
+_INK, _GRID, _LINE, _CPU, _BAR = "#2b2f36", "#e3e5e8", "#2c6fbb", "#8a8f98", "#b3262e"
 _BAR_S, _BAR_MIB = 30.0, 2048.0
 _STYLE: Any = {
     "font.size": 9.0,
@@ -47,9 +47,12 @@ def draw_growth(path: Path, found: PlannerSpeed) -> None:
         axes = figure.subplots(2, 3, sharex="col", sharey="row", height_ratios=(3.0, 2.0))
         for (what, points, rest), (time, memory) in zip(curves, axes.T, strict=True):
             counts = [getattr(point.size, what) for point in points]
-            style = {"color": _LINE, "marker": "o", "markersize": 4.0}
-            time.plot(counts, [point.wall_s for point in points], **style)
-            memory.plot(counts, [point.peak_rss_bytes / 2**20 for point in points], **style)
+            wall_s = [point.wall_s for point in points]
+            time.plot(counts, wall_s, color=_LINE, marker="o", markersize=4.0, label="by the clock")
+            cpu_s = [point.cpu_s for point in points]
+            time.plot(counts, cpu_s, color=_CPU, marker="o", markersize=3.0, label="of the processor")
+            peaks = [point.peak_rss_bytes / 2**20 for point in points]
+            memory.plot(counts, peaks, color=_LINE, marker="o", markersize=4.0)
             time.axhline(_BAR_S, color=_BAR, linewidth=1.2, linestyle=(0, (5, 3)))
             memory.axhline(_BAR_MIB, color=_BAR, linewidth=1.2, linestyle=(0, (5, 3)))
             time.set_title(rest, fontsize=9.0)
@@ -57,8 +60,10 @@ def draw_growth(path: Path, found: PlannerSpeed) -> None:
             memory.set_xticks(counts, [str(count) for count in counts])
             memory.minorticks_off()
             memory.set_xlabel("ranges of rates" if what == "ranges" else what)
-            for each in (time, memory):
-                each.set_ylim(bottom=0.0)
+        # when all is drawn: a row shares its axis
+        for each in axes[:, 0]:
+            each.set_ylim(bottom=0.0)
+        axes[0, 0].legend(frameon=False, loc="upper left")
         axes[0, 0].set_ylabel("seconds")
         axes[1, 0].set_ylabel("most memory, MiB")
         content = io.BytesIO()
