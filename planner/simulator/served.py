@@ -193,7 +193,7 @@ def _of_layouts(
             for place, name in enumerate(models):
                 count = layout.count(endpoint, name, family.models[name].composed_of)
                 instances[index, endpoints.index(endpoint), place] = count
-    load_s = np.array(_of_each(devices, lambda profile: [_load_s(profile, family, name) for name in models]))
+    load_s = np.array([[_load_s(profile, family, name) for name in models] for profile in devices.values()])
     grows = instances[None, :] > instances[:, None]  # [from, to, P, M]
     return {
         "gears_in": gears_in,

@@ -127,10 +127,12 @@ class FormulaPredictor:
         self.fails_from_per_s: dict[str, float] = {}
 
     @classmethod
-    def of(cls, plan: GearPlan, family: str, *given: Any, **_: Any) -> FormulaPredictor:
+    def of(
+        cls, plan: GearPlan, family: str, _goal: FamilyGoal, _records: Records, devices: Mapping[str, Profile], **_: Any
+    ) -> FormulaPredictor:
         """Like SimulatedGears."""
-        planned, devices = plan.families[family], given[2]
-        slots = sum(profile.slots for profile in devices.values())
+        planned = plan.families[family]
+        slots = sum(each.slots for each in devices.values())
         return cls(planned.models, planned.ladder, planned.slo_s, slots=slots)
 
     def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
