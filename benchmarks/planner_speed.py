@@ -33,7 +33,8 @@ from cascadeserve.cluster import Cluster, CpuDevice, Endpoint
 from cascadeserve.gear_plan import TensorSpec
 from planner.goal import FamilyGoal, Zipf, rate_prior
 from planner.host import describe_host
-from planner.planning import Inputs, plan_family
+from planner.inputs import Inputs
+from planner.planning import plan_family
 from planner.profile import BusyEntry, Host, ModelProfile, Profile
 
 ROOT = Path(__file__).parents[1]
