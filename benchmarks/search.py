@@ -26,13 +26,15 @@ _NUM_ROWS = 20_000
 _REPEATS = 5
 
 
-def made_up_family(num_rows: int, num_models: int, seed: int = 1) -> tuple[SearchRecords, dict[str, float]]:
-    """Records of `num_models` models and the device-seconds one row costs each."""
+def made_up_family(
+    num_rows: int, num_models: int, seed: int = 1, *, gain: float = 0.8
+) -> tuple[SearchRecords, dict[str, float]]:
+    """Records of `num_models` models and the device-seconds one row costs each; `gain` is from model to model."""
     rng = np.random.default_rng(seed)
     truth, hardness = rng.integers(0, 10, num_rows), 1.2 * rng.normal(size=num_rows)
     models = {}
     for index in range(num_models):
-        margin = 1.2 + 0.8 * index - hardness + 0.7 * rng.normal(size=num_rows)
+        margin = 1.2 + gain * index - hardness + 0.7 * rng.normal(size=num_rows)
         certainty = 1 / (1 + np.exp(-np.abs(margin) - 0.3 * rng.normal(size=num_rows)))
         label = np.where(margin > 0, truth, (truth + 1) % 10)
         models[f"model{index}"] = ModelAnswers(label, certainty.astype(np.float32))

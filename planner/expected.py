@@ -34,7 +34,11 @@ def gear_at(gears: Sequence[Gear], rate_per_s: float) -> Gear:
         here = [gear for gear in gears if gear.layout == layout]
         if layout == layouts[-1] or rate_per_s < DOWN_FRAC * top_rate_per_s(here):
             break
-    return next(gear for gear in here if rate_per_s < gear.upper_rate_per_s)
+    # the highest rate itself is one that was planned for
+    top_per_s = top_rate_per_s(here)
+    return next(
+        gear for gear in here if rate_per_s < gear.upper_rate_per_s or rate_per_s == gear.upper_rate_per_s == top_per_s
+    )
 
 
 def expect(gears: Sequence[Gear], entries: Sequence[LadderEntry], prior: RatePrior) -> Expected | None:

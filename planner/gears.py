@@ -26,7 +26,7 @@ from cascadeserve.gear_plan import Gear
 from cascadeserve.plan_evidence import Predicted
 from cascadeserve.policy.demand import MAX_WINDOW_S, MIN_WINDOW_S, WINDOW_REQUESTS
 from planner.infeasible import Infeasible
-from planner.predict import CHECK
+from planner.predict import CHECK, WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -301,7 +301,8 @@ def _checked(gear: Gear, span: Span, goal: FamilyGoal, predictor: Predictor) -> 
     """Gear with its prediction, None if it does not keep the SLO somewhere in its range."""
     found: list[Prediction] = []
     for quarter in _QUARTERS:
-        found.append(predictor.gear(gear, span.low + quarter * (span.high - span.low), CHECK))
+        effort = WHOLE if quarter == _QUARTERS[-1] else CHECK
+        found.append(predictor.gear(gear, span.low + quarter * (span.high - span.low), effort))
         if not found[-1].keeps:
             return None
     at_end = found[-1]

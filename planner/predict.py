@@ -2,10 +2,14 @@
 
 All loads of one plan are made from the same random numbers. Arrivals are drawn once at one request per second; for a
 rate they are cut to length and run faster. So two triggers, or two rates, differ in what they do and not in their luck.
+
+Of a large cluster a sample is simulated (planner.sampling), so that the time a plan takes does not grow with it; only
+at the end of its range is each gear predicted on all endpoints.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -14,6 +18,7 @@ import numpy as np
 
 from cascadeserve.errors import UsageError
 from cascadeserve.replay import arrivals
+from planner.sampling import sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,26 +30,40 @@ if TYPE_CHECKING:
     from planner.profile import Profile
     from planner.records import SearchRecords
 
-# A sustained rate is one that holds this long; a rough answer needs less.
+# A sustained rate is one that holds this long; a rough answer needs less where many endpoints share the noise.
 _SLOS = 50.0
+_ROUGH_SLOS = 12.0
+_FEW_ENDPOINTS = 2
+# a load has at most so many requests; for many endpoints so many of each, as far as memory goes
 _MOST_REQUESTS = 200_000
+_MOST_PER_ENDPOINT = 50_000
+_MOST_ROWS = 2_000_000
+# as many rows as may come at once may come to one of the endpoints that are simulated
+_BURST_PER_ENDPOINT = 4.0
 _STEADY_S = 600.0
 _STEADY_ROWS = 2_000_000
+# many endpoints fill the window, in which the orchestrator counts, in a second
+_STEADY_ROWS_OF_SAMPLE = 1_000_000
 _STEADY_FROM_FRAC = 0.1
 
 
 class Effort(NamedTuple):
-    """How long a load is: both at least; `stream` names its random numbers."""
+    """How long a load is: both at least; `stream` names its random numbers.
+
+    Of a cluster that has more of them, `endpoints` per sort are simulated, with their share of the rate.
+    """
 
     requests: int
     duration_s: float
     stream: int
+    endpoints: int
 
 
-ROUGH = Effort(3_000, 0.0, 0)
+ROUGH = Effort(3_000, 0.0, 0, 4)
 # other random numbers than those the triggers were chosen with, so that no lucky choice is believed
-THOROUGH = Effort(15_000, 20.0, 1)
-CHECK = Effort(10_000, 10.0, 2)
+THOROUGH = Effort(15_000, 20.0, 1, 8)
+CHECK = Effort(10_000, 10.0, 2, 8)
+WHOLE = CHECK._replace(endpoints=sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -113,49 +132,75 @@ class SimulatedGears:
         self._records = records
         self._devices = devices
         self._seed = seed
+        self._samples: dict[tuple[bytes, str, int], Sample | None] = {}
         self._unit_times: dict[tuple[int, float], NDArray[np.float64]] = {}
 
     def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
         """Predict a gear that stays in force at a steady rate."""
         slo_s = self._plan.families[self._family].slo_s
-        requests_per_s = rate_per_s / self._goal.mean_rows
-        duration_s = max(effort.requests / requests_per_s, effort.duration_s, _SLOS * slo_s)
-        duration_s = min(duration_s, _MOST_REQUESTS / requests_per_s)
+        plan, devices, share = self._simulated((gear,), gear, effort.endpoints)
+        requests_per_s = share * rate_per_s / self._goal.mean_rows
+        rough = effort == ROUGH and len(devices) > _FEW_ENDPOINTS
+        slos = _ROUGH_SLOS if rough else _SLOS
+        duration_s = max(effort.requests / requests_per_s, effort.duration_s, slos * slo_s)
+        more = 0.0 if rough else min(_MOST_PER_ENDPOINT * len(devices), _MOST_ROWS / self._goal.mean_rows)
+        duration_s = min(duration_s, max(_MOST_REQUESTS, more) / requests_per_s)
         load = self._load(np.array([0.0, duration_s]), np.array([requests_per_s]), effort.stream)
-        outcome = self._simulator((gear,)).run(load, hold_gear=gear.name)
-        latency_s = outcome.quantile_s(self._goal.percentile)
+        outcome = self._simulator(plan, (gear,), devices).run(load, hold_gear=gear.name)
+        p50_s, p95_s, latency_s = outcome.quantiles_s((0.5, 0.95, self._goal.percentile))
         # By Little's law more requests than this wait only if they are late.
         growing = outcome.in_system_at_end > max(2.0, 2.0 * requests_per_s * slo_s)
         return Prediction(
             rate_per_s=rate_per_s,
-            p50_s=outcome.quantile_s(0.5),
-            p95_s=outcome.quantile_s(0.95),
+            p50_s=p50_s,
+            p95_s=p95_s,
             latency_s=latency_s,
             utilisation=max(
-                busy_s / (duration_s * self._devices[endpoint].slots) for endpoint, busy_s in outcome.busy_s.items()
+                busy_s / (duration_s * devices[endpoint].slots) for endpoint, busy_s in outcome.busy_s.items()
             ),
             keeps=latency_s <= slo_s and outcome.refused == 0 and not growing,
         )
 
     def share_in_force(self, gears: Sequence[Gear], rate_per_s: float) -> float:
         """Share of the time in which the gear whose range holds a steady rate is in force."""
-        requests_per_s = rate_per_s / self._goal.mean_rows
-        duration_s = min(_STEADY_S, _STEADY_ROWS / rate_per_s)
-        load = self._load(np.array([0.0, duration_s]), np.array([requests_per_s]), CHECK.stream)
-        outcome = self._simulator(gears).run(load)
+        place = _gear_at(gears, rate_per_s)
+        plan, devices, share = self._simulated(gears, gears[place], CHECK.endpoints)
+        rows_per_s = share * rate_per_s
+        most_rows = _STEADY_ROWS if share == 1.0 else _STEADY_ROWS_OF_SAMPLE
+        duration_s = min(_STEADY_S, most_rows / rows_per_s)
+        requests_per_s = np.array([rows_per_s]) / self._goal.mean_rows
+        load = self._load(np.array([0.0, duration_s]), requests_per_s, CHECK.stream)
+        outcome = self._simulator(plan, _with_share(gears, share), devices).run(load)
         # not the start, in the lowest gear, nor what is left when the load has ended
         under_way = (outcome.tick_s > _STEADY_FROM_FRAC * duration_s) & (outcome.tick_s <= duration_s)
-        return float(np.mean(outcome.tick_gear[under_way] == _gear_at(gears, rate_per_s)))
+        return float(np.mean(outcome.tick_gear[under_way] == place))
 
     def comes_down(self, gears: Sequence[Gear], calm_per_s: float, surge_per_s: float) -> bool:
         """Whether, after a surge, the gear whose range holds the calm rate is in force again."""
+        place = _gear_at(gears, calm_per_s)
+        plan, devices, share = self._simulated(gears, gears[place], CHECK.endpoints)
         dwell_s = self._plan.switching.gear_dwell_s
         lengths_s = np.array([2.0, 2.0, 3.0 * dwell_s + 5.0])
-        rates = np.array([calm_per_s, surge_per_s, calm_per_s]) / self._goal.mean_rows
+        rates = share * np.array([calm_per_s, surge_per_s, calm_per_s]) / self._goal.mean_rows
         load = self._load(np.concatenate(([0.0], np.cumsum(lengths_s))), rates, THOROUGH.stream)
-        outcome = self._simulator(gears).run(load)
+        outcome = self._simulator(plan, _with_share(gears, share), devices).run(load)
         calm = outcome.tick_s > lengths_s[0] + lengths_s[1] + dwell_s
-        return bool(np.any(outcome.tick_gear[calm] <= _gear_at(gears, calm_per_s)))
+        return bool(np.any(outcome.tick_gear[calm] <= place))
+
+    def _simulated(self, gears: Sequence[Gear], of: Gear, most: int) -> tuple[GearPlan, Mapping[str, Profile], float]:
+        """Plan and endpoints to simulate, and the share of the rate that they take in the gear `of`."""
+        burst_rows = self._goal.dispersion * self._goal.max_rows_per_request
+        most = max(most, int(np.ceil(burst_rows / _BURST_PER_ENDPOINT)))
+        alike = msgspec.json.encode([(gear.layout, gear.load) for gear in gears])
+        key = (alike, of.ladder_entry, most)
+        if key not in self._samples:
+            family = self._plan.families[self._family]
+            self._samples[key] = sample(self._plan, family, gears, of, self._devices, most)
+        chosen = self._samples[key]
+        if chosen is None:
+            return self._plan, self._devices, 1.0
+        devices = {name: profile for name, profile in self._devices.items() if name in chosen.layout.instances}
+        return msgspec.structs.replace(self._plan, layouts=(chosen.layout,)), devices, chosen.share
 
     def _load(self, ends_s: NDArray[np.float64], requests_per_s: NDArray[np.float64], stream: int) -> Load:
         """Load of a stepwise constant rate: `ends_s` [steps + 1] from 0, `requests_per_s` [steps]."""
@@ -182,7 +227,7 @@ class SimulatedGears:
                 self._unit_times[key] = arrivals.gamma(1.0, cv, length_s, rng)
         return self._unit_times[key]
 
-    def _simulator(self, gears: Sequence[Gear]) -> Simulator:
+    def _simulator(self, plan: GearPlan, gears: Sequence[Gear], devices: Mapping[str, Profile]) -> Simulator:
         try:
             # compiled code that `explain` and the tests of everything else need not load
             from planner.simulator import Simulator  # noqa: PLC0415
@@ -190,7 +235,7 @@ class SimulatedGears:
             raise UsageError(
                 f"planning needs the package {error.name!r}: pip install 'cascadeserve[planner]'"
             ) from error
-        family = self._plan.families[self._family]
+        family = plan.families[self._family]
         used = {gear.ladder_entry for gear in gears}
         # what no gear uses would only take time to prepare
         entries = tuple(entry for entry in family.ladder if entry.name in used)
@@ -198,9 +243,23 @@ class SimulatedGears:
         models = {name: model for name, model in family.models.items() if name in needed}
         family = msgspec.structs.replace(family, gears=tuple(gears), ladder=entries, models=models)
         named = {gear.layout for gear in gears}
-        layouts = tuple(layout for layout in self._plan.layouts if layout.name in named)
-        plan = msgspec.structs.replace(self._plan, families={self._family: family}, layouts=layouts)
-        return Simulator(plan, self._family, self._records, self._devices)
+        layouts = tuple(layout for layout in plan.layouts if layout.name in named)
+        plan = msgspec.structs.replace(plan, families={self._family: family}, layouts=layouts)
+        return Simulator(plan, self._family, self._records, devices)
+
+
+def _with_share(gears: Sequence[Gear], share: float) -> Sequence[Gear]:
+    """Gears for a share of their rates."""
+    if share == 1.0:
+        return gears
+    return [
+        msgspec.structs.replace(
+            gear,
+            min_rate_per_s=share * gear.min_rate_per_s,
+            max_rate_per_s=None if gear.max_rate_per_s is None else share * gear.max_rate_per_s,
+        )
+        for gear in gears
+    ]
 
 
 def _gear_at(gears: Sequence[Gear], rate_per_s: float) -> int:
@@ -209,4 +268,5 @@ def _gear_at(gears: Sequence[Gear], rate_per_s: float) -> int:
 
 
 if TYPE_CHECKING:
+    from planner.sampling import Sample
     from planner.simulator import Load, Simulator

@@ -113,18 +113,22 @@ def _merge(queues: Queues, rows: Rows, target: int, other: int) -> None:
 
 
 @inlined
-def _find_room(served: Served, devices: Devices, layout: int, gear: int, model: int) -> bool:
-    """Mark in `devices.room` where a batch of the model may leave for now; returns whether there is any."""
-    found = False
-    for endpoint in range(len(served.slots)):
-        has_room = (
-            devices.in_flight[endpoint] <= served.slots[endpoint]
-            and served.instances[layout, endpoint, model] > 0
-            and served.weight[gear, model, endpoint] > 0.0
-        )
-        devices.room[endpoint] = has_room
-        found = found or has_room
-    return found
+def _has_room(served: Served, devices: Devices, layout: int, gear: int, model: int, endpoint: int) -> bool:
+    """Whether a batch of the model may leave for an endpoint now."""
+    return (
+        devices.in_flight[endpoint] <= served.slots[endpoint]
+        and served.instances[layout, endpoint, model] > 0
+        and served.weight[gear, model, endpoint] > 0.0
+    )
+
+
+@inlined
+def _is_room(served: Served, devices: Devices, layout: int, gear: int, model: int) -> bool:
+    """Whether a batch of the model may leave for some endpoint now; of many, the first ones nearly always tell."""
+    endpoint = 0
+    while endpoint < len(served.slots) and not _has_room(served, devices, layout, gear, model, endpoint):
+        endpoint += 1
+    return endpoint < len(served.slots)
 
 
 @inlined
@@ -155,7 +159,7 @@ def pump(
             reason = due_reason(queues.rows[model], since_s, served.min_batch[gear, model], max_wait_s, now_s)
             if reason == _NOT_DUE:
                 wake_s = min(wake_s, due_at_s(since_s, max_wait_s))
-            elif _find_room(served, devices, layout, gear, model):
+            elif _is_room(served, devices, layout, gear, model):
                 queues.due[model] = reason
             deadline_s = rows.seen_s[load.request[row]] + knobs.timeout_s
             queues.deadline_s[model] = min(deadline_s, since_s + _PATIENCE_SLOS * knobs.slo_s)
@@ -185,7 +189,8 @@ def _dispatch(
     """Send one batch; rows that would come too late are refused instead."""
     room = served.max_batch[gear, model]
     works_s = served.planned_busy_s[model, min(queues.rows[model], room)]
-    _find_room(served, devices, layout, gear, model)
+    for endpoint in range(len(served.slots)):
+        devices.room[endpoint] = _has_room(served, devices, layout, gear, model, endpoint)
     endpoint = least_expected_work(devices.planned_s, devices.sent_s, served.weight[gear, model], devices.room, works_s)
     work_s = works_s[endpoint]
     ahead_s = devices.planned_s[endpoint] / served.slots[endpoint]

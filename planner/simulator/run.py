@@ -16,7 +16,7 @@ from planner.simulator.layouts import layout_of_states
 from planner.simulator.served import build_served
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -68,8 +68,15 @@ class Simulation:
 
     def quantile_s(self, share: float, *, from_s: float = 0.0) -> float:
         """Latency quantile of the requests scheduled from `from_s` on; refused ones count as infinitely late."""
+        return self.quantiles_s((share,), from_s=from_s)[0]
+
+    def quantiles_s(self, shares: Sequence[float], *, from_s: float = 0.0) -> list[float]:
+        """Several of them at once, which takes little more than one."""
         latency_s = np.where(np.isnan(self.latency_s), np.inf, self.latency_s)[self.load.times_s >= from_s]
-        return float(np.quantile(latency_s, share, method="inverted_cdf")) if len(latency_s) else 0.0
+        if not len(latency_s):
+            return [0.0] * len(shares)
+        found: list[float] = np.quantile(latency_s, shares, method="inverted_cdf").tolist()
+        return found
 
     @property
     def accuracy(self) -> float | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -10,19 +11,21 @@ from cascadeserve.errors import UsageError
 from cascadeserve.gear_work import full_batches_s
 from cascadeserve.policy.work import batch_work_s, work_from_s
 from planner.cascade_rows import cascade_answers
-from planner.profile import batch_busy_s, planned_busy_points, work_rate
+from planner.profile import busy_points, planned_busy_points, work_rate
 from planner.simulator.layouts import of_layouts
 from planner.simulator.state import Served
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from numpy.typing import NDArray
 
-    from cascadeserve.gear_plan import GearPlan, PlannedFamily
+    from cascadeserve.gear_plan import BusyPoints, GearPlan, PlannedFamily
     from planner.profile import Profile
     from planner.records import Records
+
+T = TypeVar("T")
 
 
 def build_served(
@@ -45,11 +48,12 @@ def build_served(
     models = list(family.models)
     answers = [cascade_answers(entry, records) for entry in family.ladder]
     largest = max(model.max_batch for model in family.models.values())
-    planned_busy_s = np.zeros((len(models), largest + 1, len(devices)))
-    for index, model in enumerate(family.models.values()):
-        for rows in range(1, largest + 1):
-            planned_busy_s[index, rows] = [model.batch_busy_s(rows, endpoint) for endpoint in devices]
-    way_s = np.array([[_way_s(profile, name) for profile in devices.values()] for name in models]) / 2
+    planned_busy_s = [
+        [_busy_by_rows_s(model.busy_s_on.get(endpoint, model.busy_s), largest) for endpoint in devices]
+        for model in family.models.values()
+    ]
+    way_s = np.array(_of_each(devices, lambda profile: [_way_s(profile, name) for name in models])).T / 2
+    device_busy_s = _of_each(devices, lambda profile: _device_busy_s(profile, family, models, largest))
     slots = {endpoint: profile.slots for endpoint, profile in devices.items()}
     served = Served(
         **_of_entries(family, models),
@@ -57,11 +61,11 @@ def build_served(
         **_of_gears(plan, family, models, slots),
         **of_layouts(plan, family_name, models, devices),
         slots=np.array(list(slots.values()), np.int64),
-        planned_busy_s=planned_busy_s,
-        device_busy_s=np.stack([_device_busy_s(each, family, models, largest) for each in devices.values()], axis=2),
+        planned_busy_s=np.swapaxes(planned_busy_s, 1, 2),
+        device_busy_s=np.stack(device_busy_s, axis=2),
         going_s=way_s,
         coming_s=way_s,
-        efficiency=np.stack([_efficiency(profile, models) for profile in devices.values()]),
+        efficiency=np.stack(_of_each(devices, lambda profile: _efficiency(profile, models))),
     )
     # one memory order, or the kernel would be compiled anew
     served = Served._make(np.ascontiguousarray(array) for array in served)
@@ -70,12 +74,22 @@ def build_served(
 
 def _device_busy_s(profile: Profile, family: PlannedFamily, models: list[str], largest: int) -> NDArray[np.float64]:
     """Busy times [M, B] of a device; as the plan has them for a model that no entry uses."""
-    busy_s = np.zeros((len(models), largest + 1))
-    for index, name in enumerate(models):
-        known = name in profile.models
-        points = planned_busy_points(profile, name) if known else family.models[name].busy_s
-        busy_s[index, 1:] = [batch_work_s(points, rows) for rows in range(1, largest + 1)]
-    return busy_s
+    points = [
+        planned_busy_points(profile, name) if name in profile.models else family.models[name].busy_s for name in models
+    ]
+    return np.array([_busy_by_rows_s(each, largest) for each in points])
+
+
+@functools.lru_cache(maxsize=1024)
+def _busy_by_rows_s(points: BusyPoints, largest: int) -> NDArray[np.float64]:
+    """Busy times [B] of batches of 0 to `largest` rows: the same few for all endpoints and gears of a plan."""
+    return np.array([0.0, *(batch_work_s(points, rows) for rows in range(1, largest + 1))])
+
+
+def _of_each(devices: Mapping[str, Profile], of: Callable[[Profile], T]) -> list[T]:
+    """Ask something of every endpoint's profile, once where several endpoints share it."""
+    found = {key: of(profile) for key, profile in {id(each): each for each in devices.values()}.items()}
+    return [found[id(profile)] for profile in devices.values()]
 
 
 def _way_s(profile: Profile, name: str) -> float:
@@ -87,8 +101,8 @@ def _way_s(profile: Profile, name: str) -> float:
     if name not in profile.models:
         return 0.0
     model = profile.models[name]
-    sizes = [entry.batch for entry in model.entries(1)]
-    shared_s = np.median([batch_busy_s(model, n, profile.slots + 1) - batch_busy_s(model, n, 1) for n in sizes])
+    alone, loaded = busy_points(model, 1), busy_points(model, profile.slots + 1)
+    shared_s = np.median([batch_work_s(loaded, rows) - alone_s for rows, alone_s in alone])
     return max(model.overhead_s - max(float(shared_s), 0.0), 0.0)
 
 

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from cascadeserve.gear_plan import Gear
-from planner.predict import ROUGH, SimulatedGears
+from planner.predict import ROUGH, WHOLE, SimulatedGears
 from tests.fakes.planned import goal, profile, records
 from tests.fakes.tiny import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from cascadeserve.gear_plan import GearPlan
+    from planner.profile import Profile
     from planner.simulator import Load
 
 GEAR = Gear(name="trial", layout="broad", min_rate_per_s=0.0, max_rate_per_s=100.0, ladder_entry="reference")
@@ -26,17 +28,24 @@ class Recorder:
     def __init__(self, **outcome: Any) -> None:
         self.loads: list[Load] = []
         self.gears: Sequence[Gear] = ()
-        self.outcome = {"latency_s": 0.1, "refused": 0, "in_system_at_end": 0, "gear_at": lambda _: 0} | outcome
+        self.devices: Mapping[str, Profile] = {}
+        self.outcome: dict[str, Any] = {
+            "latency_s": 0.1,
+            "refused": 0,
+            "in_system_at_end": 0,
+            "gear_at": lambda _: 0,
+        } | outcome
 
-    def __call__(self, gears: Sequence[Gear]) -> Recorder:
-        self.gears = gears
+    def __call__(self, plan: GearPlan, gears: Sequence[Gear], devices: Mapping[str, Profile]) -> Recorder:
+        assert all(gear.layout in {layout.name for layout in plan.layouts} for gear in gears)
+        self.gears, self.devices = gears, devices
         return self
 
     def run(self, load: Load, **_: Any) -> Any:
         self.loads.append(load)
         tick_s = np.arange(0.1, load.duration_s + 1.0, 0.1)
         return SimpleNamespace(
-            quantile_s=lambda share: share * self.outcome["latency_s"],
+            quantiles_s=lambda shares: [share * self.outcome["latency_s"] for share in shares],
             refused=self.outcome["refused"],
             in_system_at_end=self.outcome["in_system_at_end"],
             busy_s={"a": 0.25 * load.duration_s, "b": load.duration_s},
@@ -106,3 +115,18 @@ def test_a_gear_comes_down_or_latches(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(counts, [100, 800, 550], rtol=0.3)
     assert not predictor(monkeypatch, Recorder(gear_at=lambda _: 1)).comes_down((GEAR, NEXT), 50.0, 400.0)
     assert predictor(monkeypatch, Recorder(gear_at=lambda _: 1)).comes_down((GEAR, NEXT), 150.0, 400.0)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "most_rows_each", "requests"), [(2, 1, 200_000), (8, 1, 400_000), (8, 31, 200_000)]
+)
+def test_a_load_is_limited_in_requests(
+    endpoints: int, most_rows_each: int, requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    devices = {"a": profile(), "b": profile()} | {f"e{index}": profile() for index in range(endpoints - 2)}
+    asked = goal(max_rows_per_request=most_rows_each)
+    found = SimulatedGears(plan(), "family", asked, records(), devices, seed=3)
+    monkeypatch.setattr(found, "_simulator", recorder)
+    found.gear(GEAR, 1e6 * asked.mean_rows, WHOLE)
+    assert len(recorder.loads[0].times_s) == pytest.approx(requests, rel=0.01)
