@@ -21,17 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FAMILY = "small"
-_NUM_ROWS = 1500
 _MOST_MODELS, _MOST_ENDPOINTS, _MOST_RATES = 4, 3, 4
 _BATCHES = (1, 2, 4, 8)
 _KINDS = ("first", "second")
 
 
-def small_instance(seed: int, *, num_endpoints: int | None = None) -> Inputs:
+def small_instance(seed: int, *, num_endpoints: int | None = None, num_rows: int = 1500) -> Inputs:
     """All that a plan is made from; `goal.max_rate_per_s` is set in about half of them, and may be out of reach."""
     rng = np.random.default_rng(seed)
     num_models = int(rng.integers(2, _MOST_MODELS + 1))
-    records = _records(rng, num_models)
+    records = _records(rng, num_models, num_rows)
     profiles = _profiles(rng, list(records.models))
     num_endpoints = num_endpoints or int(rng.integers(1, _MOST_ENDPOINTS + 1))
     kinds = [_KINDS[int(index)] for index in rng.integers(0, rng.integers(1, 3), num_endpoints)]
@@ -56,18 +55,18 @@ def small_instance(seed: int, *, num_endpoints: int | None = None) -> Inputs:
     )
 
 
-def _records(rng: np.random.Generator, num_models: int) -> SearchRecords:
+def _records(rng: np.random.Generator, num_models: int, num_rows: int) -> SearchRecords:
     """Models that get better with cost; their mistakes go together, and their certainties say something about them."""
-    truth, hardness = rng.integers(0, 10, _NUM_ROWS), rng.uniform(0.8, 2.0) * rng.normal(size=_NUM_ROWS)
+    truth, hardness = rng.integers(0, 10, num_rows), rng.uniform(0.8, 2.0) * rng.normal(size=num_rows)
     skill = rng.uniform(0.4, 1.2)
     models = {}
     for index in range(num_models):
-        margin = skill - hardness + 0.7 * rng.normal(size=_NUM_ROWS)
-        certainty = 1 / (1 + np.exp(-np.abs(margin) - 0.3 * rng.normal(size=_NUM_ROWS)))
+        margin = skill - hardness + 0.7 * rng.normal(size=num_rows)
+        certainty = 1 / (1 + np.exp(-np.abs(margin) - 0.3 * rng.normal(size=num_rows)))
         label = np.where(margin > 0, truth, (truth + 1) % 10)
         models[f"m{index}"] = ModelAnswers(label, certainty.astype(np.float32))
         skill += rng.uniform(0.3, 1.2)
-    return SearchRecords(FAMILY, models, truth, np.arange(_NUM_ROWS))
+    return SearchRecords(FAMILY, models, truth, np.arange(num_rows))
 
 
 def _profiles(rng: np.random.Generator, models: list[str]) -> dict[str, Profile]:
