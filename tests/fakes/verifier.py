@@ -105,7 +105,7 @@ class Verifier:
         return any(counts.get(model, 0) > 0 for counts in instances.values())
 
     def _transitions_lead(self) -> None:
-        """Between neighbours, both ways: within memory after every step, and what serves meanwhile stands throughout."""
+        """Between neighbours, both ways: within memory after every step, and all that serves meanwhile stands."""
         ways = {(each["from_layout"], each["to_layout"]): each for each in self.document.get("transitions", ())}
         wanted = {way for low, high in pairwise(self.layouts) for way in ((low, high), (high, low))}
         assert ways.keys() == wanted

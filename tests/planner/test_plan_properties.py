@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -24,17 +25,17 @@ from planner.infeasible import Infeasible
 from planner.planning import plan_family
 from planner.records import CalibrationRecords, SearchRecords
 from planner.records_files import write_records
+from tests.fakes.planned import calibration, cluster, goal, inputs, profile
 from tests.fakes.verifier import Device, Verifier
 
 if TYPE_CHECKING:
     from cascadeserve.gear_plan import GearPlan
     from planner.inputs import Inputs
 
-_ROWS = 800
-# what ladders that are chosen anew for other batch sizes may differ by in accuracy
-_LADDERS = 2e-3
+_ROWS = 600
 # rates are found to this ratio
 _RATES = 1.01
+_ROUNDING = 1e-9
 
 seeds = st.integers(0, 10**6)
 
@@ -44,15 +45,15 @@ def question(seed: int) -> Inputs:
     return small_instance(seed, num_rows=_ROWS)
 
 
-def planned(inputs: Inputs, calibration: Path | None = None) -> GearPlan | None:
+def planned(asked: Inputs, rows: Path | None = None) -> GearPlan | None:
     try:
-        return plan_family(inputs, calibration, predict=FluidPredictor)
+        return plan_family(asked, rows, predict=FluidPredictor)
     except Infeasible:
         return None
 
 
-def with_goal(inputs: Inputs, **changes: float | None) -> Inputs:
-    return replace(inputs, goal=msgspec.structs.replace(inputs.goal, **changes))
+def with_goal(asked: Inputs, **changes: float | None) -> Inputs:
+    return replace(asked, goal=msgspec.structs.replace(asked.goal, **changes))
 
 
 def rate_per_s(plan: GearPlan) -> float:
@@ -65,38 +66,38 @@ def accuracy(plan: GearPlan) -> float:
     return expected.accuracy
 
 
-def verifier(plan: GearPlan, inputs: Inputs, calibration: CalibrationRecords | None = None) -> Verifier:
+def verifier(plan: GearPlan, asked: Inputs, held_out: CalibrationRecords | None = None) -> Verifier:
     devices = {
         each.name: Device(
             each.slots,
             each.memory_bytes,
-            {name: model.memory_bytes for name, model in inputs.profiles[each.kind].models.items()},
+            {name: model.memory_bytes for name, model in asked.profiles[each.kind].models.items()},
         )
-        for each in inputs.cluster.endpoints
+        for each in asked.cluster.endpoints
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         write_json(path, plan)
-        assert read_gear_plan(path, inputs.cluster) == plan
+        assert read_gear_plan(path, asked.cluster) == plan
         document = json.loads(path.read_text())
-    return Verifier(document, devices, inputs.search, inputs.prior, calibration)
+    return Verifier(document, devices, asked.search, asked.prior, held_out)
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(seeds)
 def test_a_second_opinion_finds_nothing_wrong_with_a_plan(seed: int) -> None:
-    inputs = question(seed)
-    search = SearchRecords(**vars(inputs.search.take(range(_ROWS // 2))))
-    held_out = CalibrationRecords(**vars(inputs.search.take(range(_ROWS // 2, _ROWS))))
-    inputs = replace(inputs, search=search)
+    asked = question(seed)
+    search = SearchRecords(**vars(asked.search.take(range(_ROWS // 2))))
+    held_out = CalibrationRecords(**vars(asked.search.take(range(_ROWS // 2, _ROWS))))
+    asked = replace(asked, search=search)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "calibration.npz"
         write_records(path, held_out)
-        plan = planned(inputs, path)
+        plan = planned(asked, path)
     assume(plan is not None)
     assert plan is not None
     certified = plan.families[FAMILY].certificate is not None
-    verifier(plan, inputs, held_out if certified else None).check()
+    verifier(plan, asked, held_out if certified else None).check()
 
 
 def never_worse(before: Inputs, after: Inputs) -> None:
@@ -108,26 +109,56 @@ def never_worse(before: Inputs, after: Inputs) -> None:
     assert other is not None
     reached_per_s = rate_per_s(plan)
     assert rate_per_s(other) >= reached_per_s / _RATES
-    asked = min(reached_per_s, rate_per_s(other))
-    same = planned(with_goal(after, max_rate_per_s=asked))
+    both_per_s = min(reached_per_s, rate_per_s(other))
+    same = planned(with_goal(after, max_rate_per_s=both_per_s))
     assert same is not None
-    assert accuracy(same) >= accuracy(plan) - _LADDERS
+    assert accuracy(same) >= accuracy(plan) - _ROUNDING
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(seeds, st.data())
 def test_one_more_endpoint_is_never_worse(seed: int, data: st.DataObject) -> None:
-    inputs = question(seed)
-    like = data.draw(st.sampled_from(inputs.cluster.endpoints))
+    asked = question(seed)
+    like = data.draw(st.sampled_from(asked.cluster.endpoints))
     extra = msgspec.structs.replace(like, name="extra", http="extra:1", grpc="extra:2", metrics="extra:3")
-    cluster = msgspec.structs.replace(inputs.cluster, endpoints=(*inputs.cluster.endpoints, extra))
-    never_worse(inputs, replace(inputs, cluster=cluster))
+    larger = msgspec.structs.replace(asked.cluster, endpoints=(*asked.cluster.endpoints, extra))
+    never_worse(asked, replace(asked, cluster=larger))
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(seeds, st.floats(1.05, 3.0))
-def test_a_looser_slo_is_never_worse(seed: int, factor: float) -> None:
-    inputs = question(seed)
-    slo_s = inputs.goal.slo_s
+def test_a_looser_slo_is_never_worse_with_the_same_ladder(seed: int, factor: float) -> None:
+    """The search weighs models by batches that the SLO allows, so that another SLO may give other entries; not here."""
+    asked = question(seed)
+    slo_s = asked.goal.slo_s
     assert slo_s is not None
-    never_worse(inputs, with_goal(inputs, slo_s=factor * slo_s))
+    with pytest.MonkeyPatch.context() as patch:
+        # single rows, whatever the SLO
+        patch.setattr("planner.planning._BATCH_SLO_FRAC", 0.0)
+        never_worse(asked, with_goal(asked, slo_s=factor * slo_s))
+
+
+# the first run compiles the simulator
+@pytest.mark.timeout(240)
+def test_a_second_opinion_finds_nothing_wrong_with_two_layouts_that_were_simulated(tmp_path: Path) -> None:
+    write_records(tmp_path / "calibration.npz", calibration())
+    known = profile(device_kind="cpu")
+    sizes = {"small": 1, "large": 3}
+    models = {
+        name: msgspec.structs.replace(model, memory_bytes=sizes[name], load_s=2.0)
+        for name, model in known.models.items()
+    }
+    (one,) = cluster().endpoints
+    endpoints = tuple(
+        msgspec.structs.replace(one, name=name, memory_bytes=3, http=f"{name}:1", grpc=f"{name}:2", metrics=f"{name}:3")
+        for name in "ab"
+    )
+    given = inputs(
+        goal=goal(max_epsilon=0.2),
+        prior=((20.0, 0.495), (40.0, 0.495), (1000.0, 0.01)),
+        profiles={"cpu": msgspec.structs.replace(known, models=models)},
+        cluster=msgspec.structs.replace(cluster(), endpoints=endpoints),
+    )
+    plan = plan_family(given, tmp_path / "calibration.npz")
+    assert len(plan.layouts) == 2
+    verifier(plan, given, calibration()).check()
