@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from planner.predict import Effort
     from planner.profile import Profile
 
+# the first run compiles the simulator
+pytestmark = pytest.mark.timeout(240)
+
 GEAR = Gear(name="trial", layout="all", min_rate_per_s=0.0, max_rate_per_s=None, ladder_entry="cascade", degraded=True)
 BOTH = {"small": 1, "large": 1}
 
