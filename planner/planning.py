@@ -57,7 +57,7 @@ Options = dict[str, list[Option]]
 # the search weighs models by their work in batches that keep the device for at most this share of the SLO
 _BATCH_SLO_FRAC = 0.1
 # the layouts that look best are simulated, then those that do in view of that, up to so many times
-_LAYOUT_ROUNDS = 4
+_ROUNDS = 4
 # models side by side may get this much more out of a device than full batches one after the other
 _SHARING = 1.25
 
@@ -151,9 +151,8 @@ class _Draft:
         self._ladder = self._make_ladder(work_s)
         self._search = self._find_layouts()
         self._sites = self._search.sites
-        several = len(self._search.found) > 1
         self._candidates = [
-            Layout(name=f"layout-{number}" if several else ALL, instances=instances)
+            Layout(name=f"layout-{number}" if len(self._search.found) > 1 else ALL, instances=instances)
             for number, instances in enumerate(self._search.found, 1)
         ]
         # those that are simulated
@@ -183,7 +182,7 @@ class _Draft:
             certain = self._that_may_reach(certain)
         found: dict[int, list[Option]] = {}
         done, rows = 0, self._search.first()
-        for _ in range(_LAYOUT_ROUNDS):
+        for _ in range(_ROUNDS):
             places = [place for place in dict.fromkeys(chain(*rows)) if place not in found]
             here = {place: [e for e in certain if self._sites.runs(e, self._search.found[place])] for place in places}
             if not here or (found and self._limit.reached):
