@@ -88,5 +88,8 @@ class RankedLayouts:
         """Accuracy over rows of layouts by rising rate."""
         accuracy = self._accuracy[row[-1]]
         for index in reversed(row[:-1]):
-            accuracy = np.where(self._in_force[index], self._accuracy[index], accuracy)
+            # a lower layout may end sooner than it has to
+            gained = np.cumsum(self._weight * self._in_force[index] * (self._accuracy[index] - accuracy))
+            end = int(gained.argmax()) + 1 if gained.max(initial=0.0) > 0.0 else 0
+            accuracy = np.concatenate((self._accuracy[index][:end], accuracy[end:]))
         return float(np.average(accuracy, weights=self._weight)) if self._weight.any() else 0.0

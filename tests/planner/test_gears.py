@@ -64,6 +64,14 @@ def test_a_gear_is_wider_than_the_noise_of_the_rate() -> None:
         assert low.high == high.low
 
 
+@pytest.mark.parametrize("top_per_s", [1000.0 + 97.3 * step for step in range(20)])
+def test_a_range_that_is_just_wide_enough_is_not_lost_to_rounding(top_per_s: float) -> None:
+    """The upper range is as wide as it must be, to the last bit or but for it, whatever the rate."""
+    options = [option("fast", 0.90, top_per_s), option("exact", 0.97, 0.9 * top_per_s)]
+    prior = ((0.3 * top_per_s, 1.0),)
+    assert [name for name, _, _ in ranges(tile(options, WIDE, prior))] == ["exact", "fast"]
+
+
 def test_burstier_arrivals_and_larger_requests_need_wider_gears() -> None:
     plain = least_width_per_s(200_000.0, WIDE)
     assert least_width_per_s(200_000.0, goal(dispersion=9.0)) == pytest.approx(3 * plain)

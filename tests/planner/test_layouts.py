@@ -9,12 +9,15 @@ import msgspec
 import pytest
 
 from cascadeserve.errors import UsageError
-from cascadeserve.gear_plan import LadderEntry, PlannedModel, Stage
-from planner.expected import DOWN_FRAC
+from cascadeserve.gear_plan import Gear, LadderEntry, PlannedModel, Stage, Trigger
+from planner.expected import DOWN_FRAC, expect
+from planner.gears import Option
 from planner.layouts import LayoutSearch, everywhere, make_sites
+from planner.lower_gears import lower_gears
 from planner.planning import plan_family
 from planner.rank_layouts import Wanted
-from tests.fakes.planned import cluster, goal, inputs, profile
+from planner.triggers import Tuned
+from tests.fakes.planned import FormulaPredictor, cluster, goal, inputs, profile
 
 if TYPE_CHECKING:
     from cascadeserve.cluster import Cluster
@@ -88,6 +91,56 @@ def test_every_layout_is_within_memory_and_runs_an_entry() -> None:
 
 def test_with_one_entry_for_all_rates_there_is_one_layout_at_a_time() -> None:
     assert all(len(row) == 1 for row in sets(endpoints(3, 3, 3), held(), one_entry=True))
+
+
+def test_what_was_simulated_changes_what_is_looked_at_next() -> None:
+    wanted = Wanted(0.1, 0.9, None, None, DOWN_FRAC)
+    made = endpoints(3, 3, 3)
+    devices = dict.fromkeys("abc", held())
+    search = LayoutSearch(made, devices, MODELS, (LARGE, BOTH, SMALL), wanted, one_entry=False)
+    (first, *_) = search.first()
+    fluid = {"small": 1000.0, "large": 100.0, "both": 200.0}
+    assert search.next({first[0]: fluid}), "there is always a best one"
+    # those that looked best sustain next to nothing, so others do now
+    poor = {place: dict.fromkeys(fluid, 1e-3) for place in first}
+    unseen = next(place for place in range(len(search.found)) if place not in first)
+    assert set(search.next(poor | {unseen: fluid})[0]) != set(first)
+
+
+def test_gears_of_two_layouts_with_the_same_name_are_not_counted_twice() -> None:
+    gears = [
+        Gear(
+            name="small", layout=layout, min_rate_per_s=0.0, max_rate_per_s=top, ladder_entry="small",
+            triggers={},
+        )
+        for layout, top in (("low", 100.0), ("high", 1000.0))
+    ]  # fmt: skip
+    found = expect(gears, [SMALL], ((50.0, 0.5), (500.0, 0.5)))
+    assert found is not None
+    assert found.accuracy == pytest.approx(SMALL.accuracy)
+
+
+def test_a_lower_layout_gets_gears_of_its_own() -> None:
+    """Gears that end with each option, tiled for the rates at which the layout is in force then."""
+    options = [
+        Option(
+            (
+                Tuned(
+                    entry,
+                    {stage.model: Trigger(min_batch=1, max_batch=8, max_wait_s=0.0) for stage in entry.stages},
+                    rate,
+                ),
+            )
+        )
+        for entry, rate in ((LARGE, 100.0), (SMALL, 1000.0))
+    ]
+    prior = ((30.0, 0.9), (900.0, 0.1))
+    predictor = FormulaPredictor(MODELS, [LARGE, SMALL], 0.1)
+    short, whole = lower_gears(options, goal(), prior, predictor, layout="low", overload=None)
+    assert [(gear.ladder_entry, gear.upper_rate_per_s) for gear in short.tiled[:-1]] == [("large", 90.0)]
+    assert [gear.ladder_entry for gear in whole.tiled] == ["large", "small", "small"]
+    built = short.build()
+    assert built is None or built[-1].degraded
 
 
 def test_of_many_endpoints_not_every_way_is_tried() -> None:
