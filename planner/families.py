@@ -2,7 +2,8 @@
 
 Each family gets a share of the time of every device (planner.shares) and a part of its memory, and is planned alone on
 what it has then: devices slowed by its share (planner.at_share). So its plan holds whatever the others do. What they
-leave is the orchestrator's to give away (cascadeserve.policy.shares).
+leave is the orchestrator's to give away (cascadeserve.policy.shares). Batches are as short as the SLOs of the others
+ask for, since none of them is interrupted.
 
 Memory is divided where it binds: in proportion to what the models of each family would take if all of them stood
 everywhere. The plan has one layout, since a change of layouts that suits one family need not suit another.
@@ -22,7 +23,7 @@ from planner.at_share import planned_model
 from planner.fits import check_fit
 from planner.infeasible import Infeasible
 from planner.layouts import make_sites
-from planner.planning import ALL, Draft, no_progress, plan_family
+from planner.planning import ALL, Draft, no_progress, plan_family, slo_of
 from planner.policies import WITH_ONE_ENTRY
 from planner.shares import PARTS, Claim, choose_shares
 from planner.time_limit import TimeLimit
@@ -34,11 +35,15 @@ if TYPE_CHECKING:
 
     from planner.checkpoint import Checkpoint
     from planner.inputs import Inputs
+    from planner.profile import Profile
 
 # what is kept of a fluid rate if answers are to come within an SLO, as a rule
 _KEPT_FRAC = 0.85
 # rates that are looked at where the goal does not say how often each occurs
 _RATES = 64
+# A batch under way is not interrupted for another family: it keeps a slot for at most this part of the SLOs of the
+# others, or it is a single row.
+_BATCH_SLO_FRAC = 0.25
 # digests of what every family has its own of
 _OWN = ("search", "calibration", "trace")
 
@@ -61,7 +66,7 @@ class FamiliesPlanner:
 
         """
         _check_together(families)
-        self._families = _with_memory([replace(each, max_layouts=1) for each in families])
+        self._families = _with_batches(_with_memory([replace(each, max_layouts=1) for each in families]))
         self._limit = limit or TimeLimit(None)
         self._checkpoint = checkpoint
         self._on_progress = on_progress
@@ -86,13 +91,17 @@ class FamiliesPlanner:
         """Parts of the device time with which every family has a draft."""
         claims = [_claim(each, 1.0 / len(self._families)) for each in self._families]
         least = {claim.family: claim.least() for claim in claims}
-        refused: Infeasible | None = None
+        refused: tuple[str, Infeasible] | None = None
         drafted: set[tuple[str, int]] = set()
         while True:
             try:
                 parts = choose_shares(claims, least)
-            except Infeasible as error:
-                raise refused or error from None
+            except Infeasible:
+                if refused is None:
+                    raise
+                family, error = refused
+                others = sum(parts for name, parts in least.items() if name != family) / PARTS
+                raise Infeasible(f"{error}. The others need at least {others:.0%}", error.constraint) from None
             missing = [each for each in self._families if (each.family, parts[each.family]) not in drafted]
             if not missing:
                 return parts
@@ -104,7 +113,7 @@ class FamiliesPlanner:
                     if error.constraint == "accuracy":
                         raise
                     # the fluid figures promised too much
-                    refused, least[each.family] = error, mine + 1
+                    refused, least[each.family] = (each.family, error), mine + 1
                     break
                 drafted.add((each.family, mine))
 
@@ -173,11 +182,35 @@ def _with_memory(families: Sequence[Inputs]) -> list[Inputs]:
     return shared
 
 
+def _with_batches(families: Sequence[Inputs]) -> list[Inputs]:
+    """Limit the batches of each family to what the others can wait for."""
+    slos_s = {each.family: slo_of(each, _devices(each)) for each in families}
+    limited = []
+    for each in families:
+        limit_s = _BATCH_SLO_FRAC * min(slo_s for family, slo_s in slos_s.items() if family != each.family)
+        devices = _devices(each)
+        largest = {name: _largest_within(name, each, devices, limit_s) for name in each.search.models}
+        limited.append(replace(each, largest_batch=largest))
+    return limited
+
+
+def _largest_within(name: str, inputs: Inputs, devices: Mapping[str, Profile], limit_s: float) -> int:
+    model = planned_model(name, devices, inputs.largest_batch[name])
+    sizes = {2**power for power in range(model.max_batch.bit_length())} | {model.max_batch}
+    within = [size for size in sizes if all(model.batch_busy_s(size, endpoint) <= limit_s for endpoint in devices)]
+    return max(within, default=1)
+
+
+def _devices(inputs: Inputs) -> dict[str, Profile]:
+    """Profile of every endpoint."""
+    models = inputs.search.models
+    return check_fit(inputs.search, inputs.profiles, inputs.cluster, family=inputs.family, models=models)
+
+
 def _held_bytes(inputs: Inputs) -> dict[str, int]:
     """Memory by endpoint that all models of a family take there, with an instance per slot."""
-    models = inputs.search.models
-    devices = check_fit(inputs.search, inputs.profiles, inputs.cluster, family=inputs.family, models=models)
-    planned = {name: planned_model(name, devices, inputs.largest_batch[name]) for name in models}
+    devices = _devices(inputs)
+    planned = {name: planned_model(name, devices, inputs.largest_batch[name]) for name in inputs.search.models}
     # the SLO says only which rows are slow where
     sites = make_sites(inputs.cluster, devices, planned, 1.0)
     return {
@@ -190,11 +223,8 @@ def _held_bytes(inputs: Inputs) -> dict[str, int]:
 
 def _claim(inputs: Inputs, usual_share: float) -> Claim:
     """What a family could do with a share; its ladder is the one that it has with a usual one."""
-    devices = check_fit(
-        inputs.search, inputs.profiles, inputs.cluster, family=inputs.family, models=inputs.search.models
-    )
     try:
-        draft = Draft(replace(inputs, share=usual_share), devices, None, TimeLimit(None), None)
+        draft = Draft(replace(inputs, share=usual_share), _devices(inputs), None, TimeLimit(None), None)
     except Infeasible as error:
         raise Infeasible(f"family {inputs.family!r}: {error}", error.constraint) from error
     entries = draft.may_serve()

@@ -113,6 +113,14 @@ def plan_family(
     return draft.finish(chosen, epsilons, certificate)
 
 
+def slo_of(inputs: Inputs, devices: Mapping[str, Profile]) -> float:
+    """SLO in seconds; as a multiple of a batch of the reference model it is that of the fastest kind of device."""
+    reference, goal = reference_model(inputs.search), inputs.goal
+    return goal.slo_s or (goal.slo_per_reference_batch or 0.0) * min(
+        batch_busy_s(profile.models[reference], 1, 1) for profile in devices.values()
+    )
+
+
 class Draft:
     """A plan on its way."""
 
@@ -132,10 +140,7 @@ class Draft:
         self._one_entry = WITH_ONE_ENTRY[inputs.policy] == inputs.policy
         goal, search_records = inputs.goal, inputs.search
         self._reference = reference_model(search_records)
-        # as a multiple of a batch of the reference model it is that of the fastest kind of device
-        self._slo_s = goal.slo_s or (goal.slo_per_reference_batch or 0.0) * min(
-            batch_busy_s(profile.models[self._reference], 1, 1) for profile in devices.values()
-        )
+        self._slo_s = slo_of(inputs, devices)
         names = [self._reference] if inputs.policy == "reference" else list(search_records.models)
         models = {name: planned_model(name, self._devices, inputs.largest_batch[name]) for name in names}
         slots = {endpoint: profile.slots for endpoint, profile in devices.items()}
@@ -156,7 +161,7 @@ class Draft:
                 inputs, slo_s=self._slo_s, reference=self._reference, layouts=list(self._layouts.values()), gears=(),
                 entries=self._ladder, models=models,
             ),
-            inputs.family, goal, search_records, devices, seed=inputs.seed,
+            inputs.family, goal, search_records, self._devices, seed=inputs.seed,
         )  # fmt: skip
         file = None if checkpoint is None else checkpoint.file(inputs.content())
         self.predictor = RememberedPredictions(self.predictor, file)
