@@ -12,7 +12,7 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from msgspec import Meta, field
+from msgspec import UNSET, Meta, UnsetType, field
 
 from cascadeserve.artefacts import Artefact, read_json
 from cascadeserve.errors import InvalidArtefact
@@ -215,6 +215,13 @@ class PlannedFamily(Artefact, frozen=True, kw_only=True):
     percentile: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.95
     certificate: PlanCertificate | None = None
     expected: Expected | None = None
+    # of the time of every device, where families share them: what the gears are planned for, whatever the others do
+    share: Annotated[float, Meta(gt=0.0, le=1.0)] | UnsetType = UNSET
+
+    @property
+    def guaranteed_share(self) -> float:
+        """Share of the device time that the gears are planned for: all of it where the plan says nothing."""
+        return 1.0 if isinstance(self.share, UnsetType) else self.share
 
     def entry(self, name: str) -> LadderEntry:
         """Ladder entry by name."""

@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
 Problems = Iterator[tuple[str, str]]
 
+# shares that are meant to sum to 1 may exceed it by this
+_ROUNDING = 1e-9
+
 
 def problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
     """Yield (field, what is wrong there and what to do)."""
     yield from _duplicates(plan.layouts, "$.layouts")
+    yield from _share_problems(plan)
     endpoints = {endpoint for layout in plan.layouts for endpoint in layout.instances}
     owners: dict[str, str] = {}
     placed = {part for parts in plan.ensembles.values() for part in parts}
@@ -43,6 +47,14 @@ def problems(plan: GearPlan, cluster: Cluster | None) -> Problems:
     for index, layout in enumerate(plan.layouts):
         yield from _layout_problems(plan, layout, f"$.layouts[{index}]", owners.keys() | placed, cluster)
     yield from _transition_problems(plan)
+
+
+def _share_problems(plan: GearPlan) -> Problems:
+    shares = {name: family.guaranteed_share for name, family in plan.families.items()}
+    # where no family has a share, whoever wrote the plan decided otherwise how they get on
+    if any(share < 1.0 for share in shares.values()) and sum(shares.values()) > 1.0 + _ROUNDING:
+        listed = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        yield "$.families", f"have more than all of the device time together: {listed}; their shares must sum to 1"
 
 
 def _transition_problems(plan: GearPlan) -> Problems:

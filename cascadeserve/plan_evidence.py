@@ -26,7 +26,7 @@ class Predicted(Artefact, frozen=True, kw_only=True):
     worst_s: Duration
     # share of rows answered rightly, on the search split
     accuracy: Share
-    # busy share of the busiest endpoint's slots
+    # busy share of the busiest endpoint's slots, or of what the family has of them
     utilisation: Annotated[float, Meta(ge=0.0)]
     # why the range ends where it does: at what the gear sustains less the goal's headroom, at the highest rate of the
     # goal, or sooner because the next gear must be wide enough to stay in force; null: nobody noted it

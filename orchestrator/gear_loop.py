@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.policy.demand import ArrivalWindow, demand_per_s
 from cascadeserve.policy.gear_switch import HOLD, TICK_S, UP, switch_gear, switch_layout
+from cascadeserve.policy.shares import available_share, needed_share
 from orchestrator.state import covering_gear
 
 if TYPE_CHECKING:
@@ -25,8 +26,19 @@ _log = logging.getLogger(__name__)
 class _FamilyLoad:
     window: ArrivalWindow
     gears: list[Gear]
+    # of the device time, that the gears are planned for; and that the family may use, as of the last tick
+    guaranteed_share: float
+    share: float
     demand_per_s: float = 0.0
     low_since_s: float = -1.0
+
+    @property
+    def guaranteed_per_share(self) -> float:
+        """What a demand is to be multiplied by to be one that the gears are planned for.
+
+        On more of the device time than is guaranteed it is as if it were less.
+        """
+        return self.guaranteed_share / self.share
 
 
 class GearLoop:
@@ -43,7 +55,10 @@ class GearLoop:
         self._layout_wish_since_s = 0.0
         self._loads = {
             name: _FamilyLoad(
-                ArrivalWindow(dispersion=family.plan.dispersion), family.plan.gears_of(reconciler.in_force.name)
+                ArrivalWindow(dispersion=family.plan.dispersion),
+                family.plan.gears_of(reconciler.in_force.name),
+                family.plan.guaranteed_share,
+                family.plan.guaranteed_share,
             )
             for name, family in dispatcher.families.items()
         }
@@ -60,6 +75,7 @@ class GearLoop:
         for name, load in self._loads.items():
             family = self._dispatcher.families[name].plan
             load.window.dispersion = family.dispersion
+            load.guaranteed_share = load.share = family.guaranteed_share
             load.gears = family.gears_of(self._reconciler.in_force.name)
             load.low_since_s = -1.0
         self._show_gears()
@@ -80,14 +96,16 @@ class GearLoop:
             await asyncio.sleep(TICK_S)
 
     def tick(self, now_s: float) -> None:
-        """Decide once."""
+        """Decide once; families one after the other, so that no two take what a third one leaves."""
         for family in self._dispatcher.families.values():
             self._shift_gear(family, self._loads[family.name], now_s)
         self._shift_layout(now_s)
 
     def _shift_gear(self, family: FamilyState, load: _FamilyLoad, now_s: float) -> None:
         rate_per_s, error_per_s = load.window.rate_per_s(now_s)
-        slots = sum(endpoint.slots for endpoint in self._dispatcher.endpoints if endpoint.up) or 1
+        load.share = self._available_share(family)
+        # with a share of the device time it is as if there were fewer slots
+        slots = load.share * (sum(endpoint.slots for endpoint in self._dispatcher.endpoints if endpoint.up) or 1)
         load.demand_per_s = demand_per_s(
             rate_per_s,
             self._dispatcher.queued_work_s(family),
@@ -98,6 +116,7 @@ class GearLoop:
         self._metrics.load(
             family.name, load.demand_per_s, {model: self._dispatcher.queued_rows(model) for model in family.plan.models}
         )
+        self._metrics.share(family.name, load.share)
         transition = self._reconciler.transition
         if transition is not None:
             load.gears = []
@@ -105,31 +124,45 @@ class GearLoop:
             if meanwhile != family.gear:
                 self._set_gear(family, meanwhile, "layout")
             return
+        demand = load.demand_per_s * load.guaranteed_per_share
         gears = family.plan.gears_of(self._reconciler.in_force.name)
         if gears != load.gears:
             # Another layout came into force: its gear for the present demand is right at once.
             load.gears = gears
             load.low_since_s = -1.0
-            self._set_gear(family, gears[covering_gear(gears, load.demand_per_s)], "layout")
+            self._set_gear(family, gears[covering_gear(gears, demand)], "layout")
             return
         current = next(index for index, gear in enumerate(gears) if gear.name == family.gear.name)
         wanted, reason, load.low_since_s = switch_gear(
             current,
             [gear.upper_rate_per_s for gear in gears],
-            load.demand_per_s,
+            demand,
             now_s,
             load.low_since_s,
             self._plan.switching.gear_dwell_s,
-            error_per_s,
+            error_per_s * load.guaranteed_per_share,
         )
         if reason != HOLD:
             self._set_gear(family, gears[wanted], "up" if reason == UP else "down")
 
+    def _available_share(self, family: FamilyState) -> float:
+        """Share of the device time that a family may use: what the gears in force of the others leave."""
+        layout = self._reconciler.in_force.name
+        needed = 0.0
+        for name, other in self._dispatcher.families.items():
+            if name != family.name:
+                # a degraded gear has no end
+                planned_per_s = min(other.gear.upper_rate_per_s, other.plan.max_rate_per_s(layout))
+                load = self._loads[name]
+                needed += needed_share(load.guaranteed_share, load.demand_per_s, planned_per_s)
+        return available_share(family.plan.guaranteed_share, needed)
+
     def _set_gear(self, family: FamilyState, gear: Gear, direction: str) -> None:
-        demand = self._loads[family.name].demand_per_s
+        load = self._loads[family.name]
         _log.info(
-            "%s: gear %s -> %s (%s, demand %.1f rows/s)", family.name, family.gear.name, gear.name, direction, demand
-        )
+            "%s: gear %s -> %s (%s, demand %.1f rows/s on %.0f %% of the device time)",
+            family.name, family.gear.name, gear.name, direction, load.demand_per_s, 100.0 * load.share,
+        )  # fmt: skip
         self._dispatcher.set_gear(family, gear)
         self._metrics.gear(family.name, [each.name for each in family.plan.gears], gear.name, direction)
 
@@ -162,7 +195,9 @@ class GearLoop:
     def _load_of(self, layout: int) -> float:
         """Largest ratio of a family's demand to what the layout is planned for."""
         return max(
-            load.demand_per_s / self._dispatcher.families[name].plan.max_rate_per_s(self._layout_names[layout])
+            load.demand_per_s
+            * load.guaranteed_per_share
+            / self._dispatcher.families[name].plan.max_rate_per_s(self._layout_names[layout])
             for name, load in self._loads.items()
         )
 

@@ -86,6 +86,12 @@ class Metrics:
             ["family"],
             registry=self.registry,
         )
+        self._share = Gauge(
+            "cascadeserve_available_device_share",
+            "Share of the device time that the family may use: what the others leave, at least what is guaranteed.",
+            ["family"],
+            registry=self.registry,
+        )
         self._queued = Gauge("cascadeserve_queued_rows", "Rows waiting for a model.", ["model"], registry=self.registry)
         self._gear = Gauge(
             "cascadeserve_gear_in_force", "1 for the gear in force, 0 for others.", ["family", "gear"],
@@ -158,6 +164,10 @@ class Metrics:
         self._demand.labels(family).set(demand_per_s)
         for model, rows in queued_rows.items():
             self._queued.labels(model).set(rows)
+
+    def share(self, family: str, available: float) -> None:
+        """Show the share of the device time that a family may use."""
+        self._share.labels(family).set(available)
 
     def gear(self, family: str, gears: list[str], in_force: str, direction: str | None) -> None:
         """Show the gear in force; `direction` counts a shift."""

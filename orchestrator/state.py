@@ -172,7 +172,7 @@ class FamilyState:
         """Device-seconds of one entry row through the cascade in force."""
         return work_from_s(self.entry.reach, self._row_works_s(), 0)
 
-    def planned_work_s(self, rate_per_s: float, slots: int) -> float:
+    def planned_work_s(self, rate_per_s: float, slots: float) -> float:
         """Device-seconds that wait in normal batching at this rate, on `slots` slots."""
         triggers = [self.trigger(stage.model) for stage in self.entry.stages]
         return planned_work_s(

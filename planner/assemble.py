@@ -51,6 +51,7 @@ def assemble(
         percentile=inputs.goal.percentile,
         certificate=None if certificate is None else _certificate(certificate, entries, gears, expected),
         expected=expected,
+        share=msgspec.UNSET if inputs.share == 1.0 else inputs.share,
     )
     digests = dict(inputs.digests) | ({"calibration": certificate.records_digest} if certificate else {})
     return GearPlan(

@@ -21,20 +21,21 @@ from cascadeserve.triton_config import input_specs, read_config
 from planner.checkpoint import Checkpoint
 from planner.explain import explain_plan
 from planner.explain_page import check_page, write_page
+from planner.families import FamiliesPlanner
 from planner.fits import check_planned
-from planner.goal import choose_family, rate_prior, read_goal, trace_path, with_least
+from planner.goal import choose_families, rate_prior, read_goal, trace_path, with_least
 from planner.infeasible import Infeasible
 from planner.inputs import Inputs
 from planner.objectives import Planner
 from planner.policies import POLICIES
 from planner.profile import read_profiles
 from planner.rank_layouts import MOST_LAYOUTS
-from planner.records_files import read_search
+from planner.records_files import read_family, read_search
 from planner.time_limit import TimeLimit
 from planner.trace_facts import trace_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from cascadeserve.cluster import Cluster
     from cascadeserve.gear_plan import GearPlan, TensorSpec
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _PROFILE_HELP = "Profile of the models (JSON); one for every kind of device in the cluster."
 _EXPLAIN_PROFILE_HELP = "Profile it was planned with, one for every kind of device: tells the memory that is taken."
+_SEARCH_HELP = "Records that everything is chosen on (.npz); once per family."
+_CALIBRATION_HELP = "Records for the certificate (.npz); once per family. Without: a draft."
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 # exit status after Ctrl-C
 _INTERRUPTED = 130
@@ -73,11 +76,11 @@ def _make_room(context: click.Context, parameter: click.Parameter, output: Path)
 @click.option("--goal", "goal_path", type=_FILE, required=True, help="What the plan has to keep (TOML).")
 @click.option("--profile", "profile_paths", type=_FILE, multiple=True, required=True, help=_PROFILE_HELP)
 @click.option("--cluster", "cluster_path", type=_FILE, required=True, help="Cluster file.")
-@click.option("--search", "search_path", type=_FILE, required=True, help="Records that everything is chosen on (.npz).")
-@click.option("--calibration", type=_FILE, default=None, help="Records for the certificate (.npz); without: a draft.")
+@click.option("--search", "search_paths", type=_FILE, multiple=True, required=True, help=_SEARCH_HELP)
+@click.option("--calibration", "calibration_paths", type=_FILE, multiple=True, help=_CALIBRATION_HELP)
 @click.option("--repository", type=_FOLDER, default="model_repository", show_default=True, help="What Triton serves.")
 @click.option("--output", type=_FILE, required=True, callback=_make_room, help="Gear plan to write (JSON).")
-@click.option("--family", "family_name", default=None, help="Family to plan, if the goal has several.")
+@click.option("--family", "family_name", default=None, help="Family to plan alone, if the goal has several.")
 @click.option(
     "--policy",
     type=click.Choice(POLICIES),
@@ -107,15 +110,15 @@ def _make_room(context: click.Context, parameter: click.Parameter, output: Path)
     help="Seconds after which nothing is refined any more; what was left out is said.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Fixes every simulated load.")
-@click.option("--name", default=None, callback=_check_name, help="Name of the plan [default: the family's].")
+@click.option("--name", default=None, callback=_check_name, help="Name of the plan [default: the families'].")
 @click.option("--spend", is_flag=True, help="Certify although the calibration rows certified another ladder before.")
 def plan(
     *,
     goal_path: Path,
     profile_paths: tuple[Path, ...],
     cluster_path: Path,
-    search_path: Path,
-    calibration: Path | None,
+    search_paths: tuple[Path, ...],
+    calibration_paths: tuple[Path, ...],
     repository: Path,
     output: Path,
     family_name: str | None,
@@ -135,43 +138,50 @@ def plan(
     Interrupted, the same command goes on where it was, from OUTPUT.partial.
     """
     goals = read_goal(goal_path)
-    family = choose_family(goals, goal_path, family_name)
-    goal = goals.families[family]
-    if minimise is not None:
-        goal = with_least(goal, minimise)
+    families = choose_families(goals, goal_path, family_name)
+    if from_trace is not None and len(families) > 1:
+        raise UsageError("--from-trace: is the load of one family; name a trace per family in the goal")
     profiles = read_profiles(profile_paths)
     cluster = read_cluster(cluster_path)
-    search = read_search(search_path)
-    tensors, num_classes, largest_batch = _signature(repository, search.models)
-    sources = {"goal": goal_path, "cluster": cluster_path}
-    for kind, path in zip(profiles, profile_paths, strict=True):
-        sources["profile" if len(profiles) == 1 else f"profile.{kind}"] = path
-    trace = from_trace or trace_path(goal, goal_path)
-    if trace is not None:
-        sources["trace"] = trace
-    goal, prior = _load_to_plan_for(goal, goal_path, from_trace, trace_column, seed)
-    inputs = Inputs(
-        family=family,
-        goal=goal,
-        prior=prior,
-        profiles=profiles,
-        cluster=cluster,
-        search=search,
-        tensors=tensors,
-        num_classes=num_classes,
-        largest_batch=largest_batch,
-        digests={what: digest_bytes(path.read_bytes()) for what, path in sources.items()} | {"search": search.digest()},
-        policy=policy,
-        max_layouts=max_layouts,
-        seed=seed,
-        name=name or "",
-    )
+    searches = _by_family(search_paths, families, "--search")
+    calibrations = _by_family(calibration_paths, families, "--calibration") if calibration_paths else {}
+    wanted = []
+    for family in families:
+        goal = goals.families[family]
+        if minimise is not None:
+            goal = with_least(goal, minimise)
+        search = read_search(searches[family])
+        tensors, num_classes, largest_batch = _signature(repository, search.models)
+        sources = {"goal": goal_path, "cluster": cluster_path}
+        for kind, path in zip(profiles, profile_paths, strict=True):
+            sources["profile" if len(profiles) == 1 else f"profile.{kind}"] = path
+        trace = from_trace or trace_path(goal, goal_path)
+        if trace is not None:
+            sources["trace"] = trace
+        goal, prior = _load_to_plan_for(goal, goal_path, from_trace, trace_column, seed)
+        digests = {what: digest_bytes(path.read_bytes()) for what, path in sources.items()}
+        inputs = Inputs(
+            family=family,
+            goal=goal,
+            prior=prior,
+            profiles=profiles,
+            cluster=cluster,
+            search=search,
+            tensors=tensors,
+            num_classes=num_classes,
+            largest_batch=largest_batch,
+            digests=digests | {"search": search.digest()},
+            policy=policy,
+            max_layouts=max_layouts,
+            seed=seed,
+            name=name or "",
+        )
+        wanted.append(inputs)
     limit = TimeLimit(time_limit)
     checkpoint = Checkpoint(output.with_name(f"{output.name}.partial"))
     try:
         with _progress() as on_progress:
-            planner = Planner(limit=limit, checkpoint=checkpoint, on_progress=on_progress)
-            made, settled = planner.plan(inputs, calibration, spend=spend)
+            made, findings = _make(wanted, calibrations, limit, checkpoint, on_progress, spend=spend)
         write_json(output, made)
     except Infeasible:
         # another goal asks other questions
@@ -182,7 +192,7 @@ def plan(
         click.echo(f"interrupted; nothing was written, and the same command goes on where it was{kept}", err=True)
         raise SystemExit(_INTERRUPTED) from None
     checkpoint.remove()
-    for finding in settled.findings:
+    for finding in findings:
         click.echo(finding)
     if limit.left_out:
         click.echo(f"The time limit was reached, which left out: {'; '.join(limit.left_out)}.", err=True)
@@ -220,6 +230,42 @@ def explain(
     if page_path is not None:
         write_page(page_path, made, cluster, profiles)
     _show(made, cluster, profiles)
+
+
+def _by_family(paths: Sequence[Path], families: Sequence[str], option: str) -> dict[str, Path]:
+    """Records file of each family."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        family = read_family(path)
+        if family not in families:
+            wanted = " or ".join(map(repr, families))
+            raise UsageError(f"{option}: {path} is of family {family!r}, but {wanted} is wanted; give its records")
+        if family in found:
+            raise UsageError(f"{option}: {found[family]} and {path} are both of family {family!r}; give one of them")
+        found[family] = path
+    if missing := [family for family in families if family not in found]:
+        alone = ", or plan a family alone with --family" if len(families) > 1 else ""
+        raise UsageError(f"{option}: no records of family {missing[0]!r} are given; add its file{alone}")
+    return found
+
+
+def _make(
+    families: Sequence[Inputs],
+    calibrations: Mapping[str, Path],
+    limit: TimeLimit,
+    checkpoint: Checkpoint,
+    on_progress: Callable[[int, int], None],
+    *,
+    spend: bool,
+) -> tuple[GearPlan, Sequence[str]]:
+    """Make the plan of one family, or of several together, and say what was found on the way."""
+    first = families[0]
+    if len(families) > 1:
+        together = FamiliesPlanner(families, limit=limit, checkpoint=checkpoint, on_progress=on_progress)
+        return together.plan(calibrations, spend=spend, name=first.name), ()
+    alone = Planner(limit=limit, checkpoint=checkpoint, on_progress=on_progress)
+    made, settled = alone.plan(first, calibrations.get(first.family), spend=spend)
+    return made, settled.findings
 
 
 def _load_to_plan_for(

@@ -16,6 +16,7 @@ from cascadeserve.cluster import read_cluster
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.gear_plan import read_gear_plan
 from cascadeserve.replay import settings
+from planner.at_share import plan_at_share, slowed
 from planner.chrome_trace import MOST, write_trace
 from planner.fits import check_fit
 from planner.profile import read_profiles
@@ -113,7 +114,14 @@ def simulate(
         from planner.simulator.report import summarise  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise UsageError(f"simulating needs the package {error.name!r}: pip install 'cascadeserve[planner]'") from error
-    simulator = Simulator(plan, name, records, devices)
+    share = family.guaranteed_share
+    if share < 1.0:
+        click.echo(
+            f"{name} is simulated alone, with the {share:.0%} of the device time that it is guaranteed; what the other "
+            "families leave would be more"
+        )
+    slow = {endpoint: slowed(profile, share) for endpoint, profile in devices.items()}
+    simulator = Simulator(plan_at_share(plan, name), name, records, slow)
     # as in `replay`: arrivals and rows have their own streams
     arrivals_rng, rows_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     times_s, duration_s = asked.draw(sum(per_request) / 2, arrivals_rng)

@@ -62,6 +62,11 @@ def _family_parts(plan: GearPlan, name: str) -> Iterator[Table | str]:
         f"{name}: {family.percentile:.0%} of the requests within {_ms(family.slo_s)} ms, of up to "
         f"{family.max_rows_per_request} row(s) each; arrivals with index of dispersion {family.dispersion:g}"
     )
+    if (share := family.guaranteed_share) < 1.0:
+        yield (
+            f"{name} has {share:.0%} of the device time whatever the others do, for which its gears are planned; "
+            "of what the others leave it may use more, and then serves higher rates in each gear"
+        )
     yield "models: " + ", ".join(f"{name}:{model.version}" for name, model in family.models.items())
     yield from _own_times(plan, family)
     yield _ladder_table(family)

@@ -270,9 +270,12 @@ def summarise(plan: GearPlan, name: str) -> str:
         loss = f"and every answer that of {family.reference_model}"
     else:
         loss = "and nothing certified about the accuracy"
+    share = ""
+    if family.guaranteed_share < 1.0:
+        share = f" For that it has {family.guaranteed_share:.0%} of the device time, whatever the other families do."
     return (
         f"Planned for up to {rate} rows per second on {count}, with {_percent(family.percentile)} of the requests "
-        f"within {_ms(family.slo_s)}, {loss}."
+        f"within {_ms(family.slo_s)}, {loss}.{share}"
     )
 
 

@@ -97,6 +97,8 @@ class FamilyGoal(Artefact, frozen=True, kw_only=True):
     rate_prior: Annotated[tuple[tuple[Rate, Positive], ...], Meta(min_length=1)] | None = None
     trace: TraceUse | None = None
     zipf: Zipf | None = None
+    # where several families share the devices: what a row of this one counts against one of another
+    weight: Positive = 1.0
 
     def __post_init__(self) -> None:
         """Check what contradicts itself."""
@@ -176,19 +178,18 @@ def read_goal(path: Path) -> Goal:
     return read_toml(path, Goal)
 
 
-def choose_family(goal: Goal, path: Path, name: str | None) -> str:
-    """Name of the family to plan: the one asked for, or the only one.
+def choose_families(goal: Goal, path: Path, name: str | None) -> tuple[str, ...]:
+    """Names of the families to plan: the one asked for, or all.
 
     Raises:
-        UsageError: it is not in the goal, or there are several and none was asked for.
+        UsageError: it is not in the goal.
 
     """
-    known = ", ".join(goal.families)
-    if name is None and len(goal.families) > 1:
-        raise UsageError(f"--family: {path} has several families, name one of {known}")
-    if name is not None and name not in goal.families:
-        raise UsageError(f"--family: {name!r} is not in {path}; families are {known}")
-    return name or next(iter(goal.families))
+    if name is None:
+        return tuple(goal.families)
+    if name not in goal.families:
+        raise UsageError(f"--family: {name!r} is not in {path}; families are {', '.join(goal.families)}")
+    return (name,)
 
 
 def trace_path(goal: FamilyGoal, path: Path) -> Path | None:

@@ -25,7 +25,7 @@ class Inputs:
     `profiles` is by device kind; `num_classes` is None where a model returns no scores; `largest_batch` is what the
     model configs allow, by model; `digests` are those of the files, by what they are. With `quickest` every rate gets
     the gear that answers soonest there, not the most accurate one; the goal then has a `max_rate_per_s`. The plan has
-    up to `max_layouts` layouts.
+    up to `max_layouts` layouts. The family has `share` of the time of every device.
     """
 
     family: str
@@ -41,6 +41,7 @@ class Inputs:
     policy: Policy = "cascade"
     quickest: bool = False
     max_layouts: int = MOST_LAYOUTS
+    share: float = 1.0
     seed: int = 0
     name: str = ""
 
@@ -48,5 +49,5 @@ class Inputs:
         """All that a prediction depends on, but the code."""
         return [
             self.family, self.goal, self.prior, dict(self.profiles), self.cluster, self.search.digest(), self.policy,
-            dict(self.largest_batch), self.seed, self.max_layouts,
+            dict(self.largest_batch), self.seed, self.max_layouts, self.share,
         ]  # fmt: skip

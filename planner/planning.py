@@ -16,21 +16,22 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cascadeserve.errors import UsageError
-from cascadeserve.gear_plan import Layout, PlannedModel, Stage
+from cascadeserve.gear_plan import Layout, Stage
 from planner.assemble import assemble
+from planner.at_share import planned_model, slowed
 from planner.certificate import certify_file, freeze
 from planner.checkpoint import RememberedPredictions
 from planner.choose_layouts import ALL, choose_layouts
 from planner.expected import DOWN_FRAC, top_rate_per_s
 from planner.fits import check_fit
 from planner.gears import Option, tile
-from planner.infeasible import Infeasible
+from planner.infeasible import Infeasible, certify_by
 from planner.layouts import LayoutSearch
 from planner.likely import likely_epsilon
 from planner.lower_gears import lower_gears, spare_gears
 from planner.policies import WITH_ONE_ENTRY, policy_gears, policy_ladder
 from planner.predict import SimulatedGears
-from planner.profile import batch_busy_s, planned_busy_points
+from planner.profile import batch_busy_s
 from planner.quickest import quickest
 from planner.rank_layouts import Wanted
 from planner.search import evaluate, reference_model
@@ -88,7 +89,7 @@ def plan_family(
     """
     models = inputs.search.models
     devices = check_fit(inputs.search, inputs.profiles, inputs.cluster, family=inputs.family, models=models)
-    draft = _Draft(inputs, devices, predict, limit or TimeLimit(None), checkpoint)
+    draft = Draft(inputs, devices, predict, limit or TimeLimit(None), checkpoint)
     options = draft.options(on_progress)
     overload = draft.overload() if inputs.goal.uncertified_overload else {}
     chosen = draft.gears(options, overload)
@@ -113,7 +114,15 @@ def plan_family(
     return draft.finish(chosen, epsilons, certificate)
 
 
-class _Draft:
+def slo_of(inputs: Inputs, devices: Mapping[str, Profile]) -> float:
+    """SLO in seconds; as a multiple of a batch of the reference model it is that of the fastest kind of device."""
+    reference, goal = reference_model(inputs.search), inputs.goal
+    return goal.slo_s or (goal.slo_per_reference_batch or 0.0) * min(
+        batch_busy_s(profile.models[reference], 1, 1) for profile in devices.values()
+    )
+
+
+class Draft:
     """A plan on its way."""
 
     def __init__(
@@ -124,19 +133,17 @@ class _Draft:
         limit: TimeLimit,
         checkpoint: Checkpoint | None,
     ) -> None:
-        """`devices` is the profile of every endpoint."""
+        """`devices` is the profile of every endpoint, as it was measured."""
         self._inputs = inputs
-        self._devices = devices
+        self._measured = devices
+        self._devices = {name: slowed(profile, inputs.share) for name, profile in devices.items()}
         self._limit = limit
         self._one_entry = WITH_ONE_ENTRY[inputs.policy] == inputs.policy
         goal, search_records = inputs.goal, inputs.search
         self._reference = reference_model(search_records)
-        # as a multiple of a batch of the reference model it is that of the fastest kind of device
-        self._slo_s = goal.slo_s or (goal.slo_per_reference_batch or 0.0) * min(
-            batch_busy_s(profile.models[self._reference], 1, 1) for profile in devices.values()
-        )
+        self._slo_s = slo_of(inputs, devices)
         names = [self._reference] if inputs.policy == "reference" else list(search_records.models)
-        models = {name: self._planned_model(name) for name in names}
+        models = {name: planned_model(name, self._devices, inputs.largest_batch[name]) for name in names}
         slots = {endpoint: profile.slots for endpoint, profile in devices.items()}
         self._device = Device(models=models, slots=slots, slo_s=self._slo_s, layout=ALL)
         work_s = {name: self._row_work_s(name) for name in models}
@@ -162,14 +169,24 @@ class _Draft:
                 inputs, slo_s=self._slo_s, reference=self._reference, layouts=self._candidates, gears=(),
                 entries=self._ladder, models=models,
             ),
-            inputs.family, goal, search_records, devices, seed=inputs.seed,
+            inputs.family, goal, search_records, self._devices, seed=inputs.seed,
         )  # fmt: skip
         file = None if checkpoint is None else checkpoint.file(inputs.content())
         self.predictor = RememberedPredictions(self.predictor, file)
 
+    def may_serve(self) -> list[LadderEntry]:
+        """Entries that may serve without being degraded, if they keep the SLO."""
+        return [entry for entry in self._ladder if self._may_be_certified(entry)]
+
+    def at_share(self, share: float) -> Device:
+        """What the family has of the device time."""
+        devices = {name: slowed(profile, share) for name, profile in self._measured.items()}
+        models = {name: planned_model(name, devices, self._inputs.largest_batch[name]) for name in self._device.models}
+        return replace(self._device, models=models)
+
     def _find_layouts(self) -> LayoutSearch:
         inputs = self._inputs
-        may = [entry for entry in self._ladder if self._may_be_certified(entry)] or self._ladder
+        may = self.may_serve() or self._ladder
         wanted = Wanted(
             self._slo_s, inputs.goal.headroom, inputs.goal.max_rate_per_s, inputs.prior, DOWN_FRAC, inputs.max_layouts
         )
@@ -177,7 +194,7 @@ class _Draft:
 
     def options(self, on_progress: Callable[[int, int], None]) -> Options:
         """Entries that may serve without being degraded, with their triggers, by layout."""
-        certain = [entry for entry in self._ladder if self._may_be_certified(entry)]
+        certain = self.may_serve()
         if self._one_entry:
             certain = self._that_may_reach(certain)
         found: dict[int, list[Option]] = {}
@@ -264,7 +281,7 @@ class _Draft:
         if not options:
             raise UsageError(
                 f"no entry that keeps the SLO is certified to lose at most {self._inputs.goal.max_epsilon:g}; "
-                f"{_rows_needed(certificate)}"
+                f"{certify_by(certificate)}"
             )
         goal = self._inputs.goal
         without_rate = msgspec.structs.replace(goal, max_rate_per_s=None)
@@ -342,7 +359,11 @@ class _Draft:
         return assemble(
             self._inputs, slo_s=self._slo_s, reference=self._reference, layouts=chosen.layouts, gears=chosen.gears,
             entries=entries, certificate=certificate, transitions=chosen.transitions,
-            models={name: model for name, model in self._device.models.items() if name in needed},
+            models={
+                name: planned_model(name, self._measured, self._inputs.largest_batch[name])
+                for name in self._device.models
+                if name in needed
+            },
         )  # fmt: skip
 
     def _make_ladder(self, work_s: Mapping[str, float]) -> list[LadderEntry]:
@@ -369,32 +390,7 @@ class _Draft:
     def _is_reference(self, entry: LadderEntry) -> bool:
         return {stage.model for stage in entry.stages} == {self._reference}
 
-    def _planned_model(self, name: str) -> PlannedModel:
-        """Model with the busy times of the first endpoint's kind, and those of endpoints of other kinds."""
-        (_, first), *others = self._devices.items()
-        measured = first.models[name]
-        largest = min(profile.models[name].max_batch for profile in self._devices.values())
-        return PlannedModel(
-            max_batch=min(largest, self._inputs.largest_batch[name]),
-            busy_s=planned_busy_points(first, name),
-            busy_s_on={
-                endpoint: planned_busy_points(profile, name)
-                for endpoint, profile in others
-                if profile.device_kind != first.device_kind
-            },
-            version=measured.version,
-            digest=measured.digest,
-            composed_of=measured.composed_of,
-        )
-
     def _row_work_s(self, model: str) -> float:
         """Slot-seconds per row in batches as they are under load."""
         rows = self._device.largest_within(model, _BATCH_SLO_FRAC * self._slo_s)
         return self._device.batch_s(model, rows) / rows
-
-
-def _rows_needed(certificate: Certificate | None) -> str:
-    needed = [entry.rows_needed for entry in certificate.entries if entry.rows_needed] if certificate else []
-    if not needed:
-        return "allow a larger max_epsilon, or relax the SLO"
-    return f"about {min(needed)} calibration rows may certify one, {certificate.rows if certificate else 0} were given"

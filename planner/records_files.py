@@ -41,7 +41,7 @@ from planner.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -126,6 +126,19 @@ def read_search(path: Path) -> SearchRecords:
     return _read(path, SearchRecords)
 
 
+def read_family(path: Path) -> str:
+    """Family that a records file is of, whatever its split: none of the rows are read.
+
+    Raises:
+        InvalidArtefact: naming the file.
+
+    """
+    header = _load(path, [_HEADER]).get(_HEADER)
+    if header is None:
+        raise InvalidArtefact("is missing; this is no records file", path=path, field=_HEADER)
+    return decode_json(header.tobytes(), Header, path=f"{path}: {_HEADER}").family
+
+
 def read_calibration(path: Path) -> CalibrationRecords:
     """Read the split for the certificate. Only `planner.certificate` calls this; errors as in `read_search`."""
     return _read(path, CalibrationRecords)
@@ -173,14 +186,15 @@ def _answers(model: RecordedModel, found: dict[str, NDArray[np.generic]]) -> Mod
     )
 
 
-def _load(path: Path) -> dict[str, NDArray[np.generic]]:
+def _load(path: Path, wanted: Collection[str] | None = None) -> dict[str, NDArray[np.generic]]:
+    """Arrays by name, those that are `wanted`; None: all."""
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as members:
             names = members.namelist()
             if len(set(names)) != len(names):
                 raise InvalidArtefact("holds an array twice", path=path)
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files if wanted is None or name in wanted}
     except OSError as error:
         raise InvalidArtefact(f"cannot be read ({error.strerror}); check the path", path=path) from error
     # Whatever a damaged or foreign archive makes zipfile, zlib and numpy's header parser raise.

@@ -217,6 +217,13 @@ def most_per_s(entry: LadderEntry, device: Device) -> float:
     return sum(device.slots.values()) / work_s
 
 
+def fluid_per_s(entry: LadderEntry, device: Device) -> float:
+    """Rows per second at which batches of a fair share of the SLO would keep every slot busy; 0: a row takes longer."""
+    if sum(device.batch_s(stage.model, 1) for stage in entry.stages) > device.slo_s:
+        return 0.0
+    return _capacity_per_s(Tuned(entry, greedy(entry, device), 0.0), device)
+
+
 def _capacity_per_s(tuned: Tuned, device: Device) -> float:
     """Rows per second at which full batches would keep every slot busy."""
     work_s = 0.0

@@ -59,10 +59,10 @@ def planned_work_s(
     full_batch_s: Sequence[float],
     min_batch: Sequence[int],
     max_wait_s: Sequence[float],
-    slots: int,
+    slots: float,
     slo_s: float,
 ) -> float:
-    """Device-seconds that may wait at this rate, on `slots` slots, before it is backlog.
+    """Device-seconds that may wait at this rate, on `slots` slots or a share of some, before it is backlog.
 
     A row waits for its trigger and then for the batches before it: at most one of every model on every slot. And work
     that the slots do in half an SLO is no backlog in any gear: near the end of its range so much waits now and then

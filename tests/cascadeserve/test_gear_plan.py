@@ -82,6 +82,12 @@ def second_family(document: Document) -> None:
     document["families"]["other"] = deepcopy(family_of(document))
 
 
+def shares_of_too_much(document: Document) -> None:
+    second_family(document)
+    for family in document["families"].values():
+        family["share"] = 0.6
+
+
 def rename_family(document: Document) -> None:
     document["families"] = {"small": family_of(document)}
 
@@ -291,6 +297,8 @@ WRONG: dict[str, tuple[Callable[[Document], Any], str, str]] = {
         "regex",
     ),
     "name that ends in a line break": (lambda d: d.update(name="tiny\n"), "$.name", "regex"),
+    "no share": (lambda d: family_of(d).update(share=0.0), f"{FAMILY}.share", "> 0.0"),
+    "shares of more than there is": (shares_of_too_much, "$.families", "family 0.6, other 0.6; their shares must sum"),
     "layout with a degraded gear only": (
         lambda d: family_of(d).update(
             gears=[{**gear_of(d, 0), "max_rate_per_s": None, "degraded": True}, *family_of(d)["gears"][2:]]

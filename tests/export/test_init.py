@@ -12,7 +12,7 @@ from cascadeserve.cluster import read_cluster
 from cascadeserve.gear_plan import TensorSpec
 from export.family_file import read_family_file
 from export.loading import load_family
-from planner.goal import choose_family, read_goal
+from planner.goal import choose_families, read_goal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def test_what_is_written_is_what_the_readers_read(folder: Path) -> None:
     family = read_family_file(folder / "family.toml")
     assert [model.name for model in family.models] == ["small", "large"]
     assert family.inputs == (TensorSpec(name="image", datatype="FP32", shape=(3, 32, 32)),)
-    assert choose_family(read_goal(folder / "goal.toml"), folder / "goal.toml", None) == family.name
+    assert choose_families(read_goal(folder / "goal.toml"), folder / "goal.toml", None) == (family.name,)
     assert [endpoint.name for endpoint in read_cluster(folder / "cluster.toml").endpoints] == ["triton0"]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,3 +100,60 @@ async def test_a_layout_that_is_never_reached_is_given_up_when_the_load_is_gone(
     assert reconciler.aim.name == "broad"
     await gears(rig, 20, 4)
     assert reconciler.aim.name == "narrow"
+
+
+async def two_families(**shares: float) -> Rig:
+    """The tiny family under two names, with a gear for up to 100 rows/s each on its share, and one for up to 1000."""
+    document = plan_document()
+    document["layouts"] = [{"name": "narrow", "instances": {"a": {"small": 1, "large": 1, "third": 1, "tokens": 1}}}]
+    first = document["families"]["family"]
+    first["gears"] = [gear for gear in first["gears"] if gear["layout"] == "narrow"]
+    text = json.dumps(first)
+    for old, new in (('"small"', '"third"'), ('"large"', '"tokens"')):
+        text = text.replace(old, new)
+    document["families"]["other"] = json.loads(text)
+    for name, share in shares.items():
+        document["families"][name]["share"] = share
+    return await make_rig(document, instances=dict.fromkeys(("small", "large", "third", "tokens"), 1))
+
+
+async def gear_at(rig: Rig, rates_per_s: dict[str, float], duration_s: float) -> tuple[str, float]:
+    """Gear of the first family after steady loads that are only counted, and the share that it may use."""
+    loop = asyncio.get_running_loop()
+    families = rig.orchestrator.dispatcher.families
+    for step in range(int(duration_s * 100)):
+        for name, rate_per_s in rates_per_s.items():
+            for _ in range(int(rate_per_s * (step + 1) / 100) - int(rate_per_s * step / 100)):
+                rig.orchestrator.gear_loop.on_arrival(families[name], 1)
+        await asyncio.sleep(0.01)
+        if step % 10 == 9:
+            rig.orchestrator.gear_loop.tick(loop.time())
+    registry = rig.orchestrator.metrics.registry
+    share = registry.get_sample_value("cascadeserve_available_device_share", {"family": "family"})
+    assert share is not None
+    return rig.family.gear.name, share
+
+
+async def test_a_family_uses_what_the_others_leave_and_gives_it_back() -> None:
+    rig = await two_families(family=0.4, other=0.6)
+    # 200 rows/s on all of the devices are as 80 on four tenths of them
+    assert await gear_at(rig, {"family": 200, "other": 0}, 6.0) == ("calm", 1.0)
+    # the other needs 0.6 x 90 / 100
+    gear, share = await gear_at(rig, {"family": 200, "other": 90}, 6.0)
+    assert gear == "busy"
+    assert share == pytest.approx(1.0 - 1.1 * 0.54, abs=0.05)
+    # and in its next gear 0.6 x 200 / 1000
+    gear, share = await gear_at(rig, {"family": 150, "other": 200}, 12.0)
+    assert gear == "calm"
+    assert share == pytest.approx(1.0 - 1.1 * 0.12, abs=0.05)
+
+
+async def test_what_is_guaranteed_stays_while_another_family_is_overloaded() -> None:
+    rig = await two_families(family=0.4, other=0.6)
+    assert await gear_at(rig, {"family": 80, "other": 1500}, 6.0) == ("calm", 0.4)
+
+
+async def test_without_shares_families_do_not_look_at_each_other() -> None:
+    rig = await two_families()
+    assert await gear_at(rig, {"family": 80, "other": 1500}, 6.0) == ("calm", 1.0)
+    assert await gear_at(rig, {"family": 200, "other": 0}, 6.0) == ("busy", 1.0)

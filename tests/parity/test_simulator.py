@@ -14,14 +14,12 @@ from cascadeserve.gear_plan import GearPlan
 from cascadeserve.policy.gear_switch import TICK_S
 from cascadeserve.replay.arrivals import steps
 from orchestrator.app import Orchestrator
-from orchestrator.backend import BatchAnswer, ModelVersion
 from planner.simulator import Load, Simulation, Simulator, draw_load
 from tests.fakes.plans import make_profile, make_records
+from tests.fakes.shared_device import SharedDevice
 from tests.orchestrator.conftest import cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from cascadeserve.errors import RequestError
@@ -33,83 +31,6 @@ BUSY_S = {"small": [[1, 0.001], [32, 0.004]], "large": [[1, 0.004], [16, 0.05]]}
 SLOW_S = {model: [[rows, 2.7 * busy_s] for rows, busy_s in points] for model, points in BUSY_S.items()}
 WAY_S = 0.0006
 RECORDS = 500
-
-
-class SharedDevice:
-    """A backend whose running batches share one slot evenly; batches of one model run one after the other."""
-
-    def __init__(self, plan: GearPlan, endpoint: str) -> None:
-        self._endpoint = endpoint
-        self._models = plan.families["family"].models
-        self._loop = asyncio.get_running_loop()
-        self._running: dict[str, tuple[float, asyncio.Future[None]]] = {}
-        self._queue: list[tuple[str, float, asyncio.Future[None]]] = []
-        self._as_of_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    async def infer(
-        self,
-        model: ModelVersion,
-        specs: Sequence[Any],
-        inputs: Sequence[NDArray[Any]],
-        *,
-        want_scores: bool,
-        timeout_s: float,
-    ) -> BatchAnswer:
-        del specs, want_scores, timeout_s
-        rows = inputs[0]
-        await asyncio.sleep(WAY_S / 2)
-        finished = self._loop.create_future()
-        self._count_work()
-        busy_s = self._models[model.name].batch_busy_s(len(rows), self._endpoint)
-        self._queue.append((model.name, busy_s, finished))
-        self._start()
-        await finished
-        await asyncio.sleep(WAY_S / 2)
-        return BatchAnswer(np.zeros(len(rows), np.int64), rows[:, 1].copy(), None)
-
-    async def is_live(self, *, timeout_s: float) -> bool:
-        del timeout_s
-        return True
-
-    async def instance_counts(self, *, timeout_s: float) -> dict[ModelVersion, int]:
-        del timeout_s
-        return {ModelVersion(model, 1): 1 for model in self._models}
-
-    async def load(self, model: str, *, timeout_s: float) -> None:
-        raise NotImplementedError
-
-    async def unload(self, model: str, *, timeout_s: float) -> None:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        pass
-
-    def _count_work(self) -> None:
-        now_s = self._loop.time()
-        share_s = (now_s - self._as_of_s) / max(len(self._running), 1)
-        self._running = {model: (left_s - share_s, done) for model, (left_s, done) in self._running.items()}
-        self._as_of_s = now_s
-
-    def _start(self) -> None:
-        for item in list(self._queue):
-            model, work_s, finished = item
-            if model not in self._running:
-                self._queue.remove(item)
-                self._running[model] = (work_s, finished)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._running:
-            first_s = min(left_s for left_s, _ in self._running.values()) * len(self._running)
-            self._timer = self._loop.call_at(self._as_of_s + first_s, self._finish)
-
-    def _finish(self) -> None:
-        self._count_work()
-        for model, (left_s, finished) in list(self._running.items()):
-            if left_s < 1e-9:
-                del self._running[model]
-                finished.set_result(None)
-        self._start()
 
 
 def make_gears(*, two_kinds: bool) -> GearPlan:
@@ -169,7 +90,7 @@ async def orchestrate(
         lambda: plan,
         cluster(("a", "b")),
         repository=None,
-        backends={name: SharedDevice(plan, name) for name in ("a", "b")},
+        backends={name: SharedDevice(plan, name, way_s=WAY_S) for name in ("a", "b")},
     )
     for monitor in orchestrator.monitors.values():
         await monitor.probe()

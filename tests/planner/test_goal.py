@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cascadeserve.errors import InvalidArtefact, UsageError
-from planner.goal import FamilyGoal, Goal, TraceUse, Zipf, choose_family, rate_prior, read_goal, with_least
+from planner.goal import FamilyGoal, Goal, TraceUse, Zipf, choose_families, rate_prior, read_goal, with_least
 
 EXAMPLE = Path("examples/digits/goal.toml")
 
@@ -64,16 +64,15 @@ def test_no_family_is_no_goal(tmp_path: Path) -> None:
         read_goal(path)
 
 
-def test_the_family_is_chosen_or_the_only_one() -> None:
+def test_all_families_are_planned_or_the_one_that_is_named() -> None:
     one = FamilyGoal(slo_s=1.0)
     path = Path("goal.toml")
-    assert choose_family(Goal(schema_version=1, families={"a": one}), path, None) == "a"
+    assert choose_families(Goal(schema_version=1, families={"a": one}), path, None) == ("a",)
     two = Goal(schema_version=1, families={"a": one, "b": one})
-    assert choose_family(two, path, "b") == "b"
-    with pytest.raises(UsageError, match="name one of a, b"):
-        choose_family(two, path, None)
+    assert choose_families(two, path, "b") == ("b",)
+    assert choose_families(two, path, None) == ("a", "b")
     with pytest.raises(UsageError, match="'c' is not in"):
-        choose_family(two, path, "c")
+        choose_families(two, path, "c")
 
 
 def test_the_floor_is_what_was_asked_and_what_can_be_certified() -> None:
