@@ -56,7 +56,7 @@ def test_endpoints_that_are_not_needed_have_no_place_in_the_plan(
     (folder / "cluster.toml").write_text(one)
     (folder / "goal.toml").write_text(GOAL_TOML + "max_rate_per_s = 400.0\n")
     cli.main(draft(folder, "--minimise", "cost"))
-    assert "of 4 endpoints reach 400 rows/s, at a cost of" in capsys.readouterr().out
+    assert "of 4 endpoints reach 400 rows/s: " in capsys.readouterr().out
     assert 1 <= len(read_gear_plan(folder / "plan.json").layouts[0].instances) < 4
 
 
