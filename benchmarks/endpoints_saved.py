@@ -237,7 +237,7 @@ def _cell(
         peak_per_s=HEADROOM * rate_per_s,
         counts=counts,
         several=None if needed is None else _count(needed),
-        saving=beaten / counts["cascade"].endpoints,
+        saving=beaten / counts["cascade"].endpoints if "cascade" in counts else None,
     )
 
 
