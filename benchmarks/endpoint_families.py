@@ -49,9 +49,10 @@ class StatedModel(Artefact, frozen=True, kw_only=True):
 
 
 class StatedFamily(Artefact, frozen=True, kw_only=True):
-    """Models from cheap to dear; batches are of up to `largest_batch` rows."""
+    """Models from cheap to dear; batches are of up to `largest_batch` rows, times are divided for the simulator."""
 
     largest_batch: Count
+    divided_by: Annotated[float, Meta(gt=0.0)] = 1.0
     models: dict[str, StatedModel]
 
 
@@ -117,7 +118,8 @@ def stated_profile(stated: StatedFamily) -> Profile:
     models = {
         name: ModelProfile(
             busy=tuple(
-                BusyEntry(batch=size, concurrency=1, busy_s=model.fixed_s + size * model.row_s) for size in sizes
+                BusyEntry(batch=size, concurrency=1, busy_s=(model.fixed_s + size * model.row_s) / stated.divided_by)
+                for size in sizes
             )
         )
         for name, model in stated.models.items()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cascadeserve.gear_plan import GearPlan, Layout, PlannedFamily, PlannedModel, TensorSpec
 from planner.checkpoint import RememberedPredictions
 from planner.goal import FamilyGoal
-from planner.predict import THOROUGH, SimulatedGears
+from planner.predict import ROUGH, THOROUGH, SimulatedGears
 from planner.profile import planned_busy_points
 from planner.triggers import Device, Tuned, greedy, most_per_s, trial_gear, tune
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.endpoint_families import Family
-    from cascadeserve.gear_plan import LadderEntry
+    from cascadeserve.gear_plan import Gear, LadderEntry
     from planner.checkpoint import Checkpoint
-    from planner.predict import Predictor
+    from planner.predict import Effort, Prediction, Predictor
 
 # the best single model is to need so many; nobody is followed beyond the second number
 ENDPOINTS, MOST_ENDPOINTS = 32, 64
@@ -34,6 +34,7 @@ _LAYOUT = "all"
 # rates are found to this ratio, as `planner.triggers.confirm` finds them
 _RATIO = 1.01
 _STEP = 1.1
+_LEAST_FRAC = 0.01
 _ROUNDING = 1e-9
 # a work per row as planner.planning reckons with it: batches that keep the device for at most this share of the SLO
 _BATCH_SLO_FRAC = 0.1
@@ -46,6 +47,15 @@ class Needed:
     endpoints: int
     entry: LadderEntry
     at_least: bool = False
+
+
+class _Sampled(RememberedPredictions):
+    """The sample only says which triggers are better: what is believed of them is simulated on all endpoints."""
+
+    def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
+        """Predict roughly, however thoroughly it is asked for."""
+        del effort
+        return super().gear(gear, rate_per_s, ROUGH)
 
 
 class Trials:
@@ -75,22 +85,19 @@ class Trials:
         return most_per_s(entry, self._one)
 
     def sustained_per_s(self, entry: LadderEntry, endpoints: int) -> float:
-        """Highest rate, in rows per second, that the endpoints sustain; 0: none.
+        """Highest rate, in rows per second, that the endpoints sustain; 0: none above a hundredth of `most_per_s`.
 
-        Of an endpoint that was tuned alone it is at least a hundredth of what `most_per_s` says.
+        It is looked for from above. A clump of requests at the end of the load can pass for a queue that grows where
+        the rate is low, so that a higher one may keep what a lower one does not.
         """
         most = self.most_per_s(entry) * endpoints
         best = 0.0
         for tuned in self._options(entry, most):
-            low = high = max(min(tuned.sustained_per_s * endpoints, most), 0.1 * most)
-            while low > 0.01 * most and not self._keeps(tuned, endpoints, low):
+            low = high = most
+            while low > _LEAST_FRAC * most and not self._keeps(tuned, endpoints, low):
                 low, high = low / _STEP, low
-            if low <= 0.01 * most:
+            if low <= _LEAST_FRAC * most:
                 continue
-            if low == high:
-                high *= _STEP
-                while self._keeps(tuned, endpoints, high):
-                    low, high = high, high * _STEP
             while high > low * _RATIO:
                 middle = (low * high) ** 0.5
                 low, high = (middle, high) if self._keeps(tuned, endpoints, middle) else (low, middle)
@@ -98,7 +105,7 @@ class Trials:
         return best
 
     def fewest(self, entries: Sequence[LadderEntry], rate_per_s: float) -> Needed | None:
-        """Fewest endpoints with which one of the entries sustains a rate; None: none does, with the most that are tried.
+        """Fewest endpoints with which one of the entries sustains a rate; None: not with as many as are tried.
 
         An entry is left out where full batches say that it cannot need fewer than one that was found. Of an entry
         alone it is a lower bound where that is more than is tried.
@@ -122,7 +129,7 @@ class Trials:
         def can(endpoints: int) -> bool:
             return any(self._keeps(tuned, endpoints, rate_per_s) for tuned in options)
 
-        per_endpoint = max(max(tuned.sustained_per_s for tuned in options), 0.5 * self.most_per_s(entry))
+        per_endpoint = max(*(tuned.sustained_per_s for tuned in options), 0.5 * self.most_per_s(entry))
         count = min(max(math.ceil(rate_per_s / per_endpoint), least), most)
         # so many cannot, so many can, or are one too many
         failed, found = least - 1, most + 1
@@ -148,7 +155,7 @@ class Trials:
             sample = min(_SAMPLE, whole)
             dispersion = 1.0 + (self._dispersion - 1.0) * sample / whole
             on_sample = device(self._family, self._slo_s, sample)
-            tuned = tune(entry, on_sample, self._predictor(sample, dispersion))
+            tuned = tune(entry, on_sample, _Sampled(self._predictor(sample, dispersion), None))
             # what a few endpoints cannot keep, many may
             tuned = tuned or [Tuned(entry, greedy(entry, on_sample), 0.5 * sample * self.most_per_s(entry))]
             self._tuned[entry.name] = [Tuned(t.entry, t.triggers, t.sustained_per_s / sample) for t in tuned]
@@ -193,7 +200,9 @@ class Trials:
         )
         instances = {name: dict.fromkeys(models, 1) for name in endpoint_names(endpoints)}
         layout = Layout(name=_LAYOUT, instances=instances)
-        return GearPlan(schema_version=1, name="trial", families={self._family.models.family: planned}, layouts=(layout,))
+        return GearPlan(
+            schema_version=1, name="trial", families={self._family.models.family: planned}, layouts=(layout,)
+        )
 
 
 def endpoint_names(endpoints: int) -> list[str]:

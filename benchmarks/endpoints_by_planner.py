@@ -1,6 +1,6 @@
 """The same counts, the planner's own way: `python -m benchmarks.endpoints_by_planner` after benchmarks.endpoints_saved.
 
-Some cells of the grid are planned with `minimise = "cost"` on a cluster of 32 endpoints. Nothing is shared with
+Some cells of the grid are planned with `minimise = "cost"` on a cluster of 40 endpoints. Nothing is shared with
 `benchmarks.endpoint_trials` but the planner itself: every entry is tuned anew on every number of endpoints that is
 tried, and a plan with all its gears is made on the number that is found. So it also shows that a cascade plan needs no
 more than the others where no result is handed from one policy to the next.
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 RESULT = ROOT / "benchmarks" / "results" / "local" / "endpoints_by_planner.json"
 _KEPT = ROOT / "benchmarks" / "results" / "local" / "endpoints_by_planner"
 _FIRST_PORT = 20_000
+# the best single model stands at the edge of what it needs 32 for
+_SPARE = 8
 # family, trace, SLO multiple, accuracy: where cascades help much, little, and not at all
 _CELLS = (
     ("digits", "azure", 8.0, "0.25 points below"),
@@ -59,7 +61,7 @@ _POLICIES: tuple[Policy, ...] = ("cascade", "single")
 class Checked(Artefact, frozen=True, kw_only=True):
     """Endpoints of a policy in a cell by both ways, and the entries of the plan's gears.
 
-    `planned` is None where the planner finds no plan on 32 endpoints.
+    `planned` is None where the planner finds no plan on 40 endpoints.
     """
 
     family: str
@@ -94,7 +96,7 @@ def planned_endpoints(
     headroom: float,
     checkpoint: Checkpoint | None,
 ) -> tuple[int | None, list[str]]:
-    """(Fewest endpoints for a peak, None if 32 are too few; ladder entries of the plan's gears)."""
+    """(Fewest endpoints for a peak, None if 40 are too few; ladder entries of the plan's gears)."""
     goal = FamilyGoal(
         minimise="cost",
         slo_s=slo_s,
@@ -139,7 +141,7 @@ def _cluster(kind: str) -> Cluster:
                 device=CpuDevice(cores=(0,)),
                 device_kind=kind,
             )
-            for index, name in enumerate(endpoint_names(ENDPOINTS))
+            for index, name in enumerate(endpoint_names(ENDPOINTS + _SPARE))
         ),
     )
 
@@ -190,7 +192,7 @@ def main(grid: Path, families: tuple[str, ...], result: Path) -> None:
         machine=describe_host(),
         checked=checked,
         largest_difference=max(
-            (abs((each.planned or ENDPOINTS + 1) - each.counted) for each in checked), default=0
+            (abs((each.planned or ENDPOINTS + _SPARE + 1) - each.counted) for each in checked), default=0
         ),
     )
     write_json(result, document)

@@ -88,7 +88,7 @@ class Cell(Artefact, frozen=True, kw_only=True):
     only_reference: bool
     feasible: bool
     peak_per_s: float | None = None
-    counts: dict[str, Count] = {}
+    counts: dict[str, Count] = msgspec.field(default_factory=dict)
     several: Count | None = None
     saving: float | None = None
 
@@ -103,9 +103,10 @@ class FamilyFacts(Artefact, frozen=True, kw_only=True):
 
 
 class Result(Artefact, frozen=True, kw_only=True):
-    """The whole run; `median_saving` is over the bar family's cells that only the reference model is accurate enough for.
+    """The whole run, and what the bars are decided by; these are None where a family or a trace is absent.
 
-    `never_more_violations` are the feasible cells in which a cascade plan needs more than some baseline.
+    `never_more_violations` are the feasible cells in which a cascade plan needs more than some baseline, and
+    `median_saving` is over the digits cells that no single model but the reference is accurate enough for.
     """
 
     date: str
@@ -119,7 +120,7 @@ class Result(Artefact, frozen=True, kw_only=True):
     cells: list[Cell]
     feasible: int
     infeasible: int
-    never_more_violations: int
+    never_more_violations: int | None
     median_saving: float | None
     wall_s: float
 
@@ -142,9 +143,7 @@ class Candidates:
         self.accuracy = {name: self._accuracy([Stage(model=name)]) for name in family.models.models}
         self.floors = floors(list(self.accuracy.values()))
         self._chosen = {
-            (policy, label): self._ladder(policy, floor)
-            for label, floor in self.floors.items()
-            for policy in POLICIES
+            (policy, label): self._ladder(policy, floor) for label, floor in self.floors.items() for policy in POLICIES
         }
         # one name per cascade, whichever ladder it stands on
         stages = list(dict.fromkeys(entry.stages for entries in self._chosen.values() for entry in entries))
@@ -297,6 +296,7 @@ def main(families: tuple[str, ...], traces: tuple[str, ...], quick: bool, result
     started_s = time.monotonic()
     loads: Mapping[str, TraceLoad] = _present(traces or LOADS, load_trace)
     here: Mapping[str, Family] = _present(families or NAMES, load_family) if loads else {}
+    complete = len(loads) == len(traces or LOADS) and len(here) == len(families or NAMES)
     multiples = (8.0,) if quick else SLO_MULTIPLES
     cells: list[Cell] = []
     for name, family in here.items():
@@ -326,8 +326,8 @@ def main(families: tuple[str, ...], traces: tuple[str, ...], quick: bool, result
         cells=cells,
         feasible=sum(cell.feasible for cell in cells),
         infeasible=sum(not cell.feasible for cell in cells),
-        never_more_violations=never_more_violations(cells),
-        median_saving=median_saving(cells),
+        never_more_violations=never_more_violations(cells) if complete else None,
+        median_saving=median_saving(cells) if complete else None,
         wall_s=time.monotonic() - started_s,
     )
     _show(document)
