@@ -27,6 +27,10 @@ from planner.trace_facts import trace_facts
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
+    from planner.goal import RatePrior
+
 PROFILES = ROOT / "benchmarks" / "profiles"
 TRACES = ROOT.parent / "shared" / "data" / "traces"
 NAMES = ("digits", "llama2-mmlu", "command-speech", "cifar10")
@@ -82,12 +86,24 @@ class Family:
 
 @dataclass(frozen=True)
 class TraceLoad:
-    """Index of dispersion to plan for, and the trace's rates per second, which are scaled to each cell."""
+    """Index of dispersion to plan for, and how often each rate occurs: (rate per second, share of time), rising.
+
+    The rates are scaled to each cell.
+    """
 
     name: str
     dispersion: float
-    peak_per_s: float
-    mean_per_s: float
+    prior: RatePrior
+
+    @property
+    def peak_per_s(self) -> float:
+        """Highest rate."""
+        return self.prior[-1][0]
+
+    @property
+    def mean_per_s(self) -> float:
+        """Mean rate over time."""
+        return sum(rate * share for rate, share in self.prior)
 
 
 def load_family(name: str) -> Family:
@@ -156,7 +172,7 @@ def _row_s(model: ModelProfile) -> float:
     return min(entry.busy_s / entry.batch for entry in model.busy)
 
 
-def _voted(records: SearchRecords, names: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _voted(records: SearchRecords, names: tuple[str, ...]) -> NDArray[np.int64]:
     """Classes with the largest mean score, int64 [n]."""
     scores = [records.models[name].scores for name in names]
     return np.argmax(np.sum([each.astype(np.float32) for each in scores if each is not None], axis=0), axis=1)
@@ -188,10 +204,10 @@ def load_trace(name: str) -> TraceLoad:
         raise AbsentError(f"there is no file {file}")
     if name == "azure":
         facts = trace_facts(file, column=None, mean_rows=1.0, seed=0)
-        mean_per_s = sum(rate * share for rate, share in facts.prior)
-        return TraceLoad(name, facts.dispersion, max(rate for rate, _ in facts.prior), mean_per_s)
+        return TraceLoad(name, facts.dispersion, facts.prior)
     days = [read_trace(file, start=start, end=end) for start, end in _WORLD_CUP_DAYS]
-    counts = [day.counts / day.period_s for day in days if isinstance(day, Counts)]
-    rates = np.concatenate(counts)
+    rates = np.concatenate([day.counts / day.period_s for day in days if isinstance(day, Counts)])
+    values, times = np.unique(rates, return_counts=True)
+    prior = tuple(zip(values.tolist(), (times / len(rates)).tolist(), strict=True))
     # counts by the minute say nothing of what is quicker: Poisson arrivals inside a minute
-    return TraceLoad(name, 1.0, float(rates.max()), float(rates.mean()))
+    return TraceLoad(name, 1.0, prior)

@@ -22,9 +22,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import click
 
 from benchmarks import endpoints_saved
-from benchmarks.endpoint_families import load_family
+from benchmarks.endpoint_families import load_family, load_trace
 from benchmarks.endpoint_trials import ENDPOINTS, endpoint_names
-from benchmarks.endpoints_saved import Result
+from benchmarks.endpoints_saved import Cell, Result
 from benchmarks.populations import ROOT
 from cascadeserve.artefacts import Artefact, read_json, write_json
 from cascadeserve.cluster import Cluster, CpuDevice, Endpoint
@@ -39,7 +39,8 @@ from planner.policies import Policy
 from planner.profile import Host
 
 if TYPE_CHECKING:
-    from benchmarks.endpoint_families import Family
+    from benchmarks.endpoint_families import Family, TraceLoad
+    from cascadeserve.gear_plan import GearPlan
 
 RESULT = ROOT / "benchmarks" / "results" / "local" / "endpoints_by_planner.json"
 _KEPT = ROOT / "benchmarks" / "results" / "local" / "endpoints_by_planner"
@@ -55,13 +56,14 @@ _CELLS = (
     ("llama2-mmlu", "world-cup", 4.0, "2 points below"),
     ("command-speech", "world-cup", 16.0, "80% of the span"),
 )
-_POLICIES: tuple[Policy, ...] = ("cascade", "single")
+_COUNTED_AS: dict[Policy, str] = {"cascade": "cascade", "switching": "single"}
 
 
 class Checked(Artefact, frozen=True, kw_only=True):
     """Endpoints of a policy in a cell by both ways, and the entries of the plan's gears.
 
-    `planned` is None where the planner finds no plan on 40 endpoints.
+    accuracy_over_rows is what the plan says of all rows of the trace; `planned` is None where the planner finds no plan
+    on 40 endpoints.
     """
 
     family: str
@@ -72,6 +74,7 @@ class Checked(Artefact, frozen=True, kw_only=True):
     counted: int
     planned: int | None
     gears: list[str]
+    accuracy_over_rows: float | None
     wall_s: float
 
 
@@ -91,19 +94,19 @@ def planned_endpoints(
     policy: Policy,
     slo_s: float,
     floor: float,
-    dispersion: float,
+    load: TraceLoad,
     peak_per_s: float,
     headroom: float,
     checkpoint: Checkpoint | None,
-) -> tuple[int | None, list[str]]:
-    """(Fewest endpoints for a peak, None if 40 are too few; ladder entries of the plan's gears)."""
+) -> tuple[int, GearPlan] | None:
+    """(Fewest endpoints for a peak, the plan for them); None: 40 are too few."""
     goal = FamilyGoal(
         minimise="cost",
         slo_s=slo_s,
         min_accuracy=floor,
         # nothing is certified here: the accuracy on the search split is all that is asked for
         max_epsilon=1.0,
-        dispersion=dispersion,
+        dispersion=load.dispersion,
         headroom=headroom,
         max_rate_per_s=peak_per_s,
     )
@@ -111,7 +114,7 @@ def planned_endpoints(
     inputs = Inputs(
         family=family.models.family,
         goal=goal,
-        prior=None,
+        prior=tuple((rate / load.peak_per_s * peak_per_s, share) for rate, share in load.prior),
         profiles={family.profile.device_kind: family.profile},
         cluster=_cluster(family.profile.device_kind),
         search=family.models,
@@ -124,9 +127,8 @@ def planned_endpoints(
     try:
         plan, settled = Planner(checkpoint=checkpoint).plan(inputs, None)
     except Infeasible:
-        return None, []
-    gears = plan.families[family.models.family].gears
-    return len(settled.inputs.cluster.endpoints), [gear.ladder_entry for gear in gears if not gear.degraded]
+        return None
+    return len(settled.inputs.cluster.endpoints), plan
 
 
 def _cluster(kind: str) -> Cluster:
@@ -146,6 +148,33 @@ def _cluster(kind: str) -> Cluster:
     )
 
 
+def _check(cell: Cell, family: Family, load: TraceLoad, policy: Policy) -> Checked:
+    started_s = time.monotonic()
+    found = planned_endpoints(
+        family,
+        policy=policy,
+        slo_s=cell.slo_s,
+        floor=cell.floor,
+        load=load,
+        peak_per_s=cell.peak_per_s or 0.0,
+        headroom=endpoints_saved.HEADROOM,
+        checkpoint=Checkpoint(_KEPT),
+    )
+    planned = None if found is None else found[1].families[cell.family]
+    return Checked(
+        family=cell.family,
+        trace=cell.trace,
+        slo_multiple=cell.slo_multiple,
+        accuracy=cell.accuracy,
+        policy=policy,
+        counted=cell.counts[_COUNTED_AS[policy]].endpoints,
+        planned=None if found is None else found[0],
+        gears=[] if planned is None else [gear.ladder_entry for gear in planned.gears if not gear.degraded],
+        accuracy_over_rows=None if planned is None or planned.expected is None else planned.expected.accuracy,
+        wall_s=time.monotonic() - started_s,
+    )
+
+
 @click.command()
 @click.option("--grid", type=click.Path(path_type=Path, exists=True), default=endpoints_saved.RESULT)
 @click.option("--family", "families", multiple=True, help="Default: all of them.")
@@ -153,38 +182,14 @@ def _cluster(kind: str) -> Cluster:
 def main(grid: Path, families: tuple[str, ...], result: Path) -> None:
     """Plan some cells of a grid and write down both counts."""
     known = {(c.family, c.trace, c.slo_multiple, c.accuracy): c for c in read_json(grid, Result).cells if c.feasible}
-    traces = read_json(grid, Result).traces
     checked = []
     for place in _CELLS:
         cell = known.get(place)
         if cell is None or (families and cell.family not in families):
             continue
-        family = load_family(cell.family)
-        for policy in _POLICIES:
-            started_s = time.monotonic()
-            planned, gears = planned_endpoints(
-                family,
-                policy=policy,
-                slo_s=cell.slo_s,
-                floor=cell.floor,
-                dispersion=traces[cell.trace]["dispersion"],
-                peak_per_s=cell.peak_per_s or 0.0,
-                headroom=endpoints_saved.HEADROOM,
-                checkpoint=Checkpoint(_KEPT),
-            )
-            checked.append(
-                Checked(
-                    family=cell.family,
-                    trace=cell.trace,
-                    slo_multiple=cell.slo_multiple,
-                    accuracy=cell.accuracy,
-                    policy=policy,
-                    counted=cell.counts[policy].endpoints,
-                    planned=planned,
-                    gears=gears,
-                    wall_s=time.monotonic() - started_s,
-                )
-            )
+        family, load = load_family(cell.family), load_trace(cell.trace)
+        for policy in _COUNTED_AS:
+            checked.append(_check(cell, family, load, policy))
             click.echo(checked[-1], err=True)
     document = CheckResult(
         date=datetime.now(UTC).date().isoformat(),

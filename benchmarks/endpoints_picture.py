@@ -1,7 +1,7 @@
 """Draw the grid of `benchmarks.endpoints_saved`: `python -m benchmarks.endpoints_picture`.
 
-It is docs/endpoints-saved.svg. One panel per family; a row is an accuracy, from low to high, a column an SLO under one of the two traces. The number is
-how many endpoints of the best baseline one endpoint of a cascade plan replaces.
+docs/endpoints-saved.svg has a panel per family; a row is an accuracy, from low to high, a column an SLO under one of
+the two traces. The number is how many endpoints of the best baseline one endpoint of a cascade plan replaces.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def draw(result: Result) -> str:
 def _panel(title: str, cells: Sequence[Cell], columns: Sequence[tuple[str, float]], x: int, y: int) -> Iterator[str]:
     yield _text(x, y + 13, title, size=14, weight="600")
     left = {column: x + _LABEL + place * _WIDTH + _apart(columns, place) for place, column in enumerate(columns)}
-    for trace, group in groupby(columns, key=lambda column: column[0]):
-        yield _text(left[next(group)], y + 32, f"{_TRACES[trace]}, SLO", fill=_PALE)
+    for trace, under in groupby(columns, key=lambda column: column[0]):
+        yield _text(left[next(under)], y + 32, f"{_TRACES[trace]}, SLO", fill=_PALE)
     for column, at in left.items():
         yield _text(at + _WIDTH / 2, y + _HEAD - 8, f"{column[1]:g} x", fill=_PALE, anchor="middle")
     by_floor = sorted(cells, key=lambda cell: cell.floor)

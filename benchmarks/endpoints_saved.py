@@ -22,7 +22,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 # One core, whoever else measures on this machine: no thread pools behind numpy.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -34,7 +34,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.endpoint_families import LOADS, NAMES, Family, TraceLoad, load_family, load_trace
+from benchmarks.endpoint_families import LOADS, NAMES, load_family, load_trace
 from benchmarks.endpoint_trials import ENDPOINTS, Needed, Trials, row_work_s
 from benchmarks.populations import ROOT, AbsentError
 from cascadeserve.artefacts import Artefact, write_json
@@ -43,13 +43,16 @@ from planner.checkpoint import Checkpoint
 from planner.host import describe_host
 from planner.ladder import entry_names
 from planner.planning import LADDER_SIZE
-from planner.policies import policy_ladder
+from planner.policies import Policy, policy_ladder
 from planner.profile import Host, batch_busy_s
 from planner.search import evaluate, reference_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+    from benchmarks.endpoint_families import Family, TraceLoad
+
+T = TypeVar("T")
 RESULT = ROOT / "benchmarks" / "results" / "local" / "endpoints_saved.json"
 _KEPT = ROOT / "benchmarks" / "results" / "local" / "endpoints_saved"
 
@@ -59,7 +62,9 @@ SPAN_FRACS = (0.20, 0.40, 0.60, 0.80, 0.95)
 POINTS_BELOW = (2.0, 1.0, 0.5, 0.25)
 HEADROOM = 0.9
 BAR_FAMILY = "digits"
-POLICIES = ("cascade", "single", "ensemble", "reference")
+# an ensemble is none of the planner's
+Counted = Policy | Literal["ensemble"]
+COUNTED: tuple[Counted, ...] = ("cascade", "single", "ensemble", "reference")
 
 
 class Count(Artefact, frozen=True, kw_only=True):
@@ -93,6 +98,14 @@ class Cell(Artefact, frozen=True, kw_only=True):
     saving: float | None = None
 
 
+class TraceFigures(Artefact, frozen=True, kw_only=True):
+    """Index of dispersion, and rates as they are in the trace."""
+
+    dispersion: float
+    peak_per_s: float
+    mean_per_s: float
+
+
 class FamilyFacts(Artefact, frozen=True, kw_only=True):
     """What the models, and ensembles, of a family answer rightly, and rows per second of full batches of 64 at most."""
 
@@ -115,7 +128,7 @@ class Result(Artefact, frozen=True, kw_only=True):
     endpoints: int
     headroom: float
     same_as: dict[str, str]
-    traces: dict[str, dict[str, float]]
+    traces: dict[str, TraceFigures]
     families: dict[str, FamilyFacts]
     cells: list[Cell]
     feasible: int
@@ -143,13 +156,13 @@ class Candidates:
         self.accuracy = {name: self._accuracy([Stage(model=name)]) for name in family.models.models}
         self.floors = floors(list(self.accuracy.values()))
         self._chosen = {
-            (policy, label): self._ladder(policy, floor) for label, floor in self.floors.items() for policy in POLICIES
+            (policy, label): self._ladder(policy, floor) for label, floor in self.floors.items() for policy in COUNTED
         }
         # one name per cascade, whichever ladder it stands on
         stages = list(dict.fromkeys(entry.stages for entries in self._chosen.values() for entry in entries))
         self._name_of = dict(zip(stages, entry_names(stages), strict=True))
 
-    def of(self, policy: str, label: str) -> list[LadderEntry]:
+    def of(self, policy: Counted, label: str) -> list[LadderEntry]:
         """Entries that a policy may use at an accuracy."""
         return [msgspec.structs.replace(e, name=self._name_of[e.stages]) for e in self._chosen[policy, label]]
 
@@ -161,7 +174,7 @@ class Candidates:
     def _accuracy(self, stages: Sequence[Stage]) -> float:
         return evaluate(self._family.models, stages, self._work_s).accuracy
 
-    def _ladder(self, policy: str, floor: float) -> list[LadderEntry]:
+    def _ladder(self, policy: Counted, floor: float) -> list[LadderEntry]:
         if policy == "ensemble":
             return [e for e in _ensembles(self._family) if (e.accuracy or 0.0) >= floor]
         # as planner.planning takes them
@@ -226,7 +239,7 @@ def _cell(
     if rate_per_s == 0.0:
         return cell
     several = [entry for entry in candidates.of("cascade", label) if len(entry.stages) > 1]
-    found = {policy: trials.fewest(candidates.of(policy, label), rate_per_s) for policy in POLICIES}
+    found = {policy: trials.fewest(candidates.of(policy, label), rate_per_s) for policy in COUNTED}
     counts = {policy: _count(needed) for policy, needed in found.items() if needed is not None}
     beaten = min(counts[policy].endpoints for policy in ("single", "ensemble") if policy in counts)
     needed = trials.fewest(several, rate_per_s)
@@ -276,8 +289,8 @@ def _facts(family: Family) -> FamilyFacts:
     )
 
 
-def _present(what: Sequence[str], load: Callable[[str], object]) -> dict[str, object]:
-    found = {}
+def _present(what: Sequence[str], load: Callable[[str], T]) -> dict[str, T]:
+    found: dict[str, T] = {}
     for name in what:
         try:
             found[name] = load(name)
@@ -294,8 +307,8 @@ def _present(what: Sequence[str], load: Callable[[str], object]) -> dict[str, ob
 def main(families: tuple[str, ...], traces: tuple[str, ...], quick: bool, result: Path) -> None:  # noqa: FBT001
     """Count the endpoints of every policy in every cell, and write it down."""
     started_s = time.monotonic()
-    loads: Mapping[str, TraceLoad] = _present(traces or LOADS, load_trace)
-    here: Mapping[str, Family] = _present(families or NAMES, load_family) if loads else {}
+    loads = _present(traces or LOADS, load_trace)
+    here = _present(families or NAMES, load_family) if loads else {}
     complete = len(loads) == len(traces or LOADS) and len(here) == len(families or NAMES)
     multiples = (8.0,) if quick else SLO_MULTIPLES
     cells: list[Cell] = []
@@ -321,7 +334,10 @@ def main(families: tuple[str, ...], traces: tuple[str, ...], quick: bool, result
         endpoints=ENDPOINTS,
         headroom=HEADROOM,
         same_as={"static-cascade": "cascade", "switching": "single"},
-        traces={name: {k: v for k, v in vars(load).items() if k != "name"} for name, load in loads.items()},
+        traces={
+            name: TraceFigures(dispersion=load.dispersion, peak_per_s=load.peak_per_s, mean_per_s=load.mean_per_s)
+            for name, load in loads.items()
+        },
         families={name: _facts(family) for name, family in here.items()},
         cells=cells,
         feasible=sum(cell.feasible for cell in cells),

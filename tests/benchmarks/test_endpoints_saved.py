@@ -41,7 +41,9 @@ from planner.records import ModelAnswers, SearchRecords
 if TYPE_CHECKING:
     from pathlib import Path
 
-POISSON = TraceLoad("world-cup", 1.0, 10.0, 2.0)
+    from numpy.typing import NDArray
+
+POISSON = TraceLoad("world-cup", 1.0, ((2.0, 0.9), (10.0, 0.1)))
 ROWS = 3000
 
 
@@ -50,7 +52,7 @@ def family(*, large_s: float = 0.02) -> Family:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 4, ROWS)
 
-    def answers(right: np.ndarray, sure: np.ndarray) -> ModelAnswers:
+    def answers(right: NDArray[np.bool_], sure: NDArray[np.float64]) -> ModelAnswers:
         label = np.where(right, truth, (truth + 1) % 4)
         scores = np.full((ROWS, 4), 0.1)
         scores[np.arange(ROWS), label] = 0.7
