@@ -68,10 +68,14 @@ COUNTED: tuple[Counted, ...] = ("cascade", "single", "ensemble", "reference")
 
 
 class Count(Artefact, frozen=True, kw_only=True):
-    """Fewest endpoints and the ladder entry that needs them; `at_least`: by arithmetic, too many to simulate."""
+    """Fewest endpoints, the ladder entry that needs them, and the share of the rows that its last model is asked about.
+
+    With `at_least` the number is by arithmetic, too many to simulate.
+    """
 
     endpoints: int
     entry: str
+    to_last: float
     at_least: bool = False
 
 
@@ -254,7 +258,12 @@ def _cell(
 
 
 def _count(needed: Needed) -> Count:
-    return Count(endpoints=needed.endpoints, entry=needed.entry.name, at_least=needed.at_least)
+    return Count(
+        endpoints=needed.endpoints,
+        entry=needed.entry.name,
+        to_last=needed.entry.reach[-1],
+        at_least=needed.at_least,
+    )
 
 
 def slo(family: Family, multiple: float) -> float:

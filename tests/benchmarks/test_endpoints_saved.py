@@ -77,11 +77,15 @@ def without_scores(answers: ModelAnswers) -> ModelAnswers:
     return ModelAnswers(answers.label, answers.certainty)
 
 
+def count(endpoints: int, entry: str) -> Count:
+    return Count(endpoints=endpoints, entry=entry, to_last=1.0)
+
+
 def cell(**changes: object) -> Cell:
     made = Cell(
         family="digits", trace="azure", slo_multiple=8.0, slo_s=1.0, accuracy="1 points below", floor=0.9,
         only_reference=True, feasible=True, saving=4.0,
-        counts={"cascade": Count(endpoints=8, entry="a"), "single": Count(endpoints=32, entry="b")},
+        counts={"cascade": count(8, "a"), "single": count(32, "b")},
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)
 
@@ -154,8 +158,8 @@ def test_the_count_is_the_fewest_that_the_simulator_grants() -> None:
 
 
 def test_a_plan_that_needs_more_than_a_baseline_is_a_violation() -> None:
-    more = {"cascade": Count(endpoints=9, entry="a"), "ensemble": Count(endpoints=8, entry="b")}
-    without = {"single": Count(endpoints=32, entry="b")}
+    more = {"cascade": count(9, "a"), "ensemble": count(8, "b")}
+    without = {"single": count(32, "b")}
     cells = [cell(), cell(counts=more), cell(counts=without, saving=None), cell(feasible=False, counts={}, saving=None)]
     assert never_more_violations(cells) == 2
 
