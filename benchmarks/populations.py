@@ -97,7 +97,10 @@ def _llama() -> Population:
     cost = {"llama2_7b": 7.0, "llama2_13b": 13.0, "llama2_70b": 70.0}
     truth = Column(file="logits.npz", name="label")
     return _gathered(
-        ImportFile(schema_version=1, family="llama2-mmlu", truth=truth, models=tuple(map(scores, cost))), cost
+        ImportFile(
+            schema_version=1, family="llama2-mmlu", truth=truth, models=tuple(map(scores, cost)), keep_scores=True
+        ),
+        cost,
     )
 
 
@@ -125,7 +128,7 @@ def _cifar() -> Population:
     truth = Column(file="lenet-5-cifar-10.npz", name="ground_truth")
     # multiplications per row, roughly
     cost = {"lenet": 1.0, "wideresnet": 1000.0}
-    return _gathered(ImportFile(schema_version=1, family="cifar10", truth=truth, models=models), cost)
+    return _gathered(ImportFile(schema_version=1, family="cifar10", truth=truth, models=models, keep_scores=True), cost)
 
 
 def _digits() -> Population:
