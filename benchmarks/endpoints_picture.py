@@ -1,7 +1,8 @@
 """Draw the grid of `benchmarks.endpoints_saved`: `python -m benchmarks.endpoints_picture`.
 
 docs/endpoints-saved.svg has a panel per family; a row is an accuracy, from low to high, a column an SLO under one of
-the two traces. The number is how many endpoints of the best baseline one endpoint of a cascade plan replaces.
+the two traces. The number is how many endpoints of the best baseline one endpoint of a cascade plan replaces. A table
+for docs/explanation/where-a-cascade-helps.md is printed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from html import escape
 from itertools import groupby
 from pathlib import Path
+from statistics import median, mode
 from typing import TYPE_CHECKING
 
 import click
@@ -37,6 +39,9 @@ _SAYS = {
     "command-speech": "speech commands (stated profile)",
     "cifar10": "CIFAR-10 (stated profile)",
 }
+# accuracies of which the table speaks
+_QUOTED = ("2 points below", "0.5 points below")
+_MUCH, _LITTLE = 2.0, 1.1
 _TRACES = {"azure": "Azure", "world-cup": "World Cup"}
 
 
@@ -103,12 +108,37 @@ def _text(
     )
 
 
+def table(result: Result) -> list[str]:
+    """Lines of a table: for every family what makes a cascade pay, or not, and what it comes to; medians over cells."""
+    lines = [
+        "| family | first model, reference | work of a row | asks the reference for | saves | >= 2 | < 1.1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family, facts in result.families.items():
+        own = [cell for cell in result.cells if cell.family == family]
+        at = {label: [cell for cell in own if cell.accuracy == label] for label in _QUOTED}
+        entries = [cell.several.entry for cell in at[_QUOTED[0]] if cell.several]
+        first = next(name for name in facts.accuracies if mode(entries).startswith(name))
+        work = facts.most_rows_per_s[facts.reference] / facts.most_rows_per_s[first]
+        asked = [median(cell.several.to_last for cell in cells if cell.several) for cells in at.values()]
+        saved = [median(cell.saving for cell in cells if cell.saving) for cells in at.values()]
+        savings = [cell.saving for cell in own if cell.saving]
+        lines.append(
+            f"| {family} | `{first}` {facts.accuracies[first]:.1%}, `{facts.reference}` "
+            f"{facts.accuracies[facts.reference]:.1%} | {work:.2%} | {asked[0]:.0%}, {asked[1]:.0%} | {saved[0]:.1f}, "
+            f"{saved[1]:.1f} | {sum(s >= _MUCH for s in savings)} | {sum(s < _LITTLE for s in savings)} |"
+        )
+    return lines
+
+
 @click.command()
 @click.option("--result", type=click.Path(path_type=Path, exists=True), default=RESULT)
 @click.option("--picture", type=click.Path(path_type=Path), default=PICTURE)
 def main(result: Path, picture: Path) -> None:
-    """Draw a result."""
-    write_atomically(picture, draw(read_json(result, Result)).encode())
+    """Draw a result and print its table."""
+    document = read_json(result, Result)
+    write_atomically(picture, draw(document).encode())
+    click.echo("\n".join(table(document)))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from benchmarks.endpoints_saved import (
     never_more_violations,
     slo,
 )
-from benchmarks.populations import AbsentError
+from benchmarks.populations import ROOT, AbsentError
 from cascadeserve.artefacts import read_json, read_toml
 from planner.profile import read_profile
 from planner.records import ModelAnswers, SearchRecords
@@ -214,7 +214,9 @@ def test_a_family_without_its_data_is_absent(tmp_path: Path, monkeypatch: pytest
         load_family("cifar10")
 
 
-def test_the_picture_is_of_the_committed_result() -> None:
+def test_picture_and_page_are_of_the_committed_result() -> None:
     result = read_json(endpoints_picture.RESULT, Result)
     assert endpoints_picture.PICTURE.read_text() == endpoints_picture.draw(result)
+    page = (ROOT / "docs" / "explanation" / "where-a-cascade-helps.md").read_text()
+    assert "\n".join(endpoints_picture.table(result)) in page
     assert {each.slo_multiple for each in result.cells} == set(SLO_MULTIPLES)
