@@ -156,8 +156,10 @@ class Trials:
             dispersion = 1.0 + (self._dispersion - 1.0) * sample / whole
             on_sample = device(self._family, self._slo_s, sample)
             tuned = tune(entry, on_sample, _Sampled(self._predictor(sample, dispersion), None))
-            # what a few endpoints cannot keep, many may
-            tuned = tuned or [Tuned(entry, greedy(entry, on_sample), 0.5 * sample * self.most_per_s(entry))]
+            # what is best for a few endpoints need not be for many, and what these cannot keep many may
+            plain = Tuned(entry, greedy(entry, on_sample), 0.5 * sample * self.most_per_s(entry))
+            if all(each.triggers != plain.triggers for each in tuned):
+                tuned = [*tuned, plain]
             self._tuned[entry.name] = [Tuned(t.entry, t.triggers, t.sustained_per_s / sample) for t in tuned]
         return self._tuned[entry.name]
 

@@ -139,7 +139,9 @@ class Result(Artefact, frozen=True, kw_only=True):
     infeasible: int
     never_more_violations: int | None
     median_saving: float | None
+    # of this run; with `resumed` some of it had been simulated before
     wall_s: float
+    resumed: bool
 
 
 def floors(accuracies: Sequence[float]) -> dict[str, float]:
@@ -315,7 +317,7 @@ def _present(what: Sequence[str], load: Callable[[str], T]) -> dict[str, T]:
 @click.option("--result", type=click.Path(path_type=Path), default=RESULT)
 def main(families: tuple[str, ...], traces: tuple[str, ...], quick: bool, result: Path) -> None:  # noqa: FBT001
     """Count the endpoints of every policy in every cell, and write it down."""
-    started_s = time.monotonic()
+    started_s, resumed = time.monotonic(), _KEPT.exists()
     loads = _present(traces or LOADS, load_trace)
     here = _present(families or NAMES, load_family) if loads else {}
     complete = len(loads) == len(traces or LOADS) and len(here) == len(families or NAMES)
@@ -354,6 +356,7 @@ def main(families: tuple[str, ...], traces: tuple[str, ...], quick: bool, result
         never_more_violations=never_more_violations(cells) if complete else None,
         median_saving=median_saving(cells) if complete else None,
         wall_s=time.monotonic() - started_s,
+        resumed=resumed,
     )
     _show(document)
     write_json(result, document)
