@@ -1,8 +1,8 @@
 """Draw the grid of `benchmarks.endpoints_saved`: `python -m benchmarks.endpoints_picture`.
 
 docs/endpoints-saved.svg has a panel per family; a row is an accuracy, from low to high, a column an SLO under one of
-the two traces. The number is how many endpoints of the best baseline one endpoint of a cascade plan replaces. A table
-for docs/explanation/where-a-cascade-helps.md is printed.
+the two traces. The number is how many endpoints of the best baseline one endpoint of a cascade plan replaces. Tables
+for docs/explanation/where-a-cascade-helps.md are printed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from benchmarks.endpoints_by_planner import CheckResult
 from benchmarks.endpoints_saved import Cell, Result
 from benchmarks.populations import ROOT
 from cascadeserve.artefacts import read_json, write_atomically
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 RESULT = ROOT / "benchmarks" / "results" / "endpoints_saved.json"
+PLANNED = ROOT / "benchmarks" / "results" / "endpoints_by_planner.json"
 PICTURE = ROOT / "docs" / "endpoints-saved.svg"
 
 _LABEL, _WIDTH, _HEIGHT, _GAP, _HEAD, _MARGIN = 190, 38, 22, 10, 58, 16
@@ -131,14 +133,28 @@ def table(result: Result) -> list[str]:
     return lines
 
 
+def checks(found: CheckResult) -> list[str]:
+    """Lines of a table: the cells that the planner counted itself."""
+    lines = [
+        "| cell | policy | counted | planned | accuracy over the trace |",
+        "|---|---|---|---|---|",
+    ]
+    for each in found.checked:
+        cell = f"{each.family}, {_TRACES[each.trace]}, {each.slo_multiple:g} x, {each.accuracy}"
+        accuracy = "-" if each.accuracy_over_rows is None else f"{each.accuracy_over_rows:.2%}"
+        lines.append(f"| {cell} | {each.policy} | {each.counted} | {each.planned or '-'} | {accuracy} |")
+    return lines
+
+
 @click.command()
 @click.option("--result", type=click.Path(path_type=Path, exists=True), default=RESULT)
+@click.option("--planned", type=click.Path(path_type=Path, exists=True), default=PLANNED)
 @click.option("--picture", type=click.Path(path_type=Path), default=PICTURE)
-def main(result: Path, picture: Path) -> None:
-    """Draw a result and print its table."""
+def main(result: Path, planned: Path, picture: Path) -> None:
+    """Draw a result and print the tables."""
     document = read_json(result, Result)
     write_atomically(picture, draw(document).encode())
-    click.echo("\n".join(table(document)))
+    click.echo("\n".join([*table(document), "", *checks(read_json(planned, CheckResult))]))
 
 
 if __name__ == "__main__":

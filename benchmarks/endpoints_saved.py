@@ -37,7 +37,7 @@ from rich.table import Table
 from benchmarks.endpoint_families import LOADS, NAMES, load_family, load_trace
 from benchmarks.endpoint_trials import ENDPOINTS, Needed, Trials, row_work_s
 from benchmarks.populations import ROOT, AbsentError
-from cascadeserve.artefacts import Artefact, write_json
+from cascadeserve.artefacts import Artefact, write_atomically
 from cascadeserve.gear_plan import LadderEntry, Stage
 from planner.checkpoint import Checkpoint
 from planner.host import describe_host
@@ -359,7 +359,15 @@ def main(families: tuple[str, ...], traces: tuple[str, ...], quick: bool, result
         resumed=resumed,
     )
     _show(document)
-    write_json(result, document)
+    result.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(result, _with_cells_in_lines(document))
+
+
+def _with_cells_in_lines(document: Result) -> bytes:
+    """JSON that a person can compare: one cell per line."""
+    rest = msgspec.json.encode(msgspec.structs.replace(document, cells=[]))
+    cells = b",\n    ".join(msgspec.json.encode(cell) for cell in document.cells)
+    return msgspec.json.format(rest, indent=2).replace(b'"cells": []', b'"cells": [\n    ' + cells + b"\n  ]") + b"\n"
 
 
 def _show(document: Result) -> None:

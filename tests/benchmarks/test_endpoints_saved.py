@@ -21,6 +21,7 @@ from benchmarks.endpoint_families import (
     stated_profile,
 )
 from benchmarks.endpoint_trials import ENDPOINTS, Trials
+from benchmarks.endpoints_by_planner import CheckResult
 from benchmarks.endpoints_saved import (
     SLO_MULTIPLES,
     Candidates,
@@ -218,5 +219,9 @@ def test_picture_and_page_are_of_the_committed_result() -> None:
     result = read_json(endpoints_picture.RESULT, Result)
     assert endpoints_picture.PICTURE.read_text() == endpoints_picture.draw(result)
     page = (ROOT / "docs" / "explanation" / "where-a-cascade-helps.md").read_text()
+    planned = read_json(endpoints_picture.PLANNED, CheckResult)
     assert "\n".join(endpoints_picture.table(result)) in page
+    assert "\n".join(endpoints_picture.checks(planned)) in page
+    # by construction, and by the planner itself
+    assert result.never_more_violations == 0
     assert {each.slo_multiple for each in result.cells} == set(SLO_MULTIPLES)
