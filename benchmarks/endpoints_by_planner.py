@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +74,6 @@ class Checked(Artefact, frozen=True, kw_only=True):
     planned: int | None
     gears: list[str]
     accuracy_over_rows: float | None
-    wall_s: float
 
 
 class CheckResult(Artefact, frozen=True, kw_only=True):
@@ -149,7 +147,6 @@ def _cluster(kind: str) -> Cluster:
 
 
 def _check(cell: Cell, family: Family, load: TraceLoad, policy: Policy) -> Checked:
-    started_s = time.monotonic()
     found = planned_endpoints(
         family,
         policy=policy,
@@ -171,7 +168,6 @@ def _check(cell: Cell, family: Family, load: TraceLoad, policy: Policy) -> Check
         planned=None if found is None else found[0],
         gears=[] if planned is None else [gear.ladder_entry for gear in planned.gears if not gear.degraded],
         accuracy_over_rows=None if planned is None or planned.expected is None else planned.expected.accuracy,
-        wall_s=time.monotonic() - started_s,
     )
 
 

@@ -21,8 +21,9 @@ from benchmarks.endpoint_families import (
     stated_profile,
 )
 from benchmarks.endpoint_trials import ENDPOINTS, Trials
-from benchmarks.endpoints_by_planner import CheckResult
+from benchmarks.endpoints_by_planner import CheckResult, planned_endpoints
 from benchmarks.endpoints_saved import (
+    HEADROOM,
     SLO_MULTIPLES,
     Candidates,
     Cell,
@@ -156,6 +157,29 @@ def test_the_count_is_the_fewest_that_the_simulator_grants() -> None:
     assert beyond is not None
     assert beyond.at_least
     assert beyond.endpoints > 1000
+
+
+def test_the_planner_counts_the_same_by_itself() -> None:
+    made = family()
+    slo_s = slo(made, 8.0)
+    candidates = Candidates(made, slo_s)
+    trials = Trials(made, candidates.all(), slo_s=slo_s, dispersion=1.0, checkpoint=None)
+    label = "1 points below"
+    rate_per_s = trials.sustained_per_s(candidates.of("reference", label)[0], 5)
+    counted = {policy: trials.fewest(candidates.of(policy, label), rate_per_s) for policy in ("cascade", "single")}
+    planned = {}
+    for policy in ("cascade", "single"):
+        found = planned_endpoints(
+            made, policy=policy, slo_s=slo_s, floor=candidates.floors[label], load=POISSON,
+            peak_per_s=HEADROOM * rate_per_s, headroom=HEADROOM, checkpoint=None,
+        )  # fmt: skip
+        assert found is not None
+        planned[policy] = found[0]
+    assert counted["single"] is not None
+    assert counted["cascade"] is not None
+    assert planned["cascade"] == counted["cascade"].endpoints < planned["single"]
+    # which stands at the edge
+    assert planned["single"] - counted["single"].endpoints in {0, 1}
 
 
 def test_a_plan_that_needs_more_than_a_baseline_is_a_violation() -> None:
