@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from examples.digits.data import Split
+
     Rows = NDArray[np.int64]
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +97,10 @@ def _llama() -> Population:
     cost = {"llama2_7b": 7.0, "llama2_13b": 13.0, "llama2_70b": 70.0}
     truth = Column(file="logits.npz", name="label")
     return _gathered(
-        ImportFile(schema_version=1, family="llama2-mmlu", truth=truth, models=tuple(map(scores, cost))), cost
+        ImportFile(
+            schema_version=1, family="llama2-mmlu", truth=truth, models=tuple(map(scores, cost)), keep_scores=True
+        ),
+        cost,
     )
 
 
@@ -123,11 +128,24 @@ def _cifar() -> Population:
     truth = Column(file="lenet-5-cifar-10.npz", name="ground_truth")
     # multiplications per row, roughly
     cost = {"lenet": 1.0, "wideresnet": 1000.0}
-    return _gathered(ImportFile(schema_version=1, family="cifar10", truth=truth, models=models), cost)
+    return _gathered(ImportFile(schema_version=1, family="cifar10", truth=truth, models=models, keep_scores=True), cost)
 
 
 def _digits() -> Population:
-    """Answers of the exported models to rows of the replay split."""
+    # milliseconds per row, roughly
+    cost = {"digits_linear": 0.008, "digits_mlp": 0.009, "digits_cnn": 0.02, "digits_resnet": 1.7}
+    return Population(digits_records("replay", _DIGITS_ROWS, tuple(cost), outputs=("label", "certainty")), cost)
+
+
+def digits_records(split: Split, num_rows: int, names: tuple[str, ...], *, outputs: tuple[str, ...]) -> Records:
+    """Answers of the exported models to rows of examples/digits, each row a group of its own.
+
+    `outputs` are label and certainty, and the scores where they are wanted.
+
+    Raises:
+        AbsentError: a model or a package is missing.
+
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as ort  # noqa: PLC0415 - the other families do without
@@ -135,25 +153,24 @@ def _digits() -> Population:
         from examples.digits.data import rows  # noqa: PLC0415 - needs scikit-learn
     except ImportError as error:
         raise AbsentError(f"{error}; install the extras [local] and [examples]") from error
-    # milliseconds per row, roughly
-    cost = {"digits_linear": 0.008, "digits_mlp": 0.009, "digits_cnn": 0.02, "digits_resnet": 1.7}
-    drawn = rows("replay", _DIGITS_ROWS)
+    drawn = rows(split, num_rows)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     models = {}
-    for name in cost:
+    for name in names:
         file = ROOT / "model_repository" / name / "1" / "model.onnx"
         if not file.exists():
             raise AbsentError(f"there is no file {file}")
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         parts = [
-            session.run(["label", "certainty"], {"image": drawn.inputs[start : start + _BATCH]})
-            for start in range(0, _DIGITS_ROWS, _BATCH)
+            session.run(list(outputs), {"image": drawn.inputs[start : start + _BATCH]})
+            for start in range(0, num_rows, _BATCH)
         ]
-        label, certainty = (np.concatenate(column)[:, 0] for column in zip(*parts, strict=True))
-        models[name] = ModelAnswers(label=label, certainty=certainty)
-    records = Records(family="digits", models=models, truth=drawn.labels, group_id=np.arange(_DIGITS_ROWS))
-    return Population(records, cost)
+        label, certainty, *scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+        models[name] = ModelAnswers(
+            label=label[:, 0], certainty=certainty[:, 0], scores=scores[0].astype(np.float16) if scores else None
+        )
+    return Records(family="digits", models=models, truth=drawn.labels, group_id=np.arange(num_rows))
 
 
 FAMILIES: dict[str, Callable[[], Population]] = {
