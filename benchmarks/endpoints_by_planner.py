@@ -32,8 +32,8 @@ from planner.checkpoint import Checkpoint
 from planner.goal import FamilyGoal
 from planner.host import describe_host
 from planner.infeasible import Infeasible
+from planner.inputs import Inputs
 from planner.objectives import Planner
-from planner.planning import Inputs
 from planner.policies import Policy
 from planner.profile import Host
 
