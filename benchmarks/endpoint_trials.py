@@ -16,7 +16,8 @@ from cascadeserve.gear_plan import GearPlan, Layout, PlannedFamily, PlannedModel
 from planner.checkpoint import RememberedPredictions
 from planner.goal import FamilyGoal
 from planner.predict import ROUGH, THOROUGH, SimulatedGears
-from planner.profile import planned_busy_points
+from planner.profile import batch_busy_s, planned_busy_points
+from planner.search import reference_model
 from planner.triggers import Device, Tuned, greedy, most_per_s, trial_gear, tune
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ _RATIO = 1.01
 _STEP = 1.1
 _LEAST_FRAC = 0.01
 _ROUNDING = 1e-9
-# a work per row as planner.planning reckons with it: batches that keep the device for at most this share of the SLO
-_BATCH_SLO_FRAC = 0.1
 
 
 @dataclass(frozen=True)
@@ -224,5 +223,6 @@ def device(family: Family, slo_s: float, endpoints: int) -> Device:
 def row_work_s(family: Family, slo_s: float) -> dict[str, float]:
     """Device-seconds of one row by model, as planner.planning reckons them."""
     one = device(family, slo_s, 1)
-    rows = {name: one.largest_within(name, _BATCH_SLO_FRAC * slo_s) for name in family.models.models}
+    limit_s = batch_busy_s(family.profile.models[reference_model(family.models)], 1, 1)
+    rows = {name: one.largest_within(name, limit_s) for name in family.models.models}
     return {name: one.batch_s(name, size) / size for name, size in rows.items()}

@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 LADDER_SIZE = 12
 
 Options = dict[str, list[Option]]
-# the search weighs models by their work in batches that keep the device for at most this share of the SLO
-_BATCH_SLO_FRAC = 0.1
 # the layouts that look best are simulated, then those that do in view of that, up to so many times
 _ROUNDS = 4
 # models side by side may get this much more out of a device than full batches one after the other
@@ -116,10 +114,13 @@ def plan_family(
 
 def slo_of(inputs: Inputs, devices: Mapping[str, Profile]) -> float:
     """SLO in seconds; as a multiple of a batch of the reference model it is that of the fastest kind of device."""
-    reference, goal = reference_model(inputs.search), inputs.goal
-    return goal.slo_s or (goal.slo_per_reference_batch or 0.0) * min(
-        batch_busy_s(profile.models[reference], 1, 1) for profile in devices.values()
-    )
+    goal = inputs.goal
+    return goal.slo_s or (goal.slo_per_reference_batch or 0.0) * one_row_s(reference_model(inputs.search), devices)
+
+
+def one_row_s(model: str, devices: Mapping[str, Profile]) -> float:
+    """Busy time of a model for one row alone, on the fastest kind of device."""
+    return min(batch_busy_s(profile.models[model], 1, 1) for profile in devices.values())
 
 
 class Draft:
@@ -391,6 +392,9 @@ class Draft:
         return {stage.model for stage in entry.stages} == {self._reference}
 
     def _row_work_s(self, model: str) -> float:
-        """Slot-seconds per row in batches as they are under load."""
-        rows = self._device.largest_within(model, _BATCH_SLO_FRAC * self._slo_s)
+        """Slot-seconds per row in batches that take no longer than one row of the reference model.
+
+        So what is searched for does not depend on the SLO, and what keeps one keeps a longer one.
+        """
+        rows = self._device.largest_within(model, one_row_s(self._reference, self._devices))
         return self._device.batch_s(model, rows) / rows
