@@ -31,9 +31,9 @@ from planner.likely import likely_epsilon
 from planner.lower_gears import lower_gears, spare_gears
 from planner.policies import WITH_ONE_ENTRY, policy_gears, policy_ladder
 from planner.predict import SimulatedGears
-from planner.profile import batch_busy_s
 from planner.quickest import quickest
 from planner.rank_layouts import Wanted
+from planner.row_work import one_row_s, row_work_s
 from planner.search import evaluate, reference_model
 from planner.time_limit import TimeLimit, spread
 from planner.triggers import Device, most_per_s, tune
@@ -118,11 +118,6 @@ def slo_of(inputs: Inputs, devices: Mapping[str, Profile]) -> float:
     return goal.slo_s or (goal.slo_per_reference_batch or 0.0) * one_row_s(reference_model(inputs.search), devices)
 
 
-def one_row_s(model: str, devices: Mapping[str, Profile]) -> float:
-    """Busy time of a model for one row alone, on the fastest kind of device."""
-    return min(batch_busy_s(profile.models[model], 1, 1) for profile in devices.values())
-
-
 class Draft:
     """A plan on its way."""
 
@@ -147,7 +142,7 @@ class Draft:
         models = {name: planned_model(name, self._devices, inputs.largest_batch[name]) for name in names}
         slots = {endpoint: profile.slots for endpoint, profile in devices.items()}
         self._device = Device(models=models, slots=slots, slo_s=self._slo_s, layout=ALL)
-        work_s = {name: self._row_work_s(name) for name in models}
+        work_s = row_work_s(self._device, self._devices, self._reference)
         reference_accuracy = evaluate(search_records, [Stage(model=self._reference)], work_s).accuracy
         self._floor = goal.accuracy_floor(reference_accuracy)
         if self._floor > reference_accuracy:
@@ -390,11 +385,3 @@ class Draft:
 
     def _is_reference(self, entry: LadderEntry) -> bool:
         return {stage.model for stage in entry.stages} == {self._reference}
-
-    def _row_work_s(self, model: str) -> float:
-        """Slot-seconds per row in batches that take no longer than one row of the reference model.
-
-        So what is searched for does not depend on the SLO, and what keeps one keeps a longer one.
-        """
-        rows = self._device.largest_within(model, one_row_s(self._reference, self._devices))
-        return self._device.batch_s(model, rows) / rows

@@ -21,8 +21,10 @@ from benchmarks.fluid import FluidPredictor
 from benchmarks.small_instances import FAMILY, small_instance
 from cascadeserve.artefacts import write_json
 from cascadeserve.gear_plan import read_gear_plan
+from planner.gears import GEAR_PRICE
 from planner.infeasible import Infeasible
 from planner.planning import plan_family
+from planner.rank_layouts import LAYOUT_PRICE
 from planner.records import CalibrationRecords, SearchRecords
 from planner.records_files import write_records
 from tests.fakes.planned import calibration, cluster, goal, inputs, profile
@@ -66,6 +68,12 @@ def accuracy(plan: GearPlan) -> float:
     return expected.accuracy
 
 
+def worth(plan: GearPlan) -> float:
+    """What the planner is after: accuracy over rows, less the prices of gears and layouts."""
+    gears = [gear for gear in plan.families[FAMILY].gears if not gear.degraded]
+    return accuracy(plan) - GEAR_PRICE * len(gears) - LAYOUT_PRICE * (len(plan.layouts) - 1)
+
+
 def verifier(plan: GearPlan, asked: Inputs, held_out: CalibrationRecords | None = None) -> Verifier:
     devices = {
         each.name: Device(
@@ -100,19 +108,19 @@ def test_a_second_opinion_finds_nothing_wrong_with_a_plan(seed: int) -> None:
     verifier(plan, asked, held_out if certified else None).check()
 
 
-def never_worse(before: Inputs, after: Inputs) -> None:
-    """Goes as far and, as far as it went before, answers as many rows rightly."""
+def never_worse(before: Inputs, after: Inputs, *, rate_ratio: float = _RATES) -> None:
+    """Goes as far and, as far as it went before, is worth as much."""
     plan = planned(before)
     assume(plan is not None)
     assert plan is not None
     other = planned(after)
     assert other is not None
     reached_per_s = rate_per_s(plan)
-    assert rate_per_s(other) >= reached_per_s / _RATES
+    assert rate_per_s(other) >= reached_per_s / rate_ratio
     both_per_s = min(reached_per_s, rate_per_s(other))
     same = planned(with_goal(after, max_rate_per_s=both_per_s))
     assert same is not None
-    assert accuracy(same) >= accuracy(plan) - _ROUNDING
+    assert worth(same) >= worth(plan) - _ROUNDING
 
 
 @settings(max_examples=4)
@@ -128,10 +136,11 @@ def test_one_more_endpoint_is_never_worse(seed: int, data: st.DataObject) -> Non
 @settings(max_examples=4)
 @given(seeds, st.floats(1.05, 3.0))
 def test_a_looser_slo_is_never_worse(seed: int, factor: float) -> None:
+    """The ladder is the same; triggers are climbed to, which may end a few per cent lower on another way."""
     asked = question(seed)
     slo_s = asked.goal.slo_s
     assert slo_s is not None
-    never_worse(asked, with_goal(asked, slo_s=factor * slo_s))
+    never_worse(asked, with_goal(asked, slo_s=factor * slo_s), rate_ratio=1.05)
 
 
 # the first run compiles the simulator
