@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from pathlib import Path
@@ -177,6 +178,8 @@ def plan(
             name=name or "",
         )
         wanted.append(inputs)
+    if time_limit is not None and math.isnan(time_limit):
+        raise UsageError("--time-limit: nan is no number of seconds; give one above 0")
     limit = TimeLimit(time_limit)
     checkpoint = Checkpoint(output.with_name(f"{output.name}.partial"))
     try:
@@ -186,6 +189,7 @@ def plan(
     except Infeasible:
         # another goal asks other questions
         checkpoint.remove()
+        _say_left_out(limit)
         raise
     except KeyboardInterrupt:
         kept = f", from what is in {checkpoint.folder}" if checkpoint.folder.exists() else ""
@@ -194,8 +198,7 @@ def plan(
     checkpoint.remove()
     for finding in findings:
         click.echo(finding)
-    if limit.left_out:
-        click.echo(f"The time limit was reached, which left out: {'; '.join(limit.left_out)}.", err=True)
+    _say_left_out(limit)
     # what was written is what serves: read as the orchestrator will
     _show(read_gear_plan(output, cluster), cluster, profiles)
 
@@ -230,6 +233,11 @@ def explain(
     if page_path is not None:
         write_page(page_path, made, cluster, profiles)
     _show(made, cluster, profiles)
+
+
+def _say_left_out(limit: TimeLimit) -> None:
+    if limit.left_out:
+        click.echo(f"The time limit was reached, which left out: {'; '.join(limit.left_out)}.", err=True)
 
 
 def _by_family(paths: Sequence[Path], families: Sequence[str], option: str) -> dict[str, Path]:

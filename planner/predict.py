@@ -188,7 +188,12 @@ class SimulatedGears:
         return bool(np.any(outcome.tick_gear[calm] <= place))
 
     def _simulated(self, gears: Sequence[Gear], of: Gear, most: int) -> tuple[GearPlan, Mapping[str, Profile], float]:
-        """Plan and endpoints to simulate, and the share of the rate that they take in the gear `of`."""
+        """Plan and endpoints to simulate, and the share of the rate that they take in the gear `of`.
+
+        What the orchestrator itself costs goes with the rate of all endpoints: where that is known there is no sample.
+        """
+        if any(profile.front is not None for profile in self._devices.values()):
+            return self._plan, self._devices, 1.0
         burst_rows = self._goal.dispersion * self._goal.max_rows_per_request
         most = max(most, int(np.ceil(burst_rows / _BURST_PER_ENDPOINT)))
         alike = msgspec.json.encode([(gear.layout, gear.load) for gear in gears])
