@@ -133,7 +133,7 @@ class SimulatedGears:
         self._devices = devices
         self._seed = seed
         self._samples: dict[tuple[bytes, str, int], Sample | None] = {}
-        self._unit_times: dict[tuple[int, float], NDArray[np.float64]] = {}
+        self._unit_times: dict[tuple[int, float, float], NDArray[np.float64]] = {}
 
     def gear(self, gear: Gear, rate_per_s: float, effort: Effort) -> Prediction:
         """Predict a gear that stays in force at a steady rate."""
@@ -145,7 +145,7 @@ class SimulatedGears:
         duration_s = max(effort.requests / requests_per_s, effort.duration_s, slos * slo_s)
         more = 0.0 if rough else min(_MOST_PER_ENDPOINT * len(devices), _MOST_ROWS / self._goal.mean_rows)
         duration_s = min(duration_s, max(_MOST_REQUESTS, more) / requests_per_s)
-        load = self._load(np.array([0.0, duration_s]), np.array([requests_per_s]), effort.stream)
+        load = self._load(np.array([0.0, duration_s]), np.array([requests_per_s]), effort.stream, share)
         outcome = self._simulator(plan, (gear,), devices).run(load, hold_gear=gear.name)
         p50_s, p95_s, latency_s = outcome.quantiles_s((0.5, 0.95, self._goal.percentile))
         # By Little's law more requests than this wait only if they are late.
@@ -169,7 +169,7 @@ class SimulatedGears:
         most_rows = _STEADY_ROWS if share == 1.0 else _STEADY_ROWS_OF_SAMPLE
         duration_s = min(_STEADY_S, most_rows / rows_per_s)
         requests_per_s = np.array([rows_per_s]) / self._goal.mean_rows
-        load = self._load(np.array([0.0, duration_s]), requests_per_s, CHECK.stream)
+        load = self._load(np.array([0.0, duration_s]), requests_per_s, CHECK.stream, share)
         outcome = self._simulator(plan, _with_share(gears, share), devices).run(load)
         # not the start, in the lowest gear, nor what is left when the load has ended
         under_way = (outcome.tick_s > _STEADY_FROM_FRAC * duration_s) & (outcome.tick_s <= duration_s)
@@ -182,7 +182,7 @@ class SimulatedGears:
         dwell_s = self._plan.switching.gear_dwell_s
         lengths_s = np.array([2.0, 2.0, 3.0 * dwell_s + 5.0])
         rates = share * np.array([calm_per_s, surge_per_s, calm_per_s]) / self._goal.mean_rows
-        load = self._load(np.concatenate(([0.0], np.cumsum(lengths_s))), rates, THOROUGH.stream)
+        load = self._load(np.concatenate(([0.0], np.cumsum(lengths_s))), rates, THOROUGH.stream, share)
         outcome = self._simulator(plan, _with_share(gears, share), devices).run(load)
         calm = outcome.tick_s > lengths_s[0] + lengths_s[1] + dwell_s
         return bool(np.any(outcome.tick_gear[calm] <= place))
@@ -207,25 +207,30 @@ class SimulatedGears:
         devices = {name: profile for name, profile in self._devices.items() if name in chosen.layout.instances}
         return msgspec.structs.replace(self._plan, layouts=(chosen.layout,)), devices, chosen.share
 
-    def _load(self, ends_s: NDArray[np.float64], requests_per_s: NDArray[np.float64], stream: int) -> Load:
-        """Load of a stepwise constant rate: `ends_s` [steps + 1] from 0, `requests_per_s` [steps]."""
+    def _load(
+        self, ends_s: NDArray[np.float64], requests_per_s: NDArray[np.float64], stream: int, share: float
+    ) -> Load:
+        """Load of a stepwise constant rate: `ends_s` [steps + 1] from 0, `requests_per_s` [steps].
+
+        It is a `share` of all requests, drawn at random from them: of what comes together, as much as of the rest.
+        """
         from planner.simulator import draw_load  # noqa: PLC0415 - see _simulator
 
         expected = np.concatenate(([0.0], np.cumsum(np.diff(ends_s) * requests_per_s)))
-        unit = self._units(stream, expected[-1])
+        unit = self._units(stream, expected[-1], _thinned(self._goal.dispersion, share))
         times_s = np.interp(unit[unit < expected[-1]], expected, ends_s)
         rng = np.random.default_rng([self._seed, stream, 1])
         rows = (self._goal.min_rows_per_request, self._goal.max_rows_per_request)
         return draw_load(times_s, float(ends_s[-1]), len(self._records), rng, rows_per_request=rows)
 
-    def _units(self, stream: int, least: float) -> NDArray[np.float64]:
+    def _units(self, stream: int, least: float, dispersion: float) -> NDArray[np.float64]:
         """Arrivals at one request per second, at least `least` of them."""
         length_s = max(_MOST_REQUESTS, 2.0 ** np.ceil(np.log2(least)))
-        key = (stream, length_s)
+        key = (stream, length_s, dispersion)
         if key not in self._unit_times:
             rng = np.random.default_rng([self._seed, stream, 0])
             # the index of dispersion of a renewal process is the squared coefficient of variation of its gaps
-            cv = float(np.sqrt(self._goal.dispersion))
+            cv = float(np.sqrt(dispersion))
             if cv == 1.0:
                 self._unit_times[key] = arrivals.poisson(1.0, length_s, rng)
             else:
@@ -251,6 +256,11 @@ class SimulatedGears:
         layouts = tuple(layout for layout in plan.layouts if layout.name in named)
         plan = msgspec.structs.replace(plan, families={self._family: family}, layouts=layouts)
         return Simulator(plan, self._family, self._records, devices)
+
+
+def _thinned(dispersion: float, share: float) -> float:
+    """Index of dispersion of requests drawn at random from others."""
+    return dispersion if share == 1.0 else 1.0 + share * (dispersion - 1.0)
 
 
 def _with_share(gears: Sequence[Gear], share: float) -> Sequence[Gear]:
