@@ -26,6 +26,7 @@ from planner.patterns import alike, fullest, patterns
 from planner.placement import Placement, place
 from planner.placement_inputs import EndpointRoom, Load, ModelLoad, Part, distinct_parts
 from planner.rank_layouts import RankedLayouts
+from planner.triggers import BATCH_SLO_FRAC, batch_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from planner.profile import Profile
     from planner.rank_layouts import Wanted
 
-# a row in a batch of the size that is met under load: one that keeps a slot busy for at most this share of the SLO
-_BATCH_SLO_FRAC = 0.25
 # Of several kinds of device one may be too slow for a model: a row takes longer than these shares of the SLO. Beyond
 # the first it is useless there, beyond the second often better left out.
 _SLOW_SLO_FRACS = (1.0, 0.25)
@@ -136,7 +135,7 @@ def _check_memory_known(room: EndpointRoom, profile: Profile, models: Mapping[st
 
 
 def _part(name: str, profiles: Mapping[str, Profile]) -> Part:
-    found = {kind: profile.models.get(name) or profile.parts.get(name) for kind, profile in profiles.items()}
+    found = {kind: profile.part(name) for kind, profile in profiles.items()}
     return Part(
         name=name,
         memory_bytes={kind: (each and each.memory_bytes) or 0 for kind, each in found.items()},
@@ -145,8 +144,9 @@ def _part(name: str, profiles: Mapping[str, Profile]) -> Part:
 
 
 def _row_s(model: PlannedModel, endpoint: str, slo_s: float) -> float:
-    sizes = {2**power for power in range(model.max_batch.bit_length())} | {model.max_batch}
-    rows = max((size for size in sizes if model.batch_busy_s(size, endpoint) <= _BATCH_SLO_FRAC * slo_s), default=1)
+    """Work of a row in a batch of the size that is met under load, as in `planner.triggers.greedy`."""
+    sizes = batch_sizes(model)
+    rows = max((size for size in sizes if model.batch_busy_s(size, endpoint) <= BATCH_SLO_FRAC * slo_s), default=1)
     return model.batch_busy_s(rows, endpoint) / rows
 
 

@@ -163,9 +163,13 @@ class Profile(Artefact, frozen=True, kw_only=True):
     pairs: tuple[PairEntry, ...] = ()
     front: FrontCost | None = None
 
+    def part(self, name: str) -> ModelProfile | PartProfile | None:
+        """Find what has instances: a model, or a part of an ensemble."""
+        return self.models.get(name) or self.parts.get(name)
+
     def instance_bytes(self, part: str) -> int | None:
         """Memory of an instance of a model, or of a part of an ensemble; None: not measured, or not in the profile."""
-        found = self.models.get(part) or self.parts.get(part)
+        found = self.part(part)
         return None if found is None else found.memory_bytes
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Triggers = dict[str, Trigger]
 
 # a batch of the first guess keeps the device for at most this share of the SLO
-_BATCH_SLO_FRAC = 0.25
+BATCH_SLO_FRAC = 0.25
 _MIN_BATCHES = (1, 2, 4, 8, 16, 32)
 # how long to wait for them, as shares of the SLO
 _WAIT_SLO_FRACS = (0.02, 0.05, 0.1, 0.2, 0.3)
@@ -69,6 +69,12 @@ class Tuned:
         return float(np.interp(rate_per_s, rates, values))
 
 
+def batch_sizes(model: PlannedModel) -> list[int]:
+    """Powers of two and the model's largest batch."""
+    largest = model.max_batch
+    return sorted({2**power for power in range(largest.bit_length())} | {largest})
+
+
 @dataclass(frozen=True)
 class Device:
     """What the triggers are chosen for: all endpoints together; `slots` is by endpoint."""
@@ -84,9 +90,8 @@ class Device:
         return mean_work_s([planned.batch_busy_s(rows, endpoint) for endpoint in self.slots], list(self.slots.values()))
 
     def sizes(self, model: str) -> list[int]:
-        """Batch sizes to choose from: powers of two and the model's largest batch."""
-        largest = self.models[model].max_batch
-        return sorted({2**power for power in range(largest.bit_length())} | {largest})
+        """Batch sizes to choose from."""
+        return batch_sizes(self.models[model])
 
     def largest_within(self, model: str, limit_s: float) -> int:
         """Largest of these sizes that keeps a slot busy for at most this long; 1 at least."""
@@ -106,7 +111,7 @@ def greedy(entry: LadderEntry, device: Device) -> Triggers:
     return {
         stage.model: Trigger(
             min_batch=1,
-            max_batch=device.largest_within(stage.model, _BATCH_SLO_FRAC * device.slo_s),
+            max_batch=device.largest_within(stage.model, BATCH_SLO_FRAC * device.slo_s),
             max_wait_s=0.0,
         )
         for stage in entry.stages

@@ -114,5 +114,5 @@ def _model_load_s(profile: Profile, family: PlannedFamily, name: str) -> float:
 
 
 def _load_s(profile: Profile, part: str) -> float:
-    found = profile.models.get(part) or profile.parts.get(part)
+    found = profile.part(part)
     return _LOAD_S if found is None or found.load_s is None else found.load_s

@@ -187,6 +187,8 @@ def test_an_endpoint_holds_as_many_instances_as_it_has_slots() -> None:
     assert everywhere(make_sites(less, {"a": held()}, MODELS, 0.1)) is None
 
 
+# the first run compiles the simulator
+@pytest.mark.timeout(240)
 def test_a_plan_has_several_layouts_where_they_pay_and_transitions_between_them() -> None:
     prior = ((20.0, 0.495), (40.0, 0.495), (1000.0, 0.01))
     given = inputs(goal=goal(max_epsilon=0.2), prior=prior, profiles={"c": held()}, cluster=endpoints(3, 3))
