@@ -84,7 +84,7 @@ class Orchestrator:
         self.gear_loop = GearLoop(plan, self.dispatcher, self.reconciler, self.metrics)
         self.plan_change = PlanChange(read_plan, self.dispatcher, self.reconciler, self.gear_loop, self.metrics)
         self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
-        self.dispatcher.on_endpoint_error = self._endpoint_failed
+        self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
         self.data_plane = CascadeDataPlane(self.dispatcher, self.metrics, on_arrival=self.gear_loop.on_arrival)
 
     async def run_loops(self) -> None:

@@ -1,44 +1,33 @@
 """The dispatcher: queues, slots and batches. Decisions are `cascadeserve.policy`; here they are carried out.
 
-Everything runs on one event loop and only `_send` awaits, so that state never changes in the middle of a decision.
+Everything runs on one event loop and only the batches in flight wait for anything, so that state never changes in the
+middle of a decision.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from cascadeserve.errors import DeadlineExceeded, InternalError, Unavailable
+from cascadeserve.errors import DeadlineExceeded, Unavailable
 from cascadeserve.policy.admission import in_time
 from cascadeserve.policy.balancing import least_expected_work
 from cascadeserve.policy.batching import AGEING, NOT_DUE, PATIENCE_SLOS, due_at_s, due_reason, next_queue
-from cascadeserve.policy.escalation import accepted
-from orchestrator.backend import BackendError, EndpointDown
 from orchestrator.deadlines import Deadlines
+from orchestrator.flights import Flights
 from orchestrator.routing import is_hosted, load_weights, with_room
-from orchestrator.rows import Segment, Ticket, bind, gather
+from orchestrator.rows import Segment, Ticket, bind
 from orchestrator.state import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
     from cascadeserve.gear_plan import Gear
-    from orchestrator.backend import BatchAnswer, ModelVersion
+    from orchestrator.backend import ModelVersion
     from orchestrator.metrics import Metrics
     from orchestrator.state import EndpointState, FamilyQueue, FamilyState
-
-_log = logging.getLogger(__name__)
-
-# A batch is waited for this long, whatever the deadlines of its rows: they expire by themselves, its slot stays busy
-# until Triton answers anyway: it runs a batch to its end even where nobody waits for it any more (2.51, measured).
-HANG_LIMIT_S = 60.0
-# at shutdown, calls whose rows have expired may take this much longer before they are cancelled
-CLOSE_GRACE_S = 3.0
 
 
 class Dispatcher:
@@ -50,13 +39,11 @@ class Dispatcher:
         """Endpoints are all down until `endpoint_is_up` says otherwise."""
         self.families: dict[str, FamilyState] = {}
         self.endpoints = list(endpoints)
-        self.on_endpoint_error: Callable[[EndpointState], None] = lambda _: None
         self._metrics = metrics
         # families of earlier plans that still have rows
         self._leaving: list[FamilyState] = []
         self._queues: list[FamilyQueue] = []
-        self._in_flight: set[Batch] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.flights = Flights(self.endpoints, metrics=metrics, pump=self.pump)
         self._deadlines = Deadlines(self._expire)
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s = float("inf")
@@ -123,7 +110,7 @@ class Dispatcher:
 
     def forget_drained(self) -> list[FamilyState]:
         """Let go of the families of earlier plans that have no rows left, and return them."""
-        busy = {batch.family for batch in self._in_flight}
+        busy = {batch.family for batch in self.flights.batches}
         drained = [family for family in self._leaving if family not in busy and not family.waiting_rows()]
         if drained:
             self._leaving = [family for family in self._leaving if family not in drained]
@@ -175,7 +162,7 @@ class Dispatcher:
         if any(model in family.in_gear() for family in (*self.families.values(), *self._leaving)):
             return True
         waiting = ((queue.family, segment) for queue in self._queues for segment in queue.segments)
-        on_the_way = ((batch.family, segment) for batch in self._in_flight for segment in batch.segments)
+        on_the_way = ((batch.family, segment) for batch in self.flights.batches for segment in batch.segments)
         return any(
             family.served(stage.model) == model
             for family, segment in (*waiting, *on_the_way)
@@ -201,11 +188,7 @@ class Dispatcher:
         self._deadlines.stop()
         for queue in self._queues:
             queue.refuse("the server is shutting down")
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLOSE_GRACE_S)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.flights.close()
 
     # -- batching -----------------------------------------------------------------------------------------------
 
@@ -268,107 +251,7 @@ class Dispatcher:
             return
         busy_s = planned.batch_busy_s(rows, endpoint.name)
         batch = Batch(queue.model, family, endpoint, segments, rows, busy_s, endpoint.generation)
-        self._in_flight.add(batch)
-        endpoint.depart(batch)
-        task = self._loop.create_task(self._send(batch), name=f"batch-{queue.model.name}-{endpoint.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _send(self, batch: Batch) -> None:
-        endpoint = batch.endpoint
-        specs = batch.family.plan.inputs
-        started_s = self._loop.time()
-        want_scores = any(segment.ticket.scores is not None for segment in batch.segments)
-        taken: list[tuple[Ticket, int]] = []
-        try:
-            inputs = [gather(batch.segments, position) for position in range(len(specs))]
-            answer = await endpoint.backend.infer(
-                batch.model, specs, inputs, want_scores=want_scores, timeout_s=HANG_LIMIT_S
-            )
-            self._metrics.batch(endpoint.name, batch.model.name, batch.rows, self._loop.time() - started_s)
-            taken = self._absorb(batch, answer)
-        except BackendError as error:
-            self._failed(batch, error)
-        except BaseException as error:
-            for segment in batch.segments:
-                segment.ticket.fail(InternalError("the orchestrator failed while it handled this batch"))
-            if not isinstance(error, asyncio.CancelledError):
-                _log.exception("batch of %s for %s failed", batch.model, endpoint.name)
-            else:
-                raise
-        finally:
-            endpoint.arrive(batch)
-            self._in_flight.discard(batch)
-            try:
-                self.pump()
-            finally:
-                # Last, so that the next batch is on its way before the answers of this one are written, one by one:
-                # the loop does things in the order in which they were asked for.
-                for ticket, rows in taken:
-                    ticket.finish_rows(rows)
-
-    def _absorb(self, batch: Batch, answer: BatchAnswer) -> list[tuple[Ticket, int]]:
-        """Give accepted rows to their tickets and queue the others at their next stage.
-
-        Returns the tickets that got rows and how many; they are not told of it yet.
-        """
-        stop = 0
-        now_s = self._loop.time()
-        given: list[tuple[Ticket, int]] = []
-        # of the whole batch, by threshold: rows of one batch seldom left in more than one gear
-        accepted_at: dict[float | None, NDArray[np.bool_]] = {}
-        answered_at: dict[int, int] = {}
-        for segment in batch.segments:
-            start, stop = stop, stop + segment.rows
-            ticket = segment.ticket
-            if ticket.done:
-                continue
-            if segment.entry is None:
-                raise RuntimeError("rows left without a gear")
-            threshold = segment.entry.stages[segment.stage].threshold
-            if threshold not in accepted_at:
-                accepted_at[threshold] = accepted(answer.certainty, threshold)
-            taken = accepted_at[threshold][start:stop]
-            num_taken = int(np.count_nonzero(taken))
-            if num_taken:
-                answered_at[segment.stage] = answered_at.get(segment.stage, 0) + num_taken
-                if num_taken == segment.rows:
-                    ticket.store(segment.indices, answer, slice(start, stop), segment.stage)
-                else:
-                    mine = np.flatnonzero(taken)
-                    indices = mine if segment.indices is None else segment.indices[mine]
-                    ticket.store(indices, answer, mine + start, segment.stage)
-                given.append((ticket, num_taken))
-            if num_taken < segment.rows:
-                self._escalate(batch.family, segment, np.flatnonzero(~taken), now_s)
-        for stage, rows in answered_at.items():
-            self._metrics.answered(batch.family.name, stage, rows)
-        num_nan = int(np.count_nonzero(np.isnan(answer.certainty)))
-        if num_nan:
-            self._metrics.nan_certainty(batch.model.name, num_nan)
-        return given
-
-    def _escalate(self, family: FamilyState, segment: Segment, rows: NDArray[np.intp], now_s: float) -> None:
-        if segment.entry is None:
-            raise RuntimeError("rows left without a gear")
-        queue = family.queues[segment.entry.stages[segment.stage + 1].model]
-        if is_hosted(queue.model, self.endpoints):
-            queue.push(segment.onward(rows, now_s))
-        else:
-            gone = f"no endpoint serves model '{queue.model.name}' of family '{family.name}' now"
-            segment.ticket.fail(Unavailable(gone))
-
-    def _failed(self, batch: Batch, error: BackendError) -> None:
-        _log.warning("batch of %d rows failed: %s", batch.rows, error)
-        self._metrics.batch_failed(batch.endpoint.name, batch.model.name)
-        for segment in batch.segments:
-            if isinstance(error, EndpointDown):
-                segment.ticket.fail(Unavailable(f"endpoint '{batch.endpoint.name}' went away; try again"))
-            else:
-                segment.ticket.fail(InternalError(f"model '{batch.model.name}' could not answer: {error}"))
-        # what an earlier life of the server left unanswered says nothing about this one
-        if isinstance(error, EndpointDown) and batch.generation == batch.endpoint.generation:
-            self.on_endpoint_error(batch.endpoint)
+        self.flights.depart(batch)
 
     # -- helpers of the above -----------------------------------------------------------------------------------
 
