@@ -21,10 +21,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## start a real Triton and the orchestrator, replay a burst, print the ledger
 	$(BIN)/cascadeserve demo
 
-# Tests that start a Triton pin it to a core and put load on it: they have the machine to themselves.
+# Tests of one file share a Triton, so one worker runs the whole file; those that put load on it have the machine to themselves.
 test: check ## static checks and the whole test suite
 	$(BIN)/python -m pytest -m 'not triton' --numprocesses 2
-	$(BIN)/python -m pytest -m triton
+	$(BIN)/python -m pytest -m 'triton and not loaded' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m loaded
 
 check: $(INSTALLED) ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -10,8 +10,12 @@ import pytest
 
 from cascadeserve.artefacts import write_json
 
-# what starts a Triton has the machine to itself
-_SESSIONS = (("-m", "not triton", "--numprocesses", "2"), ("-m", "triton"))
+_SESSIONS = (
+    ("-m", "not triton", "--numprocesses", "2"),
+    ("-m", "triton and not loaded", "--numprocesses", "2", "--dist", "loadfile"),
+    # what puts load on a Triton has the machine to itself
+    ("-m", "loaded"),
+)
 _FINE = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import socket
 import sys
 from typing import IO, TYPE_CHECKING, Any
@@ -29,15 +30,23 @@ if TYPE_CHECKING:
 _START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 40.0
 TRITON_CORE = 0
+_PORTS = range(15_000, 32_000)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports of 127.0.0.1 that nobody listens on now, all different.
+
+    They are below those that Linux gives to outgoing connections (ip_local_port_range begins at 32768), so that none
+    is taken by such a connection before its server listens.
+    """
+    free: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            free.append(port)
+        if len(free) == count:
+            return free
+    raise CascadeServeError(f"fewer than {count} ports of 127.0.0.1 between {_PORTS[0]} and {_PORTS[-1]} are free")
 
 
 class LocalStack:

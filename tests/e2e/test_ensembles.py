@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.triton, pytest.mark.loaded, pytest.mark.torch, pytest.mark.timeout(240)]
 
 STAGES = {
     "texts_words": ("texts_count_words", "texts_words_classifier"),

@@ -16,14 +16,25 @@ from tests.fakes.servers import running, server_pid, wait_until_ready
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.triton, pytest.mark.timeout(180)]
+    from tests.e2e.load import Replay
+    from tests.fakes.servers import Stack
+
+pytestmark = [pytest.mark.triton, pytest.mark.loaded, pytest.mark.timeout(180)]
 
 
-@pytest.mark.parametrize("transport", ["http", "grpc"])
-def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_path: Path, transport: str) -> None:
+def _over_both_transports(stack: Stack, folder: Path, *options: str) -> list[Replay]:
+    """Start one load over HTTP and one over gRPC."""
+    loads = []
+    for transport, url in (("http", stack.url), ("grpc", f"grpc://{stack.grpc_address}")):
+        own = folder / f"{transport}{options[0]}"
+        own.mkdir()
+        loads.append(start_replay(own, url, tiny_rows(own), *options))
+    return loads
+
+
+def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_path: Path) -> None:
     with running(tiny_stack(tmp_path, ("a",))) as stack:
-        url = stack.url if transport == "http" else f"grpc://{stack.grpc_address}"
-        load = start_replay(tmp_path, url, tiny_rows(tmp_path), "--rate=150", "--duration=15", "--slo=0.5")
+        loads = _over_both_transports(stack, tmp_path, "--rate=75", "--duration=15", "--slo=0.5")
         time.sleep(4)
         os.kill(server_pid(stack.tritons["a"]), signal.SIGKILL)
         process = stack.tritons["a"].process
@@ -31,24 +42,23 @@ def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_
         assert process.wait(30) == 1  # `cascadeserve triton` says that its server ended
         stack.start_triton("a")
         wait_until_ready(f"{stack.url}/v2/health/ready", stack.orchestrator, timeout_s=20)
-        report = load.result()
-        ledger = report["ledger"]
-        assert ledger["lost"] == ledger["duplicated"] == ledger["failed"] == ledger["answered_wrong"] == 0, report
-        assert ledger["refused"] > 0
-        assert ledger["answered_correct"] > 0.3 * ledger["sent"]
-        after = start_replay(tmp_path, url, tiny_rows(tmp_path), "--rate=100", "--duration=2", "--slo=0.5").result()
-        assert after["ledger"]["answered_correct"] == after["ledger"]["sent"]
+        for report in (load.result() for load in loads):
+            ledger = report["ledger"]
+            assert ledger["lost"] == ledger["duplicated"] == ledger["failed"] == ledger["answered_wrong"] == 0, report
+            assert ledger["refused"] > 0
+            assert ledger["answered_correct"] > 0.3 * ledger["sent"]
+        for load in _over_both_transports(stack, tmp_path, "--rate=50", "--duration=2", "--slo=0.5"):
+            ledger = load.result()["ledger"]
+            assert ledger["answered_correct"] == ledger["sent"]
 
 
-@pytest.mark.parametrize("transport", ["http", "grpc"])
-def test_sigterm_under_load_loses_nothing(tmp_path: Path, transport: str) -> None:
+def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
     with running(tiny_stack(tmp_path, ("a",))) as stack:
-        url = stack.url if transport == "http" else f"grpc://{stack.grpc_address}"
-        load = start_replay(tmp_path, url, tiny_rows(tmp_path), "--rate=200", "--duration=8", "--slo=0.5")
+        loads = _over_both_transports(stack, tmp_path, "--rate=100", "--duration=8", "--slo=0.5")
         time.sleep(4)
         assert stack.orchestrator is not None
         assert stack.orchestrator.stop() == 0
-        ledger = load.result()["ledger"]
-        assert ledger["lost"] == ledger["duplicated"] == ledger["failed"] == ledger["answered_wrong"] == 0, ledger
-        assert ledger["answered_correct"] > 300
-        assert ledger["refused"] > 0  # what came after the listening sockets were closed
+        for ledger in (load.result()["ledger"] for load in loads):
+            assert ledger["lost"] == ledger["duplicated"] == ledger["failed"] == ledger["answered_wrong"] == 0, ledger
+            assert ledger["answered_correct"] > 150
+            assert ledger["refused"] > 0  # what came after the listening sockets were closed

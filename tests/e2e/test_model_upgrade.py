@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.triton, pytest.mark.loaded, pytest.mark.timeout(120)]
 
 MODEL = "digits_cnn"
 # version 2 is as sure of everything as no version 1 ever is

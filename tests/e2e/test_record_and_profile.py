@@ -24,7 +24,7 @@ from examples.digits.data import rows
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.triton, pytest.mark.loaded, pytest.mark.timeout(120)]
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.triton, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.triton, pytest.mark.loaded, pytest.mark.timeout(180)]
 
 
 def document() -> dict[str, Any]:
