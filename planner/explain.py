@@ -186,8 +186,8 @@ def _gear_lines(family: PlannedFamily, gear: Gear) -> str:
     if gear.predicted is not None:
         found = gear.predicted
         lines.append(
-            f"  at {gear.upper_rate_per_s:.0f} rows/s: p50 {_ms(found.p50_s)} ms, p95 {_ms(found.p95_s)} ms, device "
-            f"{found.utilisation:.0%} busy, {found.accuracy:.2%} right; p{100.0 * family.percentile:.4g} in its range "
+            f"  at {gear.upper_rate_per_s:.0f} rows/s: p50 {_ms(found.p50_s)} ms, p95 {_ms(found.p95_s)} ms, p99 "
+            f"{_ms(found.p99_s)} ms, device {found.utilisation:.0%} busy, {found.accuracy:.2%} right; p{100.0 * family.percentile:.4g} in its range "
             f"at most {_ms(found.worst_s)} ms"
         )
     return "\n".join(lines)
