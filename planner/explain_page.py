@@ -182,8 +182,8 @@ def render_page(
 ) -> str:
     """Text of the page; the same input gives the same text.
 
-    With `cluster` it says what the endpoints are and cost, with `profiles`, by device kind, what memory is taken. `changed` is a
-    sentence about files that are not those of the plan.
+    With `cluster` it says what the endpoints are and cost, with `profiles`, by device kind, what memory is taken.
+    `changed` is a sentence about files that are not those of the plan.
     """
     import jinja2  # noqa: PLC0415 - only the page needs it
 

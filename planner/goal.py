@@ -161,9 +161,9 @@ class FamilyGoal(Artefact, frozen=True, kw_only=True):
             return None
         field = "min_accuracy" if self.min_accuracy is not None else "below_reference"
         return (
-            f"max_epsilon = {self.max_epsilon:g} asks for more than {field} = {getattr(self, field):g}: what loses no more "
-            f"than that against the reference model (right on {reference_accuracy:.2%} of the search rows) is right on "
-            f"at least {floor:.2%}; raise max_epsilon, too, if less will do."
+            f"max_epsilon = {self.max_epsilon:g} asks for more than {field} = {getattr(self, field):g}: the reference "
+            f"model is right on {reference_accuracy:.2%} of the search rows, and what loses no more than that "
+            f"against it on at least {floor:.2%}; raise max_epsilon, too, if less will do."
         )
 
     def _asked(self, reference_accuracy: float) -> float:

@@ -14,25 +14,18 @@ _SMALLEST_FRAC = 1e-6
 
 
 def least_value(
-    can: Callable[[float], bool],
-    start: float,
-    *,
-    known: float = 0.0,
-    most: float,
-    ratio: float,
-    limit: TimeLimit,
-    step: float = 2.0,
+    can: Callable[[float], bool], start: float, *, known: float = 0.0, most: float, ratio: float, limit: TimeLimit
 ) -> float | None:
     """Smallest value up to `most`, to a ratio, for which `can` is true; None if there is none.
 
-    For `known`, if it is not 0, `can` is false; it is taken to stay true for what is larger. From `start` on up, each
-    value that is tried is `step` times the one before. Whatever is returned was tried. Past the `limit` it is the smallest that was found by then.
+    For `known`, if it is not 0, `can` is false; it is taken to stay true for what is larger. Whatever is returned was
+    tried. Past the `limit` it is the smallest that was found by then.
     """
     low, high = known, start
     while not can(high):
         if high >= most or limit.reached:
             return None
-        low, high = high, min(step * high, most)
+        low, high = high, min(2.0 * high, most)
     if not low:
         low = high / 2.0
         while low > start * _SMALLEST_FRAC and not limit.reached and can(low):

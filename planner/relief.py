@@ -8,9 +8,7 @@ looked for by then is said.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -20,16 +18,18 @@ from planner.least import least_count, least_value
 from planner.likely import likely_epsilon
 from planner.more_memory import memory_sizes, with_memory
 from planner.planning import LADDER_SIZE
+from planner.profile import FrontCost
+from planner.row_work import one_row_s
+from planner.search import reference_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cascadeserve.cluster import Cluster
     from cascadeserve.gear_plan import GearPlan, LadderEntry, PlannedFamily
     from planner.goal import FamilyGoal
     from planner.infeasible import Constraint
     from planner.inputs import Inputs
-    from planner.profile import FrontCost
     from planner.time_limit import TimeLimit
 
     # looks for a change and says it in words; None: there is none
@@ -37,18 +37,22 @@ if TYPE_CHECKING:
 
 # no error is waited for longer than about that
 _MOST_S = 20.0
-# How far SLO and number of endpoints are followed, as multiples of what there is. An SLO that nothing keeps at any rate
-# may be one in seconds that was meant in milliseconds; a rate that is too high rarely is so because of the SLO.
-_MOST_SLO: Mapping[str, float] = MappingProxyType({"latency": 4096.0, "rate": 32.0})
+# how far SLO and number of endpoints are followed, as multiples of what there is
+_MOST_SLO = 32.0
 _MOST_ENDPOINTS = 16
 _SLO_RATIO = 1.03
 _FIRST_SLO = 1.1
-_SLO_STEP = 8.0
+# what is tried where an SLO is far too short, as if it were given in other units: a multiple of the time of a row
+_USUAL_SLO_ROWS = 4.0
 _DIGITS = 3
 # accuracies and epsilons are named in hundredths of a point
 _FINENESS = 1e4
 # how often the accuracy is looked for again, among the entries of a ladder that ends there
 _ACCURACY_TRIES = 3
+_ITSELF = (
+    "What binds is the orchestrator itself, by what its own work takes (`front` in the profile): more endpoints do not "
+    "help."
+)
 # a rate that a draft reached may fail the checks when it is asked for; then this much less is asked
 _LESS = 0.97
 _RATE_TRIES = 3
@@ -81,45 +85,27 @@ def relief(
     """
     within = limit.part(_MOST_S)
     search = _Search(constraint, inputs, draft)
-    limited = any(endpoint.memory_bytes is not None for endpoint in inputs.cluster.endpoints)
-    sentences: list[str] = []
-    itself = constraint in {"latency", "rate"} and search.orchestrator_binds(within)
-    if itself:
-        sentences.append(
-            "What binds is the orchestrator itself, by what its own work takes (`front` in the profile): more endpoints "
-            "do not help."
-        )
-    tries: list[tuple[str, Attempt]] = []
-    if constraint == "rate":
-        tries.append(("rate", search.rate))
-    if inputs.policy != "reference":
-        tries.append(("accuracy", search.accuracy))
-    if constraint in {"latency", "rate"} and has_slo:
-        tries.append(("SLO", search.slo))
-    if constraint != "accuracy" and limited and not itself:
-        tries.append(("memory", search.memory))
-    if constraint == "rate" and not itself:
-        tries.append(("number of endpoints", search.endpoints))
+    itself = search.orchestrator_binds(within)
+    sentences = [_ITSELF] if itself else []
+    tries = search.tries(has_slo=has_slo, endpoints_may_help=not itself)
     found: list[str] = []
     hurried: list[str] = []
     missed: list[str] = []
-    for number, (what, attempt) in enumerate(tries):
+    for number, (what, attempt) in enumerate(tries.items()):
         part = within.part(within.left_s / (len(tries) - number))
         change = None if part.reached else attempt(part)
         if change is not None:
             found.append(change)
         if part.reached:
             (missed if change is None else hurried).append(what)
-        elif what == "number of endpoints" and change is None and search.orchestrator_binds(within, _MOST_ENDPOINTS):
-            sentences.append("More endpoints alone do not help: the orchestrator itself would be what binds then.")
     if found:
         sentences.append(f"{'Any of these' if len(found) > 1 else 'This'} would do: {'; '.join(found)}.")
-    elif len(missed) < len(tries):
+    elif not missed or len(missed) < len(tries):
         sentences.append("No change of one number that was tried makes a plan of it.")
     if hurried or missed:
         sentences.append(_in_a_hurry(hurried, missed))
-    if limit.reached:
-        limit.leave_out("some of what would lift the goal")
+        if limit.reached:
+            limit.leave_out("some of what would lift the goal")
     return " ".join(sentences)
 
 
@@ -140,25 +126,51 @@ class _Search:
         self._constraint = constraint
         self._inputs = inputs
         self._draft = draft
-
-    def orchestrator_binds(self, limit: TimeLimit, times: int = 1) -> bool:
-        """Whether there would be a plan if the orchestrator itself took no time, for so many times the endpoints."""
-        profiles, cluster = self._inputs.profiles, self._inputs.cluster
-        front = next((profile.front for profile in profiles.values() if profile.front is not None), None)
-        if front is None:
-            return False
-        if self._busy(front) >= 1.0:
-            return True
-        free = {kind: msgspec.structs.replace(profile, front=None) for kind, profile in profiles.items()}
-        more = _with_more(cluster, times * len(cluster.endpoints))
-        return self._family(replace(self._inputs, profiles=free, cluster=more), limit) is not None
-
-    def _busy(self, front: FrontCost) -> float:
-        """Share of its time that the orchestrator's own work would take at the rate of the goal, at the very least."""
-        goal = self._inputs.goal
-        batch_s = front.batch_s / max(self._inputs.largest_batch.values())
+        goal, profiles = inputs.goal, inputs.profiles
+        front = next((each.front for each in profiles.values() if each.front is not None), FrontCost())
+        # what a row of the reference model takes, and one of the fastest model
+        self._row_s = one_row_s(reference_model(inputs.search), profiles)
+        self._fastest_s = min(one_row_s(model, profiles) for model in inputs.search.models)
+        # no answer is quicker than that
+        self._lone_s = self._fastest_s + front.request_s + front.batch_s + front.row_s + front.path_s
+        self._slo_s = goal.slo_s or (goal.slo_per_reference_batch or 0.0) * self._row_s
+        # share of its time that the orchestrator's own work takes at the rate of the goal, at the very least
+        batch_s = front.batch_s / max(inputs.largest_batch.values())
         row_s = (front.request_s + front.answer_s) / goal.mean_rows + front.row_s + batch_s
-        return (goal.max_rate_per_s or 0.0) * row_s
+        self._orchestrator_busy = (goal.max_rate_per_s or 0.0) * row_s
+
+    def orchestrator_binds(self, limit: TimeLimit) -> bool:
+        """Whether the orchestrator cannot do the work itself, or there would be a plan if it took no time."""
+        if self._constraint not in {"latency", "rate"} or self._slo_s < self._fastest_s:
+            return False
+        if self._orchestrator_busy >= 1.0:
+            return True
+        profiles = self._inputs.profiles
+        if all(profile.front is None for profile in profiles.values()):
+            return False
+        free = {kind: msgspec.structs.replace(profile, front=None) for kind, profile in profiles.items()}
+        return self._family(replace(self._inputs, profiles=free), limit) is not None
+
+    def tries(self, *, has_slo: bool, endpoints_may_help: bool) -> dict[str, Attempt]:
+        """What to look for, by the number that is changed; nothing of which it is clear that it does not help."""
+        constraint, inputs = self._constraint, self._inputs
+        found: dict[str, Attempt] = {}
+        if constraint == "rate":
+            found["rate"] = self.rate
+        if self._orchestrator_busy >= 1.0:
+            return found
+        if constraint in {"latency", "rate"} and has_slo:
+            found["SLO"] = self.slo
+        if self._slo_s < self._lone_s:
+            return found
+        if inputs.policy != "reference":
+            found["accuracy"] = self.accuracy
+        limited = any(endpoint.memory_bytes is not None for endpoint in inputs.cluster.endpoints)
+        if constraint != "accuracy" and limited and endpoints_may_help:
+            found["memory"] = self.memory
+        if constraint == "rate" and endpoints_may_help:
+            found["number of endpoints"] = self.endpoints
+        return found
 
     def rate(self, limit: TimeLimit) -> str | None:
         """Find the highest rate that there is a plan for."""
@@ -175,36 +187,38 @@ class _Search:
 
     def slo(self, limit: TimeLimit) -> str | None:
         """Find the shortest SLO that there is a plan for."""
-        goal = self._inputs.goal
-        field = "slo_s" if goal.slo_s is not None else "slo_per_reference_batch"
-        now = goal.slo_s or goal.slo_per_reference_batch or 0.0
+        field, unit_s = "slo_s", 1.0
+        if self._inputs.goal.slo_s is None:
+            field, unit_s = "slo_per_reference_batch", self._row_s
 
-        def longer(factor: float) -> float:
-            return _rounded(now * factor, math.ceil)
+        def asked(slo_s: float) -> float:
+            return _rounded(slo_s / unit_s, math.ceil)
 
-        least = least_value(
-            lambda factor: self._with_goal({field: longer(factor)}, limit) is not None,
-            _FIRST_SLO, known=1.0, most=_MOST_SLO[self._constraint], ratio=_SLO_RATIO, limit=limit, step=_SLO_STEP,
+        known_s = max(self._slo_s, self._lone_s)
+        least_s = least_value(
+            lambda slo_s: self._with_goal({field: asked(slo_s)}, limit) is not None,
+            max(_FIRST_SLO * known_s, _USUAL_SLO_ROWS * self._row_s), known=known_s,
+            most=_MOST_SLO * max(known_s, self._row_s), ratio=_SLO_RATIO, limit=limit,
         )  # fmt: skip
-        return None if least is None else f"{field} = {longer(least):g}"
+        return None if least_s is None else f"{field} = {asked(least_s):g}"
 
     def accuracy(self, limit: TimeLimit) -> str | None:
         """Find the highest accuracy that there is a plan for, and what a certificate would have to allow then.
 
         It is that of one entry for all rates: the most accurate one that reaches the rate of the goal. Where the goal
-        asks for none, that is the highest one that it says occurs, or else any rate at all.
+        asks for none, that is the highest one that it says occurs, or else any rate at all, or as high a one as can be.
         """
-        goal = self._inputs.goal
-        occurring = max((rate for rate, _ in self._inputs.prior or ()), default=0.0)
-        for rate_per_s in [goal.max_rate_per_s] if goal.max_rate_per_s else [occurring, _ANY_RATE_PER_S]:
-            found = self._accuracy_at(rate_per_s, limit) if rate_per_s else None
-            # with the rate that the goal has, it must be a plan, too
-            if found is not None and (goal.max_rate_per_s or self._with_goal(found[1], limit) is not None):
+        asked = self._inputs.goal.max_rate_per_s
+        highest = [max(rate for rate, _ in self._inputs.prior)] if self._inputs.prior else []
+        for rate_per_s in [asked] if asked else [*highest, _ANY_RATE_PER_S, None]:
+            found = self._accuracy_at(rate_per_s, limit)
+            # that of a low rate may not do where the planner goes as high as it can
+            if found is not None and (asked or self._with_goal(found[1], limit) is not None):
                 return found[0]
         return None
 
-    def _accuracy_at(self, rate_per_s: float, limit: TimeLimit) -> tuple[str, Mapping[str, float | None]] | None:
-        """Highest accuracy at a rate, in words and as changes of the goal."""
+    def _accuracy_at(self, rate_per_s: float | None, limit: TimeLimit) -> tuple[str, Mapping[str, float | None]] | None:
+        """Highest accuracy at a rate, None: as high a one as can be, in words and as changes of the goal."""
         found: tuple[str, dict[str, float | None]] | None = None
         # first without any accuracy, then with that of the entry that served, until nothing better does
         changes: dict[str, float | None] = {"min_accuracy": None, "below_reference": 1.0, "max_epsilon": 1.0}

@@ -57,6 +57,26 @@ def test_a_wrong_goal_is_refused_with_file_and_field(case: str, tmp_path: Path) 
     assert words in str(caught.value)
 
 
+def test_of_several_families_the_one_is_named_whose_goal_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "goal.toml"
+    path.write_text("schema_version = 1\n[families.a]\nslo_s = 1.0\n[families.b]\nslo_s = 1.0\ndelta = 2.0\n")
+    with pytest.raises(InvalidArtefact, match=r"goal\.toml: \$\.families\.b\.delta: Expected `float` < 1\.0"):
+        read_goal(path)
+
+
+def test_it_is_said_where_max_epsilon_asks_for_more_than_the_accuracy() -> None:
+    tight = FamilyGoal(slo_s=1.0, min_accuracy=0.9)
+    assert tight.accuracy_floor(0.986) == pytest.approx(0.976)
+    said = tight.tightened(0.986)
+    assert said is not None
+    assert "max_epsilon = 0.01 asks for more than min_accuracy = 0.9" in said
+    assert "on at least 97.60%" in said
+    for fine in (
+        FamilyGoal(slo_s=1.0, min_accuracy=0.98), FamilyGoal(slo_s=1.0, below_reference=0.01), FamilyGoal(slo_s=1.0)
+    ):  # fmt: skip
+        assert fine.tightened(0.986) is None
+
+
 def test_no_family_is_no_goal(tmp_path: Path) -> None:
     path = tmp_path / "goal.toml"
     path.write_text("schema_version = 1\nfamilies = {}\n")
