@@ -51,5 +51,5 @@ def with_memory(endpoints: Sequence[Endpoint], names: Collection[str], least_byt
 
 
 def _rounded_up(size: int, digits: int) -> int:
-    place = 10 ** max(math.floor(math.log10(size or 1)) - digits + 1, 0)
+    place: int = 10 ** max(math.floor(math.log10(size or 1)) - digits + 1, 0)
     return -(-size // place) * place

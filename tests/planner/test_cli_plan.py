@@ -311,7 +311,6 @@ def test_explain_says_which_file_is_not_the_one_of_the_plan(folder: Path, capsys
     assert shown.err.count("\n") == 1
     assert "profile.json" not in shown.err
     assert said in (folder / "plan.html").read_text()
-    assert "2 per hour" in " ".join(shown.out.split())
 
 
 def test_plan_says_where_max_epsilon_asks_for_more_than_the_accuracy(
