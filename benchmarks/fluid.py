@@ -63,7 +63,8 @@ class FluidPredictor:
         load = rate_per_s / capacity if capacity else math.inf
         alone_s += sum(trigger.max_wait_s for trigger in triggers)
         latency_s = alone_s / (1.0 - load) if load < 1.0 else math.inf
-        return Prediction(rate_per_s, latency_s / 2, latency_s, latency_s, load, keeps=latency_s <= self._planned.slo_s)
+        keeps = latency_s <= self._planned.slo_s
+        return Prediction(rate_per_s, latency_s / 2, latency_s, latency_s, latency_s, load, keeps)
 
     def share_in_force(self, gears: Sequence[Gear], rate_per_s: float) -> float:  # noqa: ARG002
         """Nothing is restless."""

@@ -22,6 +22,7 @@ class Predicted(Artefact, frozen=True, kw_only=True):
     sustained_rate_per_s: Annotated[float, Meta(gt=0.0)]
     p50_s: Duration
     p95_s: Duration
+    p99_s: Duration
     # the family's percentile of latency, at whichever quarter of the range it is longest
     worst_s: Duration
     # share of rows answered rightly, on the search split

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # a layout before another one ends at this share of its highest rate at most, or there is no use in it
 _LOWER_FRAC = 0.98
-# the layout where nothing else is looked at
+# the layout of a plan that has one
 ALL = "all"
 # of each length
 _MOST_CHAINS = 256
@@ -199,9 +199,7 @@ def _joined(
     used = {stage.model for _, here in geared for gear in here for stage in by_name[gear.ladder_entry].stages}
     parts = always | {part.name for model in used for part in sites.models[model].parts}
     several = len(geared) > 1
-    names = [f"layout-{place}" for place in range(1, len(geared) + 1)]
-    if not several and geared[0][0].name == ALL:
-        names = [ALL]
+    names = [f"layout-{place}" for place in range(1, len(geared) + 1)] if several else [ALL]
     layouts = tuple(
         msgspec.structs.replace(needed_of(layout, parts), name=name)
         for (layout, _), name in zip(geared, names, strict=True)

@@ -27,9 +27,10 @@ from planner.fits import check_planned
 from planner.goal import choose_families, rate_prior, read_goal, trace_path, with_least
 from planner.infeasible import Infeasible
 from planner.inputs import Inputs
-from planner.objectives import Planner
+from planner.objectives import Planner, tightened
 from planner.policies import POLICIES
 from planner.profile import read_profiles
+from planner.provenance import changed_inputs
 from planner.rank_layouts import MOST_LAYOUTS
 from planner.records_files import read_family, read_search
 from planner.time_limit import TimeLimit
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from planner.goal import FamilyGoal, Least, RatePrior
     from planner.policies import Policy
     from planner.profile import Profile
+    from planner.records_files import Split
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _PROFILE_HELP = "Profile of the models (JSON); one for every kind of device in the cluster."
@@ -144,8 +146,8 @@ def plan(
         raise UsageError("--from-trace: is the load of one family; name a trace per family in the goal")
     profiles = read_profiles(profile_paths)
     cluster = read_cluster(cluster_path)
-    searches = _by_family(search_paths, families, "--search")
-    calibrations = _by_family(calibration_paths, families, "--calibration") if calibration_paths else {}
+    searches = _by_family(search_paths, families, "search")
+    calibrations = _by_family(calibration_paths, families, "calibration") if calibration_paths else {}
     wanted = []
     for family in families:
         goal = goals.families[family]
@@ -230,9 +232,12 @@ def explain(
         if cluster is None:
             raise UsageError("--profile: which endpoints it is of stands in the cluster file; give --cluster too")
         check_planned(made, profiles, cluster)
+    changed = changed_inputs(made, cluster_path, dict(zip(profiles, profile_paths, strict=True)))
     if page_path is not None:
-        write_page(page_path, made, cluster, profiles)
+        write_page(page_path, made, cluster, profiles, changed)
     _show(made, cluster, profiles)
+    if changed is not None:
+        click.echo(f"Warning: {changed}", err=True)
 
 
 def _say_left_out(limit: TimeLimit) -> None:
@@ -240,11 +245,12 @@ def _say_left_out(limit: TimeLimit) -> None:
         click.echo(f"The time limit was reached, which left out: {'; '.join(limit.left_out)}.", err=True)
 
 
-def _by_family(paths: Sequence[Path], families: Sequence[str], option: str) -> dict[str, Path]:
-    """Records file of each family."""
+def _by_family(paths: Sequence[Path], families: Sequence[str], split: Split) -> dict[str, Path]:
+    """Records file of each family; the option that they are given by is named like their split."""
+    option = f"--{split}"
     found: dict[str, Path] = {}
     for path in paths:
-        family = read_family(path)
+        family = read_family(path, split)
         if family not in families:
             wanted = " or ".join(map(repr, families))
             raise UsageError(f"{option}: {path} is of family {family!r}, but {wanted} is wanted; give its records")
@@ -270,7 +276,8 @@ def _make(
     first = families[0]
     if len(families) > 1:
         together = FamiliesPlanner(families, limit=limit, checkpoint=checkpoint, on_progress=on_progress)
-        return together.plan(calibrations, spend=spend, name=first.name), ()
+        made = together.plan(calibrations, spend=spend, name=first.name)
+        return made, [f"Family {each.family!r}: {found}" for each in families for found in tightened(each)]
     alone = Planner(limit=limit, checkpoint=checkpoint, on_progress=on_progress)
     made, settled = alone.plan(first, calibrations.get(first.family), spend=spend)
     return made, settled.findings

@@ -185,10 +185,13 @@ def _gear_lines(family: PlannedFamily, gear: Gear) -> str:
         lines.append(f"  {model}: batches of {trigger.min_batch}{wait} to {trigger.max_batch}")
     if gear.predicted is not None:
         found = gear.predicted
+        latencies = ", ".join(
+            f"p{share} {_ms(seconds)} ms"
+            for share, seconds in ((50, found.p50_s), (95, found.p95_s), (99, found.p99_s))
+        )
         lines.append(
-            f"  at {gear.upper_rate_per_s:.0f} rows/s: p50 {_ms(found.p50_s)} ms, p95 {_ms(found.p95_s)} ms, device "
-            f"{found.utilisation:.0%} busy, {found.accuracy:.2%} right; p{100.0 * family.percentile:.4g} in its range "
-            f"at most {_ms(found.worst_s)} ms"
+            f"  at {gear.upper_rate_per_s:.0f} rows/s: {latencies}, device {found.utilisation:.0%} busy, "
+            f"{found.accuracy:.2%} right; p{100.0 * family.percentile:.4g} in its range at most {_ms(found.worst_s)} ms"
         )
     return "\n".join(lines)
 

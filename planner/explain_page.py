@@ -169,16 +169,21 @@ def check_page() -> None:
         raise UsageError(f"a page needs the package {error.name!r}: pip install 'cascadeserve[examples]'") from error
 
 
-def write_page(path: Path, plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str, Profile]) -> None:
-    """Write the page; folders are made."""
+def write_page(
+    path: Path, plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str, Profile], changed: str | None = None
+) -> None:
+    """Write the page; folders are made. The rest is for `render_page`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, render_page(plan, cluster, profiles).encode())
+    write_atomically(path, render_page(plan, cluster, profiles, changed).encode())
 
 
-def render_page(plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str, Profile]) -> str:
+def render_page(
+    plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str, Profile], changed: str | None = None
+) -> str:
     """Text of the page; the same input gives the same text.
 
     With `cluster` it says what the endpoints are and cost, with `profiles`, by device kind, what memory is taken.
+    `changed` is a sentence about files that are not those of the plan.
     """
     import jinja2  # noqa: PLC0415 - only the page needs it
 
@@ -199,6 +204,7 @@ def render_page(plan: GearPlan, cluster: Cluster | None, profiles: Mapping[str, 
     cost = plan_cost(plan, costs_by_endpoint(cluster))
     return environment.get_template("explain_page.html.jinja").render(
         plan=plan,
+        changed=changed,
         families=[_family(plan, name, cluster) for name in plan.families],
         grids=[_grid(plan, layout, cluster, profiles) for layout in plan.layouts],
         ways=[

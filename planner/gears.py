@@ -310,6 +310,7 @@ def _checked(gear: Gear, span: Span, goal: FamilyGoal, predictor: Predictor) -> 
         sustained_rate_per_s=span.tuned.sustained_per_s,
         p50_s=at_end.p50_s,
         p95_s=at_end.p95_s,
+        p99_s=at_end.p99_s,
         worst_s=max(prediction.latency_s for prediction in found),
         accuracy=span.tuned.entry.accuracy or 0.0,
         utilisation=at_end.utilisation,

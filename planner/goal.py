@@ -13,7 +13,7 @@ Rates are in rows per second. Everything has a default but the latency, or the a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -151,10 +151,25 @@ class FamilyGoal(Artefact, frozen=True, kw_only=True):
 
     def accuracy_floor(self, reference_accuracy: float) -> float:
         """Accuracy on the search split below which no entry is certified; beyond max_epsilon none could be."""
-        asked = self.min_accuracy or 0.0
+        return max(self._asked(reference_accuracy), reference_accuracy - self.max_epsilon)
+
+    def tightened(self, reference_accuracy: float) -> str | None:
+        """Say in a sentence that max_epsilon asks for more than the accuracy of the goal; None: it does not."""
+        floor = self.accuracy_floor(reference_accuracy)
+        given = _num_given(self.min_accuracy, self.below_reference)
+        if not given or floor <= self._asked(reference_accuracy):
+            return None
+        field = "min_accuracy" if self.min_accuracy is not None else "below_reference"
+        return (
+            f"max_epsilon = {self.max_epsilon:g} asks for more than {field} = {getattr(self, field):g}: the reference "
+            f"model is right on {reference_accuracy:.2%} of the search rows, and what loses no more than that "
+            f"against it on at least {floor:.2%}; raise max_epsilon, too, if less will do."
+        )
+
+    def _asked(self, reference_accuracy: float) -> float:
         if self.below_reference is not None:
-            asked = reference_accuracy - self.below_reference
-        return max(asked, reference_accuracy - self.max_epsilon)
+            return reference_accuracy - self.below_reference
+        return self.min_accuracy or 0.0
 
 
 def _num_given(*fields: object) -> int:
@@ -175,7 +190,25 @@ def read_goal(path: Path) -> Goal:
         InvalidArtefact: naming the field.
 
     """
-    return read_toml(path, Goal)
+    try:
+        return read_toml(path, Goal)
+    except InvalidArtefact as error:
+        if not (error.field or "").startswith("$.families[...]"):
+            raise
+        raise _of_family(error, path) from error
+
+
+def _of_family(error: InvalidArtefact, path: Path) -> InvalidArtefact:
+    """Say the same with the name of the family: it is the first whose goal is wrong."""
+    families: dict[str, object] = read_toml(path, dict[str, Any])["families"]
+    for name, goal in families.items():
+        try:
+            msgspec.convert({"schema_version": 1, "families": {name: goal}}, Goal)
+        except msgspec.ValidationError:
+            field = str(error.field)
+            what = str(error).removeprefix(f"{path}: {field}: ")
+            return InvalidArtefact(what, path=path, field=field.replace("[...]", f".{name}", 1))
+    return error
 
 
 def choose_families(goal: Goal, path: Path, name: str | None) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from planner.least_cost import cost_of, least_cost
 from planner.planning import no_progress, plan_family
 from planner.policies import WITH_ONE_ENTRY
 from planner.relief import relief
+from planner.search import reference_model
 from planner.time_limit import TimeLimit
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ class Planner:
             else:
                 has_slo = inputs.goal.least != "latency"
                 found = relief(error.constraint, settled.inputs, self.draft, self._limit, has_slo=has_slo)
-            raise Infeasible(f"{error}. {found}", error.constraint) from error
-        return made, settled
+            raise Infeasible(" ".join([f"{error}.", found, *tightened(inputs)]), error.constraint) from error
+        return made, replace(settled, findings=(*settled.findings, *tightened(inputs)))
 
     def settle(self, inputs: Inputs) -> Settled:
         """Find the SLO, or the endpoints, that the goal wants the least of.
@@ -115,17 +116,18 @@ class Planner:
             return self._least_cost(inputs)
         return Settled(inputs)
 
-    def draft(self, inputs: Inputs, *, quick: bool = False) -> GearPlan:
+    def draft(self, inputs: Inputs, *, quick: bool = False, limit: TimeLimit | None = None) -> GearPlan:
         """Make a plan with one entry for all rates and without a certificate, to see what can be reached.
 
-        With `quick` the first entry that reaches the rate of the goal is taken, not the most accurate one.
+        With `quick` the first entry that reaches the rate of the goal is taken, not the most accurate one. Past the
+        `limit`, None: that of all plans, it is the most accurate one that was found by then.
 
         Raises:
             Infeasible: nothing can.
 
         """
         wanted = replace(inputs, policy=WITH_ONE_ENTRY[inputs.policy], quickest=False)
-        limit = TimeLimit(0.0) if quick else self._limit
+        limit = TimeLimit(0.0) if quick else limit or self._limit
         return plan_family(
             wanted, None, predict=self._predict, on_progress=self._on_progress, limit=limit,
             checkpoint=self._checkpoint,
@@ -184,6 +186,14 @@ class Planner:
             f"{', '.join(endpoint.name for endpoint in found)}."
         )
         return Settled(of(found), (finding,))
+
+
+def tightened(inputs: Inputs) -> list[str]:
+    """Say, if it is so, that max_epsilon asks for more than the accuracy of the goal."""
+    search = inputs.search
+    accuracy = float((search.models[reference_model(search)].label == search.truth).mean())
+    sentence = None if inputs.policy == "reference" else inputs.goal.tightened(accuracy)
+    return [] if sentence is None else [sentence]
 
 
 def _with_slo(goal: FamilyGoal, batches: float) -> FamilyGoal:

@@ -73,6 +73,7 @@ class Prediction:
     rate_per_s: float
     p50_s: float
     p95_s: float
+    p99_s: float
     latency_s: float
     utilisation: float
     # latency_s within the SLO, nothing refused, no growing queue
@@ -147,13 +148,14 @@ class SimulatedGears:
         duration_s = min(duration_s, max(_MOST_REQUESTS, more) / requests_per_s)
         load = self._load(np.array([0.0, duration_s]), np.array([requests_per_s]), effort.stream, share)
         outcome = self._simulator(plan, (gear,), devices).run(load, hold_gear=gear.name)
-        p50_s, p95_s, latency_s = outcome.quantiles_s((0.5, 0.95, self._goal.percentile))
+        p50_s, p95_s, p99_s, latency_s = outcome.quantiles_s((0.5, 0.95, 0.99, self._goal.percentile))
         # By Little's law more requests than this wait only if they are late.
         growing = outcome.in_system_at_end > max(2.0, 2.0 * requests_per_s * slo_s)
         return Prediction(
             rate_per_s=rate_per_s,
             p50_s=p50_s,
             p95_s=p95_s,
+            p99_s=p99_s,
             latency_s=latency_s,
             utilisation=max(
                 busy_s / (duration_s * devices[endpoint].slots) for endpoint, busy_s in outcome.busy_s.items()

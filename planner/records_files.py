@@ -41,7 +41,7 @@ from planner.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -126,17 +126,14 @@ def read_search(path: Path) -> SearchRecords:
     return _read(path, SearchRecords)
 
 
-def read_family(path: Path) -> str:
-    """Family that a records file is of, whatever its split: none of the rows are read.
+def read_family(path: Path, split: Split) -> str:
+    """Family that a records file of a split is of: none of the rows are read.
 
     Raises:
-        InvalidArtefact: naming the file.
+        InvalidArtefact: naming the file; it is of another split.
 
     """
-    header = _load(path, [_HEADER]).get(_HEADER)
-    if header is None:
-        raise InvalidArtefact("is missing; this is no records file", path=path, field=_HEADER)
-    return decode_json(header.tobytes(), Header, path=f"{path}: {_HEADER}").family
+    return _header(_load(path, [_HEADER]), path, split).family
 
 
 def read_calibration(path: Path) -> CalibrationRecords:
@@ -151,12 +148,8 @@ def read_held_out(path: Path) -> HeldOutRecords:
 
 def _read(path: Path, kind: type[R]) -> R:
     found = _load(path)
-    if _HEADER not in found:
-        raise InvalidArtefact("is missing; this is no records file", path=path, field=_HEADER)
-    header = decode_json(found.pop(_HEADER).tobytes(), Header, path=f"{path}: {_HEADER}")
-    if header.split != _SPLITS[kind]:
-        problem = f"is {header.split!r}, but the {_SPLITS[kind]!r} split is wanted here; splits are never exchanged"
-        raise InvalidArtefact(problem, path=path, field=f"{_HEADER}: $.split")
+    header = _header(found, path, _SPLITS[kind])
+    del found[_HEADER]
     names = [model.name for model in header.models]
     if len(set(names)) != len(names):
         raise InvalidArtefact("lists a model twice", path=path, field=f"{_HEADER}: $.models")
@@ -174,6 +167,16 @@ def _read(path: Path, kind: type[R]) -> R:
     for name, problem in problems(records):
         raise InvalidArtefact(problem, path=path, field=name)
     return records
+
+
+def _header(found: Mapping[str, NDArray[np.generic]], path: Path, split: Split) -> Header:
+    if _HEADER not in found:
+        raise InvalidArtefact("is missing; this is no records file", path=path, field=_HEADER)
+    header = decode_json(found[_HEADER].tobytes(), Header, path=f"{path}: {_HEADER}")
+    if header.split != split:
+        problem = f"is {header.split!r}, but the {split!r} split is wanted here; splits are never exchanged"
+        raise InvalidArtefact(problem, path=path, field=f"{_HEADER}: $.split")
+    return header
 
 
 def _answers(model: RecordedModel, found: dict[str, NDArray[np.generic]]) -> ModelAnswers:

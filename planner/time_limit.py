@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,6 +25,15 @@ class TimeLimit:
     def reached(self) -> bool:
         """Whether the time is up."""
         return self._until_s is not None and self._clock() >= self._until_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left."""
+        return math.inf if self._until_s is None else max(self._until_s - self._clock(), 0.0)
+
+    def part(self, seconds: float) -> TimeLimit:
+        """Limit of something within this one that may take so long itself."""
+        return TimeLimit(min(seconds, self.left_s), self._clock)
 
     def leave_out(self, what: str) -> None:
         """Note something that is not done any more; once, however often it is said."""

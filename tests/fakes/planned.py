@@ -159,7 +159,7 @@ class FormulaPredictor:
         keeps = latency_s <= self.slo_s
         if effort.stream == 2:
             keeps = keeps and rate_per_s <= self.fails_from_per_s.get(entry.name, float("inf"))
-        return Prediction(rate_per_s, latency_s / 2, latency_s, latency_s, load, keeps)
+        return Prediction(rate_per_s, latency_s / 2, latency_s, 1.2 * latency_s, latency_s, load, keeps)
 
     def share_in_force(self, gears: Sequence[Gear], rate_per_s: float) -> float:
         """All but the restless stay."""

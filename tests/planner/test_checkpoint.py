@@ -59,7 +59,7 @@ def test_numbers_of_numpy_are_remembered_too(tmp_path: Path) -> None:
     class Numpy(FormulaPredictor):
         def gear(self, *args: Any) -> Prediction:
             found = super().gear(*args)
-            return Prediction(*map(np.float64, list(vars(found).values())[:5]), keeps=np.bool_(found.keeps))  # type: ignore[arg-type]
+            return Prediction(*map(np.float64, list(vars(found).values())[:6]), keeps=np.bool_(found.keeps))  # type: ignore[arg-type]
 
     plain = predictor().gear(GEAR, 10.0, CHECK)
     for _ in range(2):

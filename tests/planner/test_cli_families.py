@@ -107,7 +107,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], tuple[str, ...], tuple[str, ...
     ),
     "a weight of nothing": (
         lambda f: (f / "goal.toml").write_text(GOAL + "weight = 0.0\n"), (), ("tiny", "other"),
-        "goal.toml: $.families[...].weight: Expected `float` > 0.0",
+        "goal.toml: $.families.other.weight: Expected `float` > 0.0",
     ),
     "a family without a rate": (
         lambda f: (f / "goal.toml").write_text(GOAL.removesuffix("max_rate_per_s = 60.0\n")), (), ("tiny", "other"),

@@ -285,5 +285,44 @@ def test_models_of_one_family_share_their_inputs(folder: Path, capsys: pytest.Ca
     assert "differ in inputs or classes" in refusal(arguments(folder), capsys)
 
 
+def test_records_of_another_split_are_refused_before_anything_is_planned(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("planner.cli_plan.Planner.plan", plan)
+    write_records(folder / "calibration.npz", records())
+    error = refusal(arguments(folder), capsys)
+    assert "calibration.npz: header: $.split: is 'search', but the 'calibration' split is wanted here" in error
+
+
+def test_explain_says_which_file_is_not_the_one_of_the_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(arguments(folder))
+    files = [f"--cluster={folder / 'cluster.toml'}", f"--profile={folder / 'profile.json'}"]
+    capsys.readouterr()
+    cli.main(["explain", str(folder / "plan.json"), *files])
+    assert capsys.readouterr().err == ""
+    (folder / "cluster.toml").write_text(CLUSTER_TOML + "cost_per_hour = 2.0\n")
+    cli.main(["explain", str(folder / "plan.json"), *files, f"--html={folder / 'plan.html'}"])
+    shown = capsys.readouterr()
+    said = f"{folder / 'cluster.toml'} is not the cluster file that the plan was made from"
+    assert shown.err.startswith(f"Warning: {said}")
+    assert shown.err.count("\n") == 1
+    assert "profile.json" not in shown.err
+    assert said in (folder / "plan.html").read_text()
+
+
+def test_plan_says_where_max_epsilon_asks_for_more_than_the_accuracy(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "max_epsilon = 0.02 asks for more than min_accuracy = 0.8: "
+    (folder / "goal.toml").write_text(GOAL_TOML + "min_accuracy = 0.8\n")
+    cli.main(arguments(folder))
+    assert said in capsys.readouterr().out
+    (folder / "goal.toml").write_text(GOAL_TOML + "min_accuracy = 0.8\nmax_rate_per_s = 5000.0\n")
+    assert said in refusal(arguments(folder), capsys)
+
+
 def test_explain_refuses_what_is_no_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "profile.json" in refusal(["explain", str(folder / "profile.json")], capsys)

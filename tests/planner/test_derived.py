@@ -28,6 +28,7 @@ PREDICTED = {
     "sustained_rate_per_s": 5000.0,
     "p50_s": 0.1,
     "p95_s": 0.3,
+    "p99_s": 0.32,
     "worst_s": 0.35,
     "accuracy": 0.9,
     "utilisation": 0.72,

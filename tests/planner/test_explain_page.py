@@ -40,8 +40,8 @@ def certified(endpoints: tuple[str, ...] = ("a",)) -> dict[str, Any]:
         entry |= {"accuracy": accuracy, "epsilon": epsilon}
     for gear in family["gears"][:3]:
         gear["predicted"] = {
-            "sustained_rate_per_s": gear["max_rate_per_s"] / 0.9, "p50_s": 0.1, "p95_s": 0.3, "worst_s": 0.35,
-            "accuracy": 0.94, "utilisation": 0.85, "ended_by": "sustained",
+            "sustained_rate_per_s": gear["max_rate_per_s"] / 0.9, "p50_s": 0.1, "p95_s": 0.3, "p99_s": 0.4,
+            "worst_s": 0.35, "accuracy": 0.94, "utilisation": 0.85, "ended_by": "sustained",
         }  # fmt: skip
     family["certificate"] = {
         "epsilon": 0.0123, "delta": 0.05, "rows": 6000, "method": "clopper_pearson", "ladder_digest": "sha256:1",
@@ -191,8 +191,11 @@ def test_explain_writes_the_page_beside_the_text(tmp_path: Path, capsys: pytest.
     (tmp_path / "cluster.toml").write_text(CLUSTER)
     page = tmp_path / "deep" / "plan.html"
     explain(tmp_path, f"--html={page}", f"--cluster={tmp_path / 'cluster.toml'}")
-    assert "gears of layout narrow" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "gears of layout narrow" in shown
+    assert "p50 100 ms, p95 300 ms, p99 400 ms" in " ".join(shown.split())
     assert "GPU, 2 slots" in page.read_text()
+    assert "p50 100 ms p95 300 ms p99 400 ms" in words_of(page.read_text())
 
 
 def test_a_cluster_that_lacks_an_endpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,7 +123,7 @@ def test_gears_carry_predictions_and_end_in_a_degraded_one() -> None:
     predicted = gears[0].predicted
     assert predicted is not None
     assert (predicted.accuracy, predicted.sustained_rate_per_s) == (0.99, 2_000.0)
-    assert predicted.worst_s >= predicted.p95_s >= predicted.p50_s
+    assert predicted.p99_s >= predicted.p95_s >= predicted.p50_s
 
 
 def test_a_gear_says_what_ends_its_range() -> None:

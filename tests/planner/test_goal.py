@@ -25,16 +25,16 @@ def test_the_example_is_a_goal() -> None:
 WRONG = {
     "no SLO": ("percentile = 0.9", "one of slo_s"),
     "two SLOs": ("slo_s = 1.0\nslo_per_reference_batch = 3.0", "one of slo_s"),
-    "SLO of zero": ("slo_s = 0.0", "$.families[...].slo_s"),
-    "SLO that is no number": ("slo_s = nan", "$.families[...].slo_s"),
-    "endless SLO": ("slo_s = inf", "$.families[...].slo_s"),
+    "SLO of zero": ("slo_s = 0.0", "$.families.tiny.slo_s"),
+    "SLO that is no number": ("slo_s = nan", "$.families.tiny.slo_s"),
+    "endless SLO": ("slo_s = inf", "$.families.tiny.slo_s"),
     "unknown key": ("slo_s = 1.0\nspeed = 3", "speed"),
-    "percentile in percent": ("slo_s = 1.0\npercentile = 95.0", "$.families[...].percentile"),
+    "percentile in percent": ("slo_s = 1.0\npercentile = 95.0", "$.families.tiny.percentile"),
     "two accuracy floors": ("slo_s = 1.0\nmin_accuracy = 0.9\nbelow_reference = 0.1", "min_accuracy and below"),
-    "epsilon in points": ("slo_s = 1.0\nmax_epsilon = 1.5", "$.families[...].max_epsilon"),
-    "delta of one": ("slo_s = 1.0\ndelta = 1.0", "$.families[...].delta"),
-    "dispersion below Poisson": ("slo_s = 1.0\ndispersion = 0.5", "$.families[...].dispersion"),
-    "headroom above one": ("slo_s = 1.0\nheadroom = 1.1", "$.families[...].headroom"),
+    "epsilon in points": ("slo_s = 1.0\nmax_epsilon = 1.5", "$.families.tiny.max_epsilon"),
+    "delta of one": ("slo_s = 1.0\ndelta = 1.0", "$.families.tiny.delta"),
+    "dispersion below Poisson": ("slo_s = 1.0\ndispersion = 0.5", "$.families.tiny.dispersion"),
+    "headroom above one": ("slo_s = 1.0\nheadroom = 1.1", "$.families.tiny.headroom"),
     "rows the wrong way round": ("slo_s = 1.0\nmin_rows_per_request = 2", "min_rows_per_request must not exceed"),
     "weight of zero": ("slo_s = 1.0\nrate_prior = [[10.0, 0.0]]", "rate_prior"),
     "no rate above zero": ("slo_s = 1.0\nrate_prior = [[0.0, 1.0]]", "above 0"),
@@ -55,6 +55,26 @@ def test_a_wrong_goal_is_refused_with_file_and_field(case: str, tmp_path: Path) 
         read_goal(path)
     assert str(path) in str(caught.value)
     assert words in str(caught.value)
+
+
+def test_of_several_families_the_one_is_named_whose_goal_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "goal.toml"
+    path.write_text("schema_version = 1\n[families.a]\nslo_s = 1.0\n[families.b]\nslo_s = 1.0\ndelta = 2.0\n")
+    with pytest.raises(InvalidArtefact, match=r"goal\.toml: \$\.families\.b\.delta: Expected `float` < 1\.0"):
+        read_goal(path)
+
+
+def test_it_is_said_where_max_epsilon_asks_for_more_than_the_accuracy() -> None:
+    tight = FamilyGoal(slo_s=1.0, min_accuracy=0.9)
+    assert tight.accuracy_floor(0.986) == pytest.approx(0.976)
+    said = tight.tightened(0.986)
+    assert said is not None
+    assert "max_epsilon = 0.01 asks for more than min_accuracy = 0.9" in said
+    assert "on at least 97.60%" in said
+    for fine in (
+        FamilyGoal(slo_s=1.0, min_accuracy=0.98), FamilyGoal(slo_s=1.0, below_reference=0.01), FamilyGoal(slo_s=1.0)
+    ):  # fmt: skip
+        assert fine.tightened(0.986) is None
 
 
 def test_no_family_is_no_goal(tmp_path: Path) -> None:

@@ -199,7 +199,9 @@ def test_a_plan_has_several_layouts_where_they_pay_and_transitions_between_them(
     }  # fmt: skip
     assert {gear.name.partition(".")[0] for gear in made.families["tiny"].gears} == {"layout-1", "layout-2"}
     alone = plan_family(replace(given, max_layouts=1), None)
-    assert len(alone.layouts) == 1
+    # named as where everything fits
+    assert [layout.name for layout in alone.layouts] == ["all"]
+    assert {gear.layout for gear in alone.families["tiny"].gears} == {"all"}
     assert alone.transitions == ()
     better, worse = (plan.families["tiny"].expected for plan in (made, alone))
     assert better is not None

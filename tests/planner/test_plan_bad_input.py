@@ -94,7 +94,9 @@ CLUSTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "model 'large' is to stand on 1 endpoint, but fits on 0; give endpoint 'a' 200 bytes more memory",
             # with what fits there is a plan, if that is accurate enough
-            "This would do: below_reference = ",
+            "Any of these would do: below_reference = ",
+            # and with so much that the larger one is on the other endpoint
+            "memory_bytes = 400 for endpoint 'a'.",
         ),
     ),
 }
