@@ -36,7 +36,7 @@ from orchestrator.wire.status import STATUS
 if TYPE_CHECKING:
     from orchestrator.wire.tensors import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("orchestrator.fronts.front")  # not __main__
 
 # Requests that one front may have open at the dispatcher. What is right to refuse, admission decides there; this bounds
 # the memory of a front whose dispatcher does not keep up.

@@ -40,9 +40,11 @@ def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_
         assert after["ledger"]["answered_correct"] == after["ledger"]["sent"]
 
 
-@pytest.mark.parametrize("transport", ["http", "grpc"])
-def test_sigterm_under_load_loses_nothing(tmp_path: Path, transport: str) -> None:
-    with running(tiny_stack(tmp_path, ("a",))) as stack:
+@pytest.mark.parametrize(
+    ("transport", "options"), [("http", ()), ("grpc", ()), ("http", ("--fronts=2",))], ids=["http", "grpc", "fronts"]
+)
+def test_sigterm_under_load_loses_nothing(tmp_path: Path, transport: str, options: tuple[str, ...]) -> None:
+    with running(tiny_stack(tmp_path, ("a",)), *options) as stack:
         url = stack.url if transport == "http" else f"grpc://{stack.grpc_address}"
         load = start_replay(tmp_path, url, tiny_rows(tmp_path), "--rate=200", "--duration=8", "--slo=0.5")
         time.sleep(4)
