@@ -111,9 +111,7 @@ class FrontPlane:
         except (InvalidRequest, Unavailable) as error:
             self._link.send(Refused(model.name, type(error).__name__))
             raise
-        await self._link.writable()
-        number = next(self._numbers)
-        response: InferResponse = await self._answer_to(Infer(number, request))
+        response: InferResponse = await self._answer_to(Infer(next(self._numbers), request))
         return response
 
     async def metrics(self) -> tuple[bytes, str]:
@@ -155,8 +153,7 @@ class FrontPlane:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._open[number] = future
         try:
-            if self.lost.is_set():  # while this waited to be sent
-                raise Unavailable(_DISPATCHER_GONE)
+            await self._link.writable()
             self._link.send(question)
             return await future
         except asyncio.CancelledError:

@@ -164,8 +164,9 @@ class Front:
         """Answer what comes over `sock`, the other end of which is a front's."""
         self._listening.clear()
         self._lost.clear()
-        link = self._link = Link(FromFront, self._take, self._lose)
+        link = Link(FromFront, self._take, self._lose)
         await self._loop.create_unix_connection(lambda: link, sock=sock)
+        self._link = link
         link.send(Welcome(self._settings))
         link.send(self._service())
         return link

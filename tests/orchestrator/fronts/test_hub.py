@@ -87,10 +87,11 @@ async def test_the_life_of_two_fronts(caplog: pytest.LogCaptureFixture, monkeypa
         await echo.started.wait()
         echo.delay_s = 0.0
         (victim,) = [front for front in hub._fronts if front._open]
-        assert victim._process is not None
-        dead = victim._process.pid
-        os.kill(dead, signal.SIGKILL)
+        dead = victim._process
+        assert dead is not None
+        os.kill(dead.pid, signal.SIGKILL)
         assert await doomed == 0
+        await dead.wait()  # from now on its socket takes no connections
         await echo.cancelled.wait()
         assert await asyncio.gather(*(post(wanted.http_port) for _ in range(20))) == [200] * 20
         await asyncio.sleep(0.1)
@@ -98,7 +99,7 @@ async def test_the_life_of_two_fronts(caplog: pytest.LogCaptureFixture, monkeypa
             await victim._listening.wait()
         (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert line.startswith(f"front {victim.number} ended with status -9, 1 open requests dropped; starting")
-        assert victim._process.pid != dead
+        assert victim._process is not dead
 
         # told to stop, they answer what is open first
         echo.started.clear()
