@@ -20,11 +20,13 @@ async def spawn(
     cores: Sequence[int] = (),
     environment: dict[str, str] | None = None,
     log: IO[bytes] | None = None,
+    stdin: int = asyncio.subprocess.DEVNULL,
 ) -> asyncio.subprocess.Process:
     """Start a program (absolute path first) that gets SIGTERM when this process dies, pinned to `cores` if any.
 
     It has a process group of its own, so that Ctrl-C reaches only us and we stop it in order. Its output goes to `log`,
-    or to our stderr. Call it from the main thread: the kernel ties the child to the thread that made it.
+    or to our stderr; `stdin` is a file descriptor. Call it from the main thread: the kernel ties the child to the
+    thread that made it.
     """
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -34,7 +36,7 @@ async def spawn(
         ",".join(map(str, cores)),
         *command,
         env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=log if log is not None else sys.stderr,
         stderr=asyncio.subprocess.STDOUT if log is not None else None,
         start_new_session=True,

@@ -40,6 +40,10 @@ _ORCHESTRATOR_STOP_S = 20.0
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address the orchestrator listens on.")
 @click.option("--http-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 @click.option("--grpc-port", type=click.IntRange(1, 65535), default=8081, show_default=True)
+@click.option(
+    "--fronts", type=click.IntRange(0, 64), default=0, show_default=True,
+    help="Front processes of the orchestrator; see `serve`.",
+)  # fmt: skip
 @click.option("--cores", default="", help="Cores for the orchestrator, such as 1 or 2,3 [default: any].")
 def up(
     plan_path: Path,
@@ -49,6 +53,7 @@ def up(
     host: str,
     http_port: int,
     grpc_port: int,
+    fronts: int,
     cores: str,
 ) -> None:
     """Run a tritonserver for every endpoint of the cluster, and the orchestrator in front of them.
@@ -67,6 +72,7 @@ def up(
         f"--host={host}",
         f"--http-port={http_port}",
         f"--grpc-port={grpc_port}",
+        f"--fronts={fronts}",
     ]
     pinned = sorted(parse_cores(cores)) if cores else []
     model_names(repository)  # says so if it is no repository

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cascadeserve.errors import ServerStartFailed
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
+from orchestrator.front_door import FrontDoor
+from orchestrator.fronts.hub import Hub
 from orchestrator.gear_loop import GearLoop
 from orchestrator.health import EndpointMonitor
 from orchestrator.instance_config import InstanceConfig
@@ -20,34 +20,17 @@ from orchestrator.reconciler import Reconciler
 from orchestrator.state import EndpointState, FamilyState
 from orchestrator.supervise import forever
 from orchestrator.triton import TritonBackend
-from orchestrator.wire.rest import RestServer
-from orchestrator.wire.rpc import build_rpc_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import grpc
-
     from cascadeserve.cluster import Cluster
     from cascadeserve.gear_plan import GearPlan
     from orchestrator.backend import Backend
+    from orchestrator.front_door import ServeSettings
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ServeSettings:
-    """Where to listen and what to allow."""
-
-    host: str
-    http_port: int
-    grpc_port: int
-    max_request_bytes: int
-    # seconds after a stop signal in which open connections are still answered, and are closed one by one
-    linger_s: float
-    # seconds that requests in flight may take after that
-    drain_s: float
 
 
 class Orchestrator:
@@ -123,73 +106,40 @@ async def serve(
     stop = asyncio.Event()
     _install_signal_handlers(stop)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, orchestrator.plan_change.ask)
-    loops = asyncio.create_task(orchestrator.run_loops(), name="control-loops")
-    rest_server, rpc_server = await _listen(orchestrator, settings)
-    _log.info("listening on http://%s:%d and grpc://%s:%d", settings.host, settings.http_port, settings.host,
-              settings.grpc_port)  # fmt: skip
+    door = _front_door(orchestrator, settings)
+    loops = [asyncio.create_task(orchestrator.run_loops(), name="control-loops")]
     stopping = asyncio.create_task(stop.wait(), name="stop-signal")
     try:
-        await asyncio.wait({loops, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        await _shut_down(orchestrator, settings, rest_server, rpc_server)
+        await door.open()
+        if isinstance(door, Hub):
+            loops.append(asyncio.create_task(door.run(), name="keep-fronts"))
+        _log.info("listening on http://%s:%d and grpc://%s:%d", settings.host, settings.http_port, settings.host,
+                  settings.grpc_port)  # fmt: skip
+        await asyncio.wait({*loops, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        _log.info("stopping: not ready from now on, no new connections")
+        await door.close()
+        _log.info("stopped")
     finally:
         stopping.cancel()
         await orchestrator.close()
-        loops.cancel()
-        results = await asyncio.gather(loops, return_exceptions=True)
-    if isinstance(results[0], Exception):
-        raise results[0]
+        for loop in loops:
+            loop.cancel()
+        results = await asyncio.gather(*loops, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
 
 
-async def _listen(orchestrator: Orchestrator, settings: ServeSettings) -> tuple[RestServer, grpc.aio.Server]:
-    data_plane = orchestrator.data_plane
-    rest_server = RestServer(
-        data_plane,
-        max_body_bytes=settings.max_request_bytes,
-        metrics=orchestrator.metrics.render,
-        closing=lambda: data_plane.draining,
-        close_timeout_s=settings.drain_s,
-    )
-    rpc_server = build_rpc_server(data_plane, max_message_bytes=settings.max_request_bytes)
-    try:
-        await rest_server.start(settings.host, settings.http_port)
-    except OSError as error:
-        where = f"{settings.host}:{settings.http_port}"
-        raise ServerStartFailed(
-            f"cannot listen on {where} ({error.strerror}); choose another --host or --http-port"
-        ) from error
-    try:
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        rpc_server.add_insecure_port(f"{host}:{settings.grpc_port}")
-    except RuntimeError as error:
-        await rest_server.close()
-        raise ServerStartFailed(
-            f"cannot listen on {settings.host}:{settings.grpc_port}; choose another --host or --grpc-port"
-        ) from error
-    await rpc_server.start()
-    return rest_server, rpc_server
+def _front_door(orchestrator: Orchestrator, settings: ServeSettings) -> FrontDoor | Hub:
+    """Where requests come in: in this process, or in front processes of its own."""
+    data_plane, dispatcher, metrics = orchestrator.data_plane, orchestrator.dispatcher, orchestrator.metrics
+    if settings.fronts:
+        return Hub(data_plane, settings, models=lambda: dispatcher.families, metrics=metrics)
 
+    async def show_metrics() -> tuple[bytes, str]:
+        return metrics.render()
 
-async def _shut_down(
-    orchestrator: Orchestrator,
-    settings: ServeSettings,
-    rest_server: RestServer,
-    rpc_server: grpc.aio.Server,
-) -> None:
-    data_plane = orchestrator.data_plane
-    _log.info("stopping: not ready from now on, no new connections")
-    data_plane.draining = True
-    rest_server.stop_listening()
-    # gRPC tells its clients to go elsewhere and lets the calls under way finish.
-    rpc_stopped = asyncio.create_task(rpc_server.stop(settings.linger_s + settings.drain_s), name="grpc-server-stop")
-    # Clients with an open HTTP connection may be sending at this moment: each is answered and told to close.
-    await asyncio.sleep(settings.linger_s)
-    data_plane.refusing = True
-    if not await orchestrator.dispatcher.drain(settings.drain_s):
-        _log.warning("%d requests are refused unanswered", orchestrator.dispatcher.open_tickets)
-        await orchestrator.dispatcher.close()
-    await rpc_stopped
-    await rest_server.close()
-    _log.info("stopped")
+    return FrontDoor(data_plane, dispatcher, settings, metrics=show_metrics)
 
 
 def _install_signal_handlers(stop: asyncio.Event) -> None:

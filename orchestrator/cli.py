@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ from cascadeserve.cluster import read_cluster
 from cascadeserve.errors import InvalidArtefact
 from cascadeserve.gear_plan import read_gear_plan
 from cascadeserve.plan_fits import check_plan_fits_repository
-from orchestrator.app import ServeSettings
 from orchestrator.app import serve as run_serve
+from orchestrator.front_door import ServeSettings
+from orchestrator.lease import lease
 
 if TYPE_CHECKING:
     from cascadeserve.gear_plan import GearPlan
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--http-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 @click.option("--grpc-port", type=click.IntRange(1, 65535), default=8081, show_default=True)
+@click.option(
+    "--fronts", type=click.IntRange(0, 64), default=0, show_default=True,
+    help="Processes that listen, parse and render in front of the dispatcher; 0: the dispatcher does so itself.",
+)  # fmt: skip
 @click.option("--max-request-bytes", type=click.IntRange(min=1), default=64 << 20, show_default=True)
 @click.option(
     "--linger", "linger_s", type=click.FloatRange(min=0.0), default=1.0, show_default=True,
@@ -45,6 +51,7 @@ def serve(
     host: str,
     http_port: int,
     grpc_port: int,
+    fronts: int,
     max_request_bytes: int,
     linger_s: float,
     drain_s: float,
@@ -52,7 +59,8 @@ def serve(
     """Serve the cascades of a gear plan as one KServe v2 server, over HTTP and gRPC.
 
     At SIGHUP the plan is read again: what it needs is loaded beside what serves, and it comes into force without a
-    pause. A plan that is wrong or cannot be loaded is refused in the log, and the one in force stays.
+    pause. A plan that is wrong or cannot be loaded is refused in the log, and the one in force stays. With --repository
+    no other orchestrator may steer the same endpoints.
     """
     cluster = read_cluster(cluster_path)
     if repository is not None and not repository.is_dir():
@@ -64,5 +72,7 @@ def serve(
             check_plan_fits_repository(plan, repository, path=plan_path)
         return plan
 
-    settings = ServeSettings(host, http_port, grpc_port, max_request_bytes, linger_s, drain_s)
-    asyncio.run(run_serve(read_plan, cluster, settings, repository=repository))
+    settings = ServeSettings(host, http_port, grpc_port, max_request_bytes, linger_s, drain_s, fronts)
+    names = [endpoint.name for endpoint in cluster.endpoints]
+    with nullcontext() if repository is None else lease(repository, names):
+        asyncio.run(run_serve(read_plan, cluster, settings, repository=repository))

@@ -6,11 +6,12 @@ It knows nothing of HTTP or gRPC; both transports call it alike.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cascadeserve import __version__
-from cascadeserve.errors import InvalidRequest, NotFound, RequestError, Unavailable
+from cascadeserve.errors import InvalidRequest, RequestError, Unavailable
 from cascadeserve.policy.admission import DEADLINE_SLOS
+from orchestrator.wire.request_checks import checked_inputs, checked_outputs, unknown_model
 from orchestrator.wire.tensors import (
     InferRequest,
     InferResponse,
@@ -23,16 +24,12 @@ from orchestrator.wire.tensors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
-    from cascadeserve.gear_plan import TensorSpec
     from orchestrator.dispatcher import Dispatcher
     from orchestrator.metrics import Metrics
     from orchestrator.rows import Ticket
     from orchestrator.state import FamilyState
 
 VERSION = "1"
-_OUTPUTS = ("label", "certainty", "scores", "stage")
 
 
 class CascadeDataPlane:
@@ -46,6 +43,8 @@ class CascadeDataPlane:
         self._metrics = metrics
         self._on_arrival = on_arrival
         self._loop = asyncio.get_running_loop()
+        # the same under every plan: one that would change it is refused (`plan_change`)
+        self._metadata = {name: _metadata(family) for name, family in dispatcher.families.items()}
         # set in this order while shutting down: not ready any more, then no new request is taken
         self.draining = False
         self.refusing = False
@@ -65,27 +64,15 @@ class CascadeDataPlane:
 
     def model_metadata(self, name: str, version: str) -> ModelMetadata:
         """See `DataPlane.model_metadata`."""
-        plan = self._family(name, version).plan
-        return ModelMetadata(
-            name=name,
-            versions=(VERSION,),
-            platform="cascade",
-            inputs=tuple(TensorMetadata(spec.name, spec.datatype, (-1, *spec.shape)) for spec in plan.inputs),
-            outputs=(
-                TensorMetadata("label", "INT64", (-1, 1)),
-                TensorMetadata("certainty", "FP32", (-1, 1)),
-                *_scores_metadata(plan.num_classes),
-                TensorMetadata("stage", "INT32", (-1, 1)),
-            ),
-        )
+        return self._metadata[self._family(name, version).name]
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Carry the request's rows through the cascade; without named outputs the answer is `label`."""
         family = self._family(request.model_name, request.model_version)
         arrived_s = self._loop.time()
         try:
-            inputs = _checked_inputs(family, request)
-            outputs = _checked_outputs(family, request)
+            inputs = checked_inputs(self._metadata[family.name], request)
+            outputs = checked_outputs(self._metadata[family.name], request)
             rows = inputs[0].shape[0]
             timeout_s = self._timeout_s(family, request, rows)
             self._metrics.arrived(family.name, rows)
@@ -115,9 +102,9 @@ class CascadeDataPlane:
     def _family(self, name: str, version: str) -> FamilyState:
         family = self._dispatcher.families.get(name)
         if family is None:
-            raise NotFound(f"Request for unknown model: '{name}' is not found")
+            raise unknown_model(name)
         if version not in ("", VERSION):
-            raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
+            raise unknown_model(name, version)
         return family
 
     def _timeout_s(self, family: FamilyState, request: InferRequest, rows: int) -> float:
@@ -135,53 +122,24 @@ class CascadeDataPlane:
         return timeout_s
 
 
-def _checked_inputs(family: FamilyState, request: InferRequest) -> list[NDArray[Any]]:
-    """The request's tensors in the order of the family's inputs, each [n, *shape] with one n >= 1."""
-    specs = family.plan.inputs
-    given = {tensor.name: tensor for tensor in request.inputs}
-    if len(given) != len(specs) or any(spec.name not in given for spec in specs):
-        expected = ", ".join(f"'{spec.name}'" for spec in specs)
-        got = ", ".join(f"'{name}'" for name in given) or "none"
-        raise InvalidRequest(f"model '{family.name}' takes the inputs {expected}, but the request has {got}")
-    arrays = [_checked_input(spec, given[spec.name]) for spec in specs]
-    rows = arrays[0].shape[0]
-    for spec, array in zip(specs, arrays, strict=True):
-        if array.shape[0] != rows:
-            raise InvalidRequest(
-                f"input '{spec.name}' has {array.shape[0]} rows but '{specs[0].name}' has {rows}; they must agree"
-            )
-    return arrays
-
-
-def _checked_input(spec: TensorSpec, tensor: Tensor) -> NDArray[Any]:
-    array = tensor.array
-    if tensor.datatype != spec.datatype:
-        raise InvalidRequest(f"input '{spec.name}' is {spec.datatype}, but the request has {tensor.datatype}")
-    fits = array.shape[1:] == spec.shape or (
-        array.ndim == len(spec.shape) + 1
-        and all(wanted in (-1, size) for wanted, size in zip(spec.shape, array.shape[1:], strict=True))
+def _metadata(family: FamilyState) -> ModelMetadata:
+    plan = family.plan
+    return ModelMetadata(
+        name=family.name,
+        versions=(VERSION,),
+        platform="cascade",
+        inputs=tuple(TensorMetadata(spec.name, spec.datatype, (-1, *spec.shape)) for spec in plan.inputs),
+        outputs=(
+            TensorMetadata("label", "INT64", (-1, 1)),
+            TensorMetadata("certainty", "FP32", (-1, 1)),
+            *_scores_metadata(plan.num_classes),
+            TensorMetadata("stage", "INT32", (-1, 1)),
+        ),
     )
-    if not fits or array.shape[0] < 1:
-        expected = ",".join(map(str, (-1, *spec.shape)))
-        got = ",".join(map(str, array.shape))
-        raise InvalidRequest(f"unexpected shape for input '{spec.name}': expected [{expected}], got [{got}]")
-    return array
 
 
 def _scores_metadata(num_classes: int | None) -> tuple[TensorMetadata, ...]:
     return () if num_classes is None else (TensorMetadata("scores", "FP32", (-1, num_classes)),)
-
-
-def _checked_outputs(family: FamilyState, request: InferRequest) -> list[str]:
-    names = [output.name for output in request.outputs] or ["label"]
-    known = [name for name in _OUTPUTS if name != "scores" or family.plan.num_classes is not None]
-    for name in names:
-        if name not in known:
-            offered = ", ".join(known)
-            raise InvalidRequest(
-                f"unexpected inference output '{name}' for model '{request.model_name}'; it has {offered}"
-            )
-    return names
 
 
 def _output(ticket: Ticket, name: str) -> Tensor:

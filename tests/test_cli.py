@@ -11,6 +11,7 @@ import pytest
 
 from cascadeserve import __version__, cli
 from cascadeserve.errors import ServerStartFailed
+from orchestrator.lease import lease
 from tests.fakes import tiny
 
 if TYPE_CHECKING:
@@ -151,6 +152,18 @@ def test_serve_refuses_a_repository_that_is_none(
     status, _, err = outcome(["serve", f"--plan={plan}", f"--cluster={cluster}", f"--repository={absent}"], capsys)
     assert status == 2
     assert f"{absent}: is no folder" in one_sentence(err)
+
+
+def test_serve_refuses_endpoints_that_another_orchestrator_steers(
+    plan: Path, cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tiny.write_repository(tmp_path / "models")
+    with lease(repository, ["a"]):
+        status, _, err = outcome(
+            ["serve", f"--plan={plan}", f"--cluster={cluster}", f"--repository={repository}"], capsys
+        )
+    assert status == 2
+    assert f"another orchestrator steers endpoint 'a' of {repository}; stop it first" in one_sentence(err)
 
 
 def test_up_refuses_cores_that_are_no_numbers(plan: Path, cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:

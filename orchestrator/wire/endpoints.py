@@ -65,7 +65,7 @@ class Route(NamedTuple):
     handler: Callable[[Call], Awaitable[Answer]]
 
 
-def routes(data_plane: DataPlane, metrics: Callable[[], tuple[bytes, str]] | None) -> list[Route]:
+def routes(data_plane: DataPlane, metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None) -> list[Route]:
     """Make the table; `metrics` returns the body and the content type of `GET /metrics`."""
     endpoints = _Endpoints(data_plane)
     # The hot path first: routes are tried in order.
@@ -83,7 +83,7 @@ def routes(data_plane: DataPlane, metrics: Callable[[], tuple[bytes, str]] | Non
     if metrics is not None:
 
         async def show_metrics(_call: Call) -> Answer:
-            body, content_type = metrics()
+            body, content_type = await metrics()
             return Answer(body=body, headers={"Content-Type": content_type})
 
         table.append(Route("GET", "/metrics", show_metrics))

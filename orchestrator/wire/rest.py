@@ -38,7 +38,7 @@ class RestServer:
         data_plane: DataPlane,
         *,
         max_body_bytes: int,
-        metrics: Callable[[], tuple[bytes, str]] | None = None,
+        metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None = None,
         closing: Callable[[], bool] = lambda: False,
         close_timeout_s: float = 60.0,
     ) -> None:
@@ -57,8 +57,8 @@ class RestServer:
         self._close_timeout_s = close_timeout_s
         self._listener: asyncio.Server | None = None
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen.
+    async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:
+        """Listen; `reuse_port` lets several front processes share the port.
 
         Raises:
             OSError: the address cannot be bound.
@@ -67,7 +67,9 @@ class RestServer:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(self._plain.new_connection, host, port, backlog=_BACKLOG)
+            self._listener = await loop.create_server(
+                self._plain.new_connection, host, port, backlog=_BACKLOG, reuse_port=reuse_port
+            )
         except OSError:
             await self._runner.cleanup()
             raise

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from cascadeserve.errors import InvalidRequest
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
-
+# Read at run time too: front processes send requests and answers by the types of their fields.
+Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
 
 # What gRPC's int64 and uint64 parameters hold, and so both transports.

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.e2e.conftest import ROOT
+from tests.e2e.conftest import ONE_PROCESS_OR_FRONTS, ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +44,7 @@ def body(**changes: Any) -> bytes:
     return json.dumps({"inputs": [GOOD | changes]}).encode()
 
 
+@ONE_PROCESS_OR_FRONTS
 @pytest.mark.parametrize(
     ("content", "status", "word"),
     [
@@ -73,12 +74,14 @@ def test_http(digits: Stack, content: bytes, status: int, word: str) -> None:
     assert "Traceback" not in sentence
 
 
+@ONE_PROCESS_OR_FRONTS
 def test_http_unknown_model(digits: Stack) -> None:
     assert post(digits, body(), model="nope") == (404, "Request for unknown model: 'nope' is not found")
     assert post(digits, body(), model="digits/versions/9")[0] == 404
     assert post(digits, body(), model="digits_cnn")[0] == 404  # stages are not offered one by one
 
 
+@ONE_PROCESS_OR_FRONTS
 def test_http_wrong_byte_count(digits: Stack) -> None:
     entry = {"name": "image", "shape": SHAPE, "datatype": "FP32", "parameters": {"binary_data_size": 4096}}
     head = json.dumps({"inputs": [entry]}).encode()
@@ -90,6 +93,7 @@ def test_http_wrong_byte_count(digits: Stack) -> None:
     assert post(digits, head + bytes(4096), headers=headers)[0] == 200
 
 
+@ONE_PROCESS_OR_FRONTS
 def test_http_oversize(digits: Stack) -> None:
     entry = {"name": "image", "shape": [20_000, 1, 32, 32], "datatype": "FP32"}
     size = 20_000 * 4096  # over the default of 64 MiB
@@ -126,6 +130,7 @@ def grpc_code(stack: Stack, **changes: Any) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.OK, ""
 
 
+@ONE_PROCESS_OR_FRONTS
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
@@ -147,6 +152,7 @@ def test_grpc(digits: Stack, changes: dict[str, Any], code: grpc.StatusCode) -> 
     assert "\n" not in sentence
 
 
+@ONE_PROCESS_OR_FRONTS
 def test_the_server_is_well_after_all_that(digits: Stack) -> None:
     assert post(digits, body())[0] == 200
 

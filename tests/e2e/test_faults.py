@@ -52,8 +52,9 @@ def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_
             assert ledger["answered_correct"] == ledger["sent"]
 
 
-def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
-    with running(tiny_stack(tmp_path, ("a",))) as stack:
+@pytest.mark.parametrize("options", [(), ("--fronts=2",)], ids=["one process", "fronts"])
+def test_sigterm_under_load_loses_nothing(tmp_path: Path, options: tuple[str, ...]) -> None:
+    with running(tiny_stack(tmp_path, ("a",)), *options) as stack:
         loads = _over_both_transports(stack, tmp_path, "--rate=100", "--duration=8", "--slo=0.5")
         time.sleep(4)
         assert stack.orchestrator is not None

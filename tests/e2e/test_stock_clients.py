@@ -12,11 +12,13 @@ import tritonclient.http
 import tritonclient.http.aio
 
 from examples.digits.data import rows
+from tests.e2e.conftest import ONE_PROCESS_OR_FRONTS
+from tests.fakes.servers import status_of
 
 if TYPE_CHECKING:
     from tests.fakes.servers import Stack
 
-pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(120), ONE_PROCESS_OR_FRONTS]
 
 BATCH = rows("test", 5).inputs
 
@@ -103,6 +105,10 @@ async def test_grpc_aio(digits: Stack) -> None:
         assert await client.is_server_ready()
         result = await client.infer("digits", [tensor(tritonclient.grpc)])
         assert result.as_numpy("label").shape == (5, 1)
+
+
+def test_metrics_are_at_the_same_address(digits: Stack) -> None:
+    assert status_of(f"{digits.url}/metrics") == 200
 
 
 def test_the_same_client_code_on_triton_gives_the_largest_models_labels(digits: Stack) -> None:

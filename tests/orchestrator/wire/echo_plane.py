@@ -82,5 +82,5 @@ class EchoPlane:
         version = request.model_version or "1"
         return InferResponse(request.model_name, version, outputs, parameters=self.parameters)
 
-    def metrics(self) -> tuple[bytes, str]:
+    async def metrics(self) -> tuple[bytes, str]:
         return b"# HELP up whether it runs\nup 1\n", "text/plain; version=0.0.4; charset=utf-8"

@@ -216,7 +216,7 @@ async def test_model_names_may_be_escaped(rest_address: str) -> None:
 
 async def test_metrics(rest_address: str, plane: EchoPlane) -> None:
     reply = await send(rest_address, "/metrics", method="GET")
-    assert (reply.body, reply.headers["Content-Type"]) == plane.metrics()
+    assert (reply.body, reply.headers["Content-Type"]) == await plane.metrics()
 
 
 async def test_without_metrics(plane: EchoPlane) -> None:

@@ -1,0 +1,240 @@
+"""A front process: it listens, parses, validates and renders; what a request is answered, the dispatcher says.
+
+It is started by the dispatcher, with the socket between them as its standard input, and ends with it. Several of them
+listen on the same ports, and the kernel shares the connections out among them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from cascadeserve.errors import CascadeServeError, InternalError, InvalidRequest, Unavailable
+from orchestrator.front_door import FrontDoor, ServeSettings
+from orchestrator.fronts.frames import (
+    Answer,
+    Cancel,
+    Failed,
+    FromDispatcher,
+    Infer,
+    Link,
+    Listening,
+    Metrics,
+    Refused,
+    Service,
+    ShowMetrics,
+    Welcome,
+)
+from orchestrator.wire.request_checks import checked_inputs, checked_outputs, unknown_model
+from orchestrator.wire.status import STATUS
+
+if TYPE_CHECKING:
+    from orchestrator.wire.tensors import InferRequest, InferResponse, ModelMetadata, ServerMetadata
+
+_log = logging.getLogger("orchestrator.fronts.front")  # not __main__
+
+# Requests that one front may have open at the dispatcher. What is right to refuse, admission decides there; this bounds
+# the memory of a front whose dispatcher does not keep up.
+MAX_OPEN = 4096
+_ERRORS = {kind.__name__: kind for kind in STATUS}
+_DISPATCHER_GONE = "the dispatcher behind this server has ended; try another server"
+
+
+class FrontPlane:
+    """The dispatcher's data plane, as a front process has it."""
+
+    def __init__(self) -> None:
+        """Not connected; every request is refused until `connect` has returned."""
+        self.draining = False
+        self.refusing = False
+        self.lost = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._link = Link(FromDispatcher, self._take, self._lose)
+        self._numbers = itertools.count()
+        self._open: dict[int, asyncio.Future[Any]] = {}
+        self._settings: asyncio.Future[ServeSettings] = self._loop.create_future()
+        self._served: asyncio.Future[None] = self._loop.create_future()
+        self._service: Service
+
+    async def connect(self, sock: socket.socket) -> ServeSettings:
+        """Join the dispatcher over `sock`; returns where it wants this process to listen, and what to allow.
+
+        Raises:
+            Unavailable: the dispatcher has ended.
+
+        """
+        await self._loop.create_unix_connection(lambda: self._link, sock=sock)
+        settings = await self._settings
+        await self._served
+        return settings
+
+    def say_listening(self) -> None:
+        """Tell the dispatcher that requests may come."""
+        self._link.send(Listening())
+
+    # -- DataPlane ----------------------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """See `DataPlane.ready`."""
+        return self._service.ready and not self.draining
+
+    def server_metadata(self) -> ServerMetadata:
+        """See `DataPlane.server_metadata`."""
+        return self._service.server
+
+    def model_ready(self, name: str, version: str) -> bool:
+        """See `DataPlane.model_ready`."""
+        self.model_metadata(name, version)
+        return name in self._service.models_ready and not self.draining
+
+    def model_metadata(self, name: str, version: str) -> ModelMetadata:
+        """See `DataPlane.model_metadata`."""
+        model = self._service.models.get(name)
+        if model is None:
+            raise unknown_model(name)
+        if version and version not in model.versions:
+            raise unknown_model(name, version)
+        return model
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Check the request and have the dispatcher answer it; see `DataPlane.infer`."""
+        model = self.model_metadata(request.model_name, request.model_version)
+        try:
+            checked_inputs(model, request)
+            checked_outputs(model, request)
+            self._check_open()
+        except (InvalidRequest, Unavailable) as error:
+            self._link.send(Refused(model.name, type(error).__name__))
+            raise
+        response: InferResponse = await self._answer_to(Infer(next(self._numbers), request))
+        return response
+
+    async def metrics(self) -> tuple[bytes, str]:
+        """Return the dispatcher's metrics and their content type: it counts for all fronts."""
+        self._check_open()
+        answer: tuple[bytes, str] = await self._answer_to(ShowMetrics(next(self._numbers)))
+        return answer
+
+    # -- OpenRequests -------------------------------------------------------------------------------------------
+
+    @property
+    def open_tickets(self) -> int:
+        """Requests that have no answer yet."""
+        return len(self._open)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until every request is answered; returns whether that came in time."""
+        give_up_s = self._loop.time() + timeout_s
+        while self._open and self._loop.time() < give_up_s:  # noqa: ASYNC110 - rare, at shutdown only
+            await asyncio.sleep(0.01)
+        return not self._open
+
+    async def close(self) -> None:
+        """Refuse what is still open."""
+        self._refuse_open("the server is shutting down")
+
+    # -- the socket ---------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self.lost.is_set():
+            raise Unavailable(_DISPATCHER_GONE)
+        if self.refusing:
+            raise Unavailable("the server is shutting down; try another one")
+        if len(self._open) >= MAX_OPEN:
+            raise Unavailable(f"{MAX_OPEN} requests are open here already; try again shortly")
+
+    async def _answer_to(self, question: Infer | ShowMetrics) -> Any:  # noqa: ANN401 - what the question asks for
+        number = question.number
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._open[number] = future
+        try:
+            await self._link.writable()
+            self._link.send(question)
+            return await future
+        except asyncio.CancelledError:
+            self._link.send(Cancel(number))
+            raise
+        finally:
+            del self._open[number]
+
+    def _take(self, message: Answer | Failed | Metrics | Service | Welcome) -> None:
+        match message:
+            case Answer():
+                self._settle(message.number, message.response)
+            case Failed():
+                error = _ERRORS.get(message.kind, InternalError)(message.sentence)
+                vars(error).update(message.attributes)
+                self._settle(message.number, error)
+            case Metrics():
+                self._settle(message.number, (message.body, message.content_type))
+            case Service():
+                self._service = message
+                if not self._served.done():
+                    self._served.set_result(None)
+            case Welcome():
+                self._settings.set_result(message.settings)
+
+    def _settle(self, number: int, answer: object) -> None:
+        future = self._open.get(number)
+        if future is None or future.done():
+            return  # cancelled while the answer was on its way
+        if isinstance(answer, CascadeServeError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    def _lose(self) -> None:
+        _log.error("the dispatcher has ended: what is open and still comes is refused, then this front ends")
+        self.draining = True
+        self.lost.set()
+        for future in (self._settings, self._served):
+            if not future.done():
+                future.set_exception(Unavailable(_DISPATCHER_GONE))
+        self._refuse_open(_DISPATCHER_GONE)
+
+    def _refuse_open(self, sentence: str) -> None:
+        for number in tuple(self._open):
+            self._settle(number, Unavailable(sentence))
+
+
+async def serve_front(sock: socket.socket) -> int:
+    """Serve until SIGTERM, or until the dispatcher ends; returns the exit status."""
+    stop = asyncio.Event()
+    # Again and again it changes nothing: a front that does not end in time is killed by the dispatcher.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    plane = FrontPlane()
+    settings = await plane.connect(sock)
+    door = FrontDoor(plane, plane, settings, metrics=plane.metrics, shares_ports=True)
+    await door.open()
+    plane.say_listening()
+    ends = [asyncio.create_task(event.wait()) for event in (stop, plane.lost)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    await door.close()
+    for end in ends:
+        end.cancel()
+    return 1 if plane.lost.is_set() else 0
+
+
+def main() -> None:
+    """`python -m orchestrator.fronts.front NUMBER LOG_LEVEL`, with the socket as standard input."""
+    number, level = sys.argv[1:]
+    logging.basicConfig(
+        level=int(level),
+        stream=sys.stderr,
+        format=f"%(asctime)s %(levelname)s front {number} %(name)s: %(message)s",
+    )
+    try:
+        status = asyncio.run(serve_front(socket.socket(fileno=sys.stdin.fileno())))
+    except CascadeServeError as error:
+        _log.error("%s", error)
+        status = error.exit_code
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
