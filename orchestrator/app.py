@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cascadeserve.errors import ServerStartFailed
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
+from orchestrator.entry import Entry
 from orchestrator.gear_loop import GearLoop
 from orchestrator.health import EndpointMonitor
 from orchestrator.instance_config import InstanceConfig
@@ -85,7 +86,10 @@ class Orchestrator:
         self.plan_change = PlanChange(read_plan, self.dispatcher, self.reconciler, self.gear_loop, self.metrics)
         self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
         self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
-        self.data_plane = CascadeDataPlane(self.dispatcher, self.metrics, on_arrival=self.gear_loop.on_arrival)
+        self.entry = Entry(on_refusal=self._refused, on_lag=self.metrics.loop_lag)
+        self.data_plane = CascadeDataPlane(
+            self.dispatcher, self.metrics, self.entry, on_arrival=self.gear_loop.on_arrival
+        )
 
     async def run_loops(self) -> None:
         """Run every control loop; if one ends, all end and the error is raised."""
@@ -95,12 +99,37 @@ class Orchestrator:
             group.create_task(forever("reconciler", self.reconciler.run), name="reconciler")
             group.create_task(forever("gear-loop", self.gear_loop.run), name="gear-loop")
             group.create_task(forever("plan-change", self.plan_change.run), name="plan-change")
+            group.create_task(forever("entry", lambda: self.entry.run(self.show_entry)), name="entry")
+
+    def show_entry(self) -> None:
+        """Tell the entry what is ahead of a request of each family."""
+        up = [endpoint for endpoint in self.dispatcher.endpoints if endpoint.up]
+        slots = sum(endpoint.slots for endpoint in up)
+        if not slots:
+            # the dispatcher has a better sentence for this
+            for name in self.dispatcher.families:
+                self.entry.forget(name)
+            return
+        in_flight_s = sum(endpoint.work_s for endpoint in up) / slots
+        for name, family in self.dispatcher.families.items():
+            # A family that has a backlog delays the others no further than its share of the devices goes.
+            family_slots = slots * self.gear_loop.share(name)
+            wait_s = in_flight_s + family.queued_work_s() / family_slots
+            self.entry.show(
+                name, slo_s=family.plan.slo_s, wait_s=wait_s, row_s=family.work_per_row_s() / family_slots
+            )
+            self.metrics.predicted_wait(name, self.entry.lag_s() + wait_s)
 
     async def close(self) -> None:
         """Refuse what is left and close the connections to the endpoints."""
         await self.dispatcher.close()
         for endpoint in self.dispatcher.endpoints:
             await endpoint.backend.close()
+
+    def _refused(self, name: str, rows: int) -> None:
+        """Count a request that the entry refused: demand is what comes, not what is let in."""
+        self.metrics.request(name, "Overloaded", 0.0)
+        self.gear_loop.on_arrival(self.dispatcher.families[name], rows)
 
     def _endpoint_failed(self, endpoint: EndpointState) -> None:
         self.dispatcher.endpoint_is_down(endpoint)
