@@ -90,6 +90,7 @@ def _look_ahead(batch: Batch, model: str, endpoints: Sequence[EndpointState]) ->
     """What a row of an answered batch will find at its next model."""
     family = batch.family
     queue = family.queues[model]
+    queue.drop_done_head()
     planned = family.plan.models[model]
     _, max_batch, _ = family.trigger(model)
     in_flight_s, slots, quickest = 0.0, 0, ""

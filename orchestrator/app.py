@@ -116,7 +116,11 @@ class Orchestrator:
             family_slots = slots * self.gear_loop.share(name)
             wait_s = in_flight_s + family.queued_work_s() / family_slots
             self.entry.show(
-                name, slo_s=family.plan.slo_s, wait_s=wait_s, row_s=family.work_per_row_s() / family_slots
+                name,
+                slo_s=family.plan.slo_s,
+                own_s=sum(family.full_batch_s(stage.model) for stage in family.entry.stages),
+                wait_s=wait_s,
+                row_s=family.work_per_row_s() / family_slots,
             )
             self.metrics.predicted_wait(name, self.entry.lag_s() + wait_s)
 

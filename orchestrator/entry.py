@@ -27,6 +27,8 @@ class _Queue:
     """What is ahead of a request of a family."""
 
     slo_s: float
+    # what its own batches will take
+    own_s: float
     # what waits takes that long, and each row that is let in adds to it
     wait_s: float
     row_s: float
@@ -63,13 +65,16 @@ class Entry:
         """How long a request that is read now may have waited to be read."""
         return max(self._lag_s, self._loop.time() - self._due_s)
 
-    def show(self, family: str, *, slo_s: float, wait_s: float, row_s: float) -> None:
-        """What is ahead of a family's requests now: seconds that it takes, and that each row more will take."""
+    def show(self, family: str, *, slo_s: float, own_s: float, wait_s: float, row_s: float) -> None:
+        """What is ahead of a family's requests now, in seconds: what waits, what each row more will add to that.
+
+        `own_s` is what the batches of a request take when its turn has come.
+        """
         queue = self._queues.get(family)
         if queue is None:
-            self._queues[family] = _Queue(slo_s, wait_s, row_s)
+            self._queues[family] = _Queue(slo_s, own_s, wait_s, row_s)
         else:
-            queue.slo_s, queue.wait_s, queue.row_s = slo_s, wait_s, row_s
+            queue.slo_s, queue.own_s, queue.wait_s, queue.row_s = slo_s, own_s, wait_s, row_s
 
     def forget(self, family: str) -> None:
         """Let every request of a family in, until something is shown again."""
@@ -82,7 +87,7 @@ class Entry:
             return
         wait_s = self.lag_s() + queue.wait_s
         let_in, limit_s, queue.standing_since_s = admits(
-            wait_s, queue.slo_s, DEADLINE_SLOS * queue.slo_s, self._loop.time(), queue.standing_since_s
+            wait_s, queue.own_s, queue.slo_s, DEADLINE_SLOS * queue.slo_s, self._loop.time(), queue.standing_since_s
         )
         if let_in:
             queue.wait_s += queue.rows * queue.row_s

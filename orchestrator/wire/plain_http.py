@@ -252,7 +252,7 @@ class _Connection(asyncio.Protocol):
 
     def _take_next(self) -> None:
         """Begin the next request if all of it is there; refuse it as soon as its head is, if it must wait too long."""
-        if not self._size or self._task is not None or self._transport.is_closing():
+        if not self._size or self._transport.is_closing():
             return
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         head_end = data.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES)
@@ -290,10 +290,9 @@ class _Connection(asyncio.Protocol):
         self._skip = max(body_end - len(data), 0)
         self._keep(data[body_end:], 1)
         self._transport.write(self._server.render(answer, last=False, now_s=self._loop.time()))
-        if self._drained is not None:
+        # A task only for a client that does not read, or has sent ahead: it is the one made to wait by what follows.
+        if self._drained is not None or self._size:
             self._task = self._loop.create_task(self._written(last=False))
-        elif self._size:
-            self._loop.call_soon(self._take_next)
 
     async def _answer(self, handler: Callable[[Call], Awaitable[Answer]], call: Call) -> None:
         try:
