@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Ahead(NamedTuple):
-    """What a row that goes on to a model will find there, but for the rows that wait."""
+    """What a row that goes on to a model will find there, beside its queue as it then is."""
 
     queue: FamilyQueue
     in_flight_s: float
@@ -41,43 +42,28 @@ def absorb(
     A row that the next stage cannot answer before its deadline keeps the answer it has. Returns the tickets of which
     rows are done and how many; they are not told of it yet.
     """
+    landed = _Landed(batch, answer, endpoints, now_s)
     stop = 0
     given: list[tuple[Ticket, int]] = []
-    # of the whole batch, by threshold: rows of one batch seldom left in more than one gear
-    accepted_at: dict[float | None, NDArray[np.bool_]] = {}
     answered_at: dict[int, int] = {}
-    ahead: dict[str, _Ahead] = {}
     for segment in batch.segments:
         start, stop = stop, stop + segment.rows
         ticket = segment.ticket
         if ticket.done:
             continue
-        if segment.entry is None:
-            raise RuntimeError("rows left without a gear")
-        options = ticket.options
-        threshold = stage_threshold(
-            segment.entry.stages[segment.stage].threshold, segment.stage, options.max_stage, options.min_certainty
-        )
+        # Also of the rows that go on: it is what they have if the next stage comes too late.
+        ticket.store(segment.indices, answer, slice(start, stop), segment.stage)
         if not segment.stage:
             ticket.unheard -= segment.rows
-        # Also of those that go on: it is what they have if the next stage comes too late.
-        ticket.store(segment.indices, answer, slice(start, stop), segment.stage)
-        if threshold not in accepted_at:
-            accepted_at[threshold] = accepted(answer.certainty, threshold)
-        taken = accepted_at[threshold][start:stop]
-        num_taken = int(np.count_nonzero(taken))
+        taken = landed.taken(segment)[start:stop]
+        done = num_taken = int(np.count_nonzero(taken))
         if num_taken:
             answered_at[segment.stage] = answered_at.get(segment.stage, 0) + num_taken
-        num_cut = 0
-        if num_taken < segment.rows:
-            model = segment.entry.stages[segment.stage + 1].model
-            if model not in ahead:
-                ahead[model] = _look_ahead(batch, model, endpoints)
-            num_cut = _escalate(ahead[model], segment, np.flatnonzero(~taken), now_s)
-            if num_cut:
-                ticket.cut(num_cut)
-        if num_taken + num_cut:
-            given.append((ticket, num_taken + num_cut))
+        if num_taken < segment.rows and (num_cut := landed.escalate(segment, np.flatnonzero(~taken))):
+            ticket.cut(num_cut)
+            done += num_cut
+        if done:
+            given.append((ticket, done))
     for stage, rows in answered_at.items():
         metrics.answered(batch.family.name, stage, rows)
     num_nan = int(np.count_nonzero(np.isnan(answer.certainty)))
@@ -86,8 +72,53 @@ def absorb(
     return given
 
 
+@dataclass(slots=True)
+class _Landed:
+    """An answered batch, and what is worked out once for all its rows."""
+
+    batch: Batch
+    answer: BatchAnswer
+    endpoints: Sequence[EndpointState]
+    now_s: float
+    # by threshold, [rows of the batch]: rows of one batch seldom left in more than one gear
+    accepted_at: dict[float | None, NDArray[np.bool_]] = field(default_factory=dict)
+    ahead: dict[str, _Ahead] = field(default_factory=dict)
+
+    def taken(self, segment: Segment) -> NDArray[np.bool_]:
+        """Which rows of the batch would be certain enough for a segment."""
+        if segment.entry is None:
+            raise RuntimeError("rows left without a gear")
+        stage, options = segment.stage, segment.ticket.options
+        threshold = stage_threshold(
+            segment.entry.stages[stage].threshold, stage, options.max_stage, options.min_certainty
+        )
+        found = self.accepted_at.get(threshold)
+        if found is None:
+            found = self.accepted_at[threshold] = accepted(self.answer.certainty, threshold)
+        return found
+
+    def escalate(self, segment: Segment, rows: NDArray[np.intp]) -> int:
+        """Queue rows of a segment at their next stage; returns how many of them, the last, would be too late there."""
+        if segment.entry is None:
+            raise RuntimeError("rows left without a gear")
+        model = segment.entry.stages[segment.stage + 1].model
+        ahead = self.ahead.get(model)
+        if ahead is None:
+            ahead = self.ahead[model] = _look_ahead(self.batch, model, self.endpoints)
+        queue = ahead.queue
+        if not ahead.slots:
+            gone = f"no endpoint serves model '{model}' of family '{queue.family.name}' now"
+            segment.ticket.fail(Unavailable(gone))
+            return 0
+        go = len(rows)
+        if not _in_time(ahead, segment, self.now_s, go - 1):
+            go = next(before for before in range(go) if not _in_time(ahead, segment, self.now_s, before))
+        if go:
+            queue.push(segment.onward(rows[:go], self.now_s))
+        return len(rows) - go
+
+
 def _look_ahead(batch: Batch, model: str, endpoints: Sequence[EndpointState]) -> _Ahead:
-    """What a row of an answered batch will find at its next model."""
     family = batch.family
     queue = family.queues[model]
     queue.drop_done_head()
@@ -106,29 +137,17 @@ def _look_ahead(batch: Batch, model: str, endpoints: Sequence[EndpointState]) ->
     return _Ahead(queue, in_flight_s, family.row_work_s(model), slots, max_batch, quickest)
 
 
-def _escalate(ahead: _Ahead, segment: Segment, rows: NDArray[np.intp], now_s: float) -> int:
-    """Queue rows of a segment at their next stage; returns how many of them, the last ones, would be too late there."""
+def _in_time(ahead: _Ahead, segment: Segment, now_s: float, before: int) -> bool:
+    """Whether a row of a segment can be answered at its next stage in time, behind `before` others of it."""
     queue = ahead.queue
-    if not ahead.slots:
-        gone = f"no endpoint serves model '{queue.model.name}' of family '{queue.family.name}' now"
-        segment.ticket.fail(Unavailable(gone))
-        return 0
     planned = queue.family.plan.models[queue.model.name]
-
-    def in_time(before: int) -> bool:
-        return next_stage_in_time(
-            segment.ticket.deadline_s,
-            now_s,
-            ahead.in_flight_s,
-            queue.rows + before,
-            ahead.row_work_s,
-            ahead.slots,
-            planned.batch_busy_s(min(queue.rows + before + 1, ahead.max_batch), ahead.quickest),
-        )
-
-    go = len(rows)
-    if not in_time(go - 1):
-        go = next(before for before in range(go) if not in_time(before))
-    if go:
-        queue.push(segment.onward(rows[:go], now_s))
-    return len(rows) - go
+    waiting = queue.rows + before
+    return next_stage_in_time(
+        segment.ticket.deadline_s,
+        now_s,
+        ahead.in_flight_s,
+        waiting,
+        ahead.row_work_s,
+        ahead.slots,
+        planned.batch_busy_s(min(waiting + 1, ahead.max_batch), ahead.quickest),
+    )

@@ -135,9 +135,7 @@ class CascadeDataPlane:
             raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
         return family
 
-    def _timeout_s(
-        self, family: FamilyState, request: InferRequest, options: RequestOptions, rows: int
-    ) -> float:
+    def _timeout_s(self, family: FamilyState, request: InferRequest, options: RequestOptions, rows: int) -> float:
         """Seconds this request may still take: its `timeout` or the default, or its transport's deadline if sooner."""
         timeout_s = options.timeout_s
         if timeout_s is None:

@@ -89,11 +89,12 @@ class Dispatcher:
             ticket.gears.append(family.gear.name)
         queue = family.queues[model]
         queue.drop_done_head()
-        had_head = bool(queue.segments)
         queue.push(Segment(ticket, ticket.rows, now_s, entry=entry))
         # Whatever else could leave now has left: only this queue has changed. Behind a head it can only have become
-        # full, unless it is the head now; while there is no room for it, the answer that makes some pumps.
-        if not had_head or queue.segments[0].ticket is ticket or (queue.rows >= family.trigger(model)[0] and any(with_room(queue, self.endpoints))):
+        # full; while there is no room for it, the answer that makes some pumps.
+        if queue.segments[0].ticket is ticket or (
+            queue.rows >= family.trigger(model)[0] and any(with_room(queue, self.endpoints))
+        ):
             self.pump()
         return future
 

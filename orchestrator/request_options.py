@@ -118,7 +118,7 @@ def _min_certainty(value: Parameter | None) -> float | None:
 
 
 def _work_per_row(value: Parameter, rows: int) -> float:
-    """One number for all rows, or a string with one for each: parameters can be no lists, neither here nor in Triton."""
+    """One number for all rows, or a string with one for each: parameters are no lists, neither here nor in Triton."""
     wrong = InvalidRequest(
         f"parameter '{_WORK}' must be a number above 0, or a string of {rows} of them with commas between, "
         "one for each row"

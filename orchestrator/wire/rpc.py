@@ -49,7 +49,7 @@ def build_rpc_server(data_plane: DataPlane, *, max_message_bytes: int, reuse_por
     servicer = InferenceServicer(data_plane)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     # in the place of the generated one: without a deserializer a request is read when it has been let in, not before
-    infer = grpc.unary_unary_rpc_method_handler(
+    infer: grpc.RpcMethodHandler[bytes, Any] = grpc.unary_unary_rpc_method_handler(
         servicer.ModelInfer, response_serializer=service_pb2.ModelInferResponse.SerializeToString
     )
     server.add_registered_method_handlers("inference.GRPCInferenceService", {"ModelInfer": infer})

@@ -61,7 +61,7 @@ async def test_rows_that_wait_are_dropped(hang_up: Any) -> None:
     running = [dispatcher.submit(rig.family, [GOOD], timeout_s=5.0, want_scores=False) for _ in range(2)]
 
     async def until_it_waits() -> None:
-        while dispatcher.queued_rows("small") < len(X):
+        while dispatcher.queued_rows("small") < len(X):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
     await hang_up(rig, until_it_waits)
@@ -81,7 +81,7 @@ async def test_rows_in_flight_go_no_further(hang_up: Any) -> None:
     X[:, 1] = 0.1
 
     async def until_it_left() -> None:
-        while not rig.fakes["a"].calls:
+        while not rig.fakes["a"].calls:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
     try:
