@@ -11,6 +11,7 @@
         ├── RequestTooLarge  over a stated limit
         ├── NotSupported     a part of the protocol that is not offered
         ├── Unavailable      cannot be served now; may be tried again
+        │   └── Overloaded   refused at the door: too much is waiting already
         ├── DeadlineExceeded its deadline passed
         └── InternalError    the server's own fault
 
@@ -80,6 +81,15 @@ class NotSupported(RequestError):  # noqa: N818
 
 class Unavailable(RequestError):  # noqa: N818
     """The request cannot be served now; the client may try again."""
+
+
+class Overloaded(Unavailable):
+    """So much is waiting that the request would be answered too late."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        """The client may expect to be let in after `retry_after_s` seconds."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(RequestError):  # noqa: N818

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
+from orchestrator.entry import Ahead, Entry
 from orchestrator.front_door import FrontDoor
 from orchestrator.fronts.hub import Hub
 from orchestrator.gear_loop import GearLoop
@@ -22,7 +23,7 @@ from orchestrator.supervise import forever
 from orchestrator.triton import TritonBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from cascadeserve.cluster import Cluster
@@ -68,7 +69,12 @@ class Orchestrator:
         self.plan_change = PlanChange(read_plan, self.dispatcher, self.reconciler, self.gear_loop, self.metrics)
         self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
         self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
-        self.data_plane = CascadeDataPlane(self.dispatcher, self.metrics, on_arrival=self.gear_loop.on_arrival)
+        self.entry = Entry(on_refusal=self.refused, on_lag=self.metrics.loop_lag)
+        # told at every look what is ahead of requests
+        self.on_look: Callable[[Mapping[str, Ahead]], None] = lambda _: None
+        self.data_plane = CascadeDataPlane(
+            self.dispatcher, self.metrics, self.entry, on_arrival=self.gear_loop.on_arrival
+        )
 
     async def run_loops(self) -> None:
         """Run every control loop; if one ends, all end and the error is raised."""
@@ -78,12 +84,45 @@ class Orchestrator:
             group.create_task(forever("reconciler", self.reconciler.run), name="reconciler")
             group.create_task(forever("gear-loop", self.gear_loop.run), name="gear-loop")
             group.create_task(forever("plan-change", self.plan_change.run), name="plan-change")
+            group.create_task(forever("entry", lambda: self.entry.run(self.show_entry)), name="entry")
+
+    def show_entry(self) -> None:
+        """Tell the entry what is ahead of a request of each family; nothing while the dispatcher has no endpoint."""
+        queues = self._ahead()
+        self.entry.show(queues)
+        for name, ahead in queues.items():
+            self.metrics.predicted_wait(name, self.entry.lag_s() + ahead.wait_s)
+        self.on_look(queues)
+
+    def _ahead(self) -> dict[str, Ahead]:
+        up = [endpoint for endpoint in self.dispatcher.endpoints if endpoint.up]
+        slots = sum(endpoint.slots for endpoint in up)
+        if not slots:
+            return {}  # the dispatcher has a better sentence for this
+        in_flight_s = sum(endpoint.work_s for endpoint in up) / slots
+        queues = {}
+        for name, family in self.dispatcher.families.items():
+            # A family that has a backlog delays the others no further than its share of the devices goes.
+            family_slots = slots * self.gear_loop.share(name)
+            queues[name] = Ahead(
+                slo_s=family.plan.slo_s,
+                own_s=sum(family.full_batch_s(stage.model) for stage in family.entry.stages),
+                wait_s=in_flight_s + family.queued_work_s() / family_slots,
+                row_s=family.work_per_row_s() / family_slots,
+            )
+        return queues
 
     async def close(self) -> None:
         """Refuse what is left and close the connections to the endpoints."""
         await self.dispatcher.close()
         for endpoint in self.dispatcher.endpoints:
             await endpoint.backend.close()
+
+    def refused(self, name: str, rows: int) -> None:
+        """Count a request that an entry refused: demand is what comes, not what is let in."""
+        self.metrics.request(name, "Overloaded", 0.0)
+        if (family := self.dispatcher.families.get(name)) is not None:
+            self.gear_loop.on_arrival(family, rows)
 
     def _endpoint_failed(self, endpoint: EndpointState) -> None:
         self.dispatcher.endpoint_is_down(endpoint)
@@ -134,7 +173,11 @@ def _front_door(orchestrator: Orchestrator, settings: ServeSettings) -> FrontDoo
     """Where requests come in: in this process, or in front processes of its own."""
     data_plane, dispatcher, metrics = orchestrator.data_plane, orchestrator.dispatcher, orchestrator.metrics
     if settings.fronts:
-        return Hub(data_plane, settings, models=lambda: dispatcher.families, metrics=metrics)
+        hub = Hub(
+            data_plane, settings, models=lambda: dispatcher.families, metrics=metrics, on_overload=orchestrator.refused
+        )
+        orchestrator.on_look = lambda queues: hub.show(queues, orchestrator.entry.lag_s())
+        return hub
 
     async def show_metrics() -> tuple[bytes, str]:
         return metrics.render()

@@ -9,8 +9,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from cascadeserve import __version__
-from cascadeserve.errors import InvalidRequest, RequestError, Unavailable
+from cascadeserve.errors import RequestError, Unavailable
 from cascadeserve.policy.admission import DEADLINE_SLOS
+from orchestrator.request_options import read_options
 from orchestrator.wire.request_checks import checked_inputs, checked_outputs, unknown_model
 from orchestrator.wire.tensors import (
     InferRequest,
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrator.dispatcher import Dispatcher
+    from orchestrator.entry import Entry
     from orchestrator.metrics import Metrics
+    from orchestrator.request_options import RequestOptions
     from orchestrator.rows import Ticket
     from orchestrator.state import FamilyState
 
@@ -36,10 +39,11 @@ class CascadeDataPlane:
     """Answers for every family of the plan under the family's name."""
 
     def __init__(
-        self, dispatcher: Dispatcher, metrics: Metrics, *, on_arrival: Callable[[FamilyState, int], None]
+        self, dispatcher: Dispatcher, metrics: Metrics, entry: Entry, *, on_arrival: Callable[[FamilyState, int], None]
     ) -> None:
         """`on_arrival` is told of every valid request and its number of rows."""
         self._dispatcher = dispatcher
+        self._entry = entry
         self._metrics = metrics
         self._on_arrival = on_arrival
         self._loop = asyncio.get_running_loop()
@@ -66,6 +70,11 @@ class CascadeDataPlane:
         """See `DataPlane.model_metadata`."""
         return self._metadata[self._family(name, version).name]
 
+    def admit(self, name: str, version: str) -> None:
+        """See `DataPlane.admit`; what is wrong with the name is left to `infer`."""
+        if name in self._dispatcher.families and version in ("", VERSION):
+            self._entry.admit(name)
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """Carry the request's rows through the cascade; without named outputs the answer is `label`."""
         family = self._family(request.model_name, request.model_version)
@@ -74,12 +83,16 @@ class CascadeDataPlane:
             inputs = checked_inputs(self._metadata[family.name], request)
             outputs = checked_outputs(self._metadata[family.name], request)
             rows = inputs[0].shape[0]
-            timeout_s = self._timeout_s(family, request, rows)
+            options = read_options(request.parameters, rows)
+            timeout_s = self._timeout_s(family, request, options, rows)
             self._metrics.arrived(family.name, rows)
+            self._entry.took(family.name, rows)
             self._on_arrival(family, rows)
             if self.refusing:
                 raise Unavailable("the server is shutting down; try another one")
-            ticket = await self._dispatcher.submit(family, inputs, timeout_s=timeout_s, want_scores="scores" in outputs)
+            ticket = await self._dispatcher.submit(
+                family, inputs, timeout_s=timeout_s, want_scores="scores" in outputs, options=options
+            )
         except RequestError as error:
             self._metrics.request(family.name, type(error).__name__, 0.0)
             raise
@@ -87,6 +100,8 @@ class CascadeDataPlane:
             self._metrics.request(family.name, "Cancelled", 0.0)
             raise
         self._metrics.request(family.name, "ok", self._loop.time() - arrived_s)
+        if ticket.cut_rows:
+            self._metrics.cut_short(family.name, ticket.cut_rows)
         return InferResponse(
             model_name=request.model_name,
             model_version=VERSION,
@@ -107,16 +122,14 @@ class CascadeDataPlane:
             raise unknown_model(name, version)
         return family
 
-    def _timeout_s(self, family: FamilyState, request: InferRequest, rows: int) -> float:
-        """Seconds this request may take: its `timeout` (microseconds, as Triton has it), deadline, or the default."""
-        timeout = request.parameters.get("timeout", 0)
-        if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
-            raise InvalidRequest("parameter 'timeout' must be a whole number of microseconds, 0 or more")
-        if timeout:
-            timeout_s = timeout / 1e6
-        else:
-            busy_s = rows * family.work_per_row_s()
+    def _timeout_s(self, family: FamilyState, request: InferRequest, options: RequestOptions, rows: int) -> float:
+        """Seconds this request may still take: its `timeout` or the default, or its transport's deadline if sooner."""
+        timeout_s = options.timeout_s
+        if timeout_s is None:
+            busy_s = rows * options.work_per_row * family.work_per_row_s()
             timeout_s = DEADLINE_SLOS * max(family.plan.slo_s, busy_s)
+        # it has waited to be read; the transport's deadline knows of that
+        timeout_s -= self._entry.lag_s()
         if request.client_timeout_s is not None:
             timeout_s = min(timeout_s, request.client_timeout_s)
         return timeout_s

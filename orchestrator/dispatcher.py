@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from cascadeserve.errors import DeadlineExceeded, Unavailable
 from cascadeserve.policy.admission import in_time
 from cascadeserve.policy.balancing import least_expected_work
-from cascadeserve.policy.batching import AGEING, NOT_DUE, PATIENCE_SLOS, due_at_s, due_reason, next_queue
+from cascadeserve.policy.batching import AGEING, NOT_DUE, PATIENCE_SLOS, due_at_s, due_reason, handicap_s, next_queue
 from orchestrator.deadlines import Deadlines
 from orchestrator.flights import Flights
+from orchestrator.request_options import NO_OPTIONS
 from orchestrator.routing import is_hosted, load_weights, with_room
 from orchestrator.rows import Segment, Ticket, bind
 from orchestrator.state import Batch
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cascadeserve.gear_plan import Gear
+    from cascadeserve.gear_plan import Gear, LadderEntry
     from orchestrator.backend import ModelVersion
     from orchestrator.metrics import Metrics
+    from orchestrator.request_options import RequestOptions
     from orchestrator.state import EndpointState, FamilyQueue, FamilyState
 
 
@@ -53,7 +55,13 @@ class Dispatcher:
     # -- from the data plane ------------------------------------------------------------------------------------
 
     def submit(
-        self, family: FamilyState, inputs: list[NDArray[Any]], *, timeout_s: float, want_scores: bool
+        self,
+        family: FamilyState,
+        inputs: list[NDArray[Any]],
+        *,
+        timeout_s: float,
+        want_scores: bool,
+        options: RequestOptions = NO_OPTIONS,
     ) -> asyncio.Future[Ticket]:
         """Queue a request; the future gives the answered ticket or raises one RequestError.
 
@@ -67,19 +75,26 @@ class Dispatcher:
             deadline_s=now_s + timeout_s,
             num_classes=family.plan.num_classes if want_scores else None,
             future=future,
+            options=options,
+            handicap_s=handicap_s(options.priority, family.plan.slo_s),
         )
-        if (model := self._unserved_model(family)) is not None:
+        entry = family.reference_alone if options.reference else None
+        if (model := self._unserved_model(family, entry)) is not None:
             ticket.fail(Unavailable(f"no endpoint serves model '{model}' now; try again shortly"))
             return future
         self._deadlines.add(ticket)
         model = family.entry_model
+        if entry is not None:  # bound from the first, whatever gear is in force when it leaves
+            model = entry.stages[0].model
+            ticket.gears.append(family.gear.name)
         queue = family.queues[model]
         queue.drop_done_head()
-        had_head = bool(queue.segments)
-        queue.push(Segment(ticket, ticket.rows, now_s))
+        queue.push(Segment(ticket, ticket.rows, now_s, entry=entry))
         # Whatever else could leave now has left: only this queue has changed. Behind a head it can only have become
         # full; while there is no room for it, the answer that makes some pumps.
-        if not had_head or (queue.rows >= family.trigger(model)[0] and any(with_room(queue, self.endpoints))):
+        if queue.segments[0].ticket is ticket or (
+            queue.rows >= family.trigger(model)[0] and any(with_room(queue, self.endpoints))
+        ):
             self.pump()
         return future
 
@@ -204,16 +219,19 @@ class Dispatcher:
                     continue
                 head = queue.segments[0]
                 min_batch, _, max_wait_s = queue.family.trigger(queue.model.name)
-                reason = due_reason(queue.rows, head.since_s, min_batch, max_wait_s, now_s)
+                # an important row does not wait for others to fill its batch
+                since_s = min(head.since_s, head.rank_s)
+                reason = due_reason(queue.rows, since_s, min_batch, max_wait_s, now_s)
                 if reason == NOT_DUE:
-                    wake_s = min(wake_s, due_at_s(head.since_s, max_wait_s))
+                    wake_s = min(wake_s, due_at_s(since_s, max_wait_s))
                     continue
                 if not any(with_room(queue, self.endpoints)):
                     continue  # the answer that frees a slot pumps again
                 queues.append(queue)
                 due.append(reason)
                 # Capped: a client that says it can wait for an hour must not hold up those behind it in the queue.
-                deadlines.append(min(head.ticket.deadline_s, head.since_s + PATIENCE_SLOS * queue.family.plan.slo_s))
+                deadline_s = min(head.ticket.deadline_s, head.since_s + PATIENCE_SLOS * queue.family.plan.slo_s)
+                deadlines.append(deadline_s + head.ticket.handicap_s)
                 oldest.append(head.since_s)
             chosen = next_queue(due, deadlines, oldest, now_s, AGEING)
             if chosen < 0:
@@ -244,6 +262,9 @@ class Dispatcher:
                     bind(segment, family.gear, family.entry)
                     segments.append(segment)
                     room -= segment.rows
+                elif segment.stage:
+                    segment.ticket.cut(segment.rows)
+                    segment.ticket.finish_rows(segment.rows)
                 else:
                     segment.ticket.fail(DeadlineExceeded("the answer would have come too late, so it was not begun"))
         rows = sum(segment.rows for segment in segments)
@@ -259,11 +280,15 @@ class Dispatcher:
         families = (*self.families.values(), *self._leaving)
         self._queues = [queue for family in families for queue in family.queues.values()]
 
-    def _unserved_model(self, family: FamilyState) -> str | None:
-        stages = (stage.model for stage in family.entry.stages)
+    def _unserved_model(self, family: FamilyState, entry: LadderEntry | None = None) -> str | None:
+        stages = (stage.model for stage in (entry or family.entry).stages)
         return next((model for model in stages if not is_hosted(family.queues[model].model, self.endpoints)), None)
 
     def _expire(self, ticket: Ticket) -> None:
+        if not ticket.unheard:
+            ticket.cut(ticket.remaining)
+            ticket.finish_rows(ticket.remaining)
+            return
         waited_s = self._loop.time() - ticket.arrived_s
         ticket.fail(DeadlineExceeded(f"the deadline passed after {waited_s:.3f} s before the answer was complete"))
 

@@ -84,6 +84,10 @@ class GearLoop:
         """Rows per second that each family needs, as of the last tick."""
         return {name: load.demand_per_s for name, load in self._loads.items()}
 
+    def share(self, family: str) -> float:
+        """Share of the device time that a family may use, as of the last tick."""
+        return self._loads[family].share
+
     def on_arrival(self, family: FamilyState, rows: int) -> None:
         """Count a request."""
         self._loads[family.name].window.add(asyncio.get_running_loop().time(), rows)

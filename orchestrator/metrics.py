@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from orchestrator.backend import ModelVersion
 
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_LAG_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -25,7 +26,7 @@ class Metrics:
         self._requests = cache(
             Counter(
                 "cascadeserve_requests_total",
-                "Requests by outcome: ok or the kind of error.",
+                "Requests by outcome: ok or the kind of error; Overloaded ones were refused before they were read.",
                 ["family", "outcome"],
                 registry=self.registry,
             ).labels
@@ -49,6 +50,26 @@ class Metrics:
                 ["family", "stage"],
                 registry=self.registry,
             ).labels
+        )
+        self._cut = cache(
+            Counter(
+                "cascadeserve_rows_cut_short_total",
+                "Rows answered by a stage that was not certain of them, since the next would have been too late.",
+                ["family"],
+                registry=self.registry,
+            ).labels
+        )
+        self._lag = Histogram(
+            "cascadeserve_event_loop_lag_seconds",
+            "How late the event loop is, looked at fifty times a second.",
+            buckets=_LAG_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._wait = Gauge(
+            "cascadeserve_predicted_wait_seconds",
+            "What a request that comes now is expected to wait for: the event loop, and the work before it.",
+            ["family"],
+            registry=self.registry,
         )
         self._nan = Counter(
             "cascadeserve_nan_certainty_rows_total",
@@ -145,6 +166,18 @@ class Metrics:
     def answered(self, family: str, stage: int, rows: int) -> None:
         """Count rows that a stage answered."""
         self._answered(family, str(stage)).inc(rows)
+
+    def cut_short(self, family: str, rows: int) -> None:
+        """Count rows that were answered before a stage was certain of them."""
+        self._cut(family).inc(rows)
+
+    def loop_lag(self, lag_s: float) -> None:
+        """Record how late the event loop is."""
+        self._lag.observe(lag_s)
+
+    def predicted_wait(self, family: str, wait_s: float) -> None:
+        """Show what a request that comes now would wait."""
+        self._wait.labels(family).set(wait_s)
 
     def nan_certainty(self, model: str, rows: int) -> None:
         """Count rows whose certainty was no number."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cascadeserve.errors import Unavailable
+from orchestrator.request_options import NO_OPTIONS
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
     from cascadeserve.errors import RequestError
     from cascadeserve.gear_plan import Gear, LadderEntry
     from orchestrator.backend import BatchAnswer
+    from orchestrator.request_options import RequestOptions
 
 
 class Ticket:
     """One client request of n rows: its inputs, the answers that came so far, and its future."""
 
     __slots__ = (
-        "__weakref__", "arrived_s", "certainty", "certified", "deadline_s", "future", "gears", "inputs", "label",
-        "remaining", "rows", "scores", "stage",
+        "__weakref__", "arrived_s", "certainty", "certified", "cut_rows", "deadline_s", "future", "gears",
+        "handicap_s", "inputs", "label", "options", "remaining", "rows", "scores", "stage", "unheard", "work_per_row",
     )  # fmt: skip
 
     def __init__(
@@ -41,18 +43,29 @@ class Ticket:
         deadline_s: float,
         num_classes: int | None,
         future: asyncio.Future[Ticket],
+        options: RequestOptions = NO_OPTIONS,
+        handicap_s: float = 0.0,
     ) -> None:
-        """`inputs[i]` has shape [n, ...]; `num_classes` None means that no scores were asked for."""
+        """`inputs[i]` has shape [n, ...]; `num_classes` None means that no scores were asked for.
+
+        Its rows count as having come to each queue `handicap_s` later than they did.
+        """
         rows = inputs[0].shape[0]
         self.inputs = inputs
         self.rows = rows
+        self.options = options
+        self.work_per_row = options.work_per_row
+        self.handicap_s = handicap_s
         self.remaining = rows
+        # rows that no stage has answered yet; and rows answered by a stage that was not certain of them
+        self.unheard = rows
+        self.cut_rows = 0
         self.arrived_s = arrived_s
         self.deadline_s = deadline_s
         self.future = future
         # names of the gears its rows left in; several only if it was split and a shift fell between the parts
         self.gears: list[str] = []
-        # whether all its rows left under cascades that the plan's certificate covers
+        # whether all its rows went through cascades that the plan's certificate covers, to their end
         self.certified = True
         self.label: NDArray[np.int64] = np.empty(rows, dtype=np.int64)
         self.certainty: NDArray[np.float32] = np.empty(rows, dtype=np.float32)
@@ -84,6 +97,11 @@ class Ticket:
         if self.scores is not None and answer.scores is not None:
             self.scores[where] = answer.scores[source]
 
+    def cut(self, count: int) -> None:
+        """Note that rows will keep the answers they have though their stage was not certain of them."""
+        self.certified = False
+        self.cut_rows += count
+
     def finish_rows(self, count: int) -> bool:
         """Count answered rows; returns whether the request is complete now."""
         self.remaining -= count
@@ -106,6 +124,11 @@ class Segment:
     indices: NDArray[np.intp] | None = None
     entry: LadderEntry | None = None
     stage: int = 0
+
+    @property
+    def rank_s(self) -> float:
+        """Place in its queue: when it came there, by the priority of its request earlier or later."""
+        return self.since_s + self.ticket.handicap_s
 
     def split(self, rows: int) -> Segment:
         """Take the first `rows` rows out into a segment of their own."""
@@ -130,19 +153,26 @@ class Segment:
 
 @dataclass(slots=True)
 class ModelQueue:
-    """Rows waiting for one model, in order of arrival there."""
+    """Rows waiting for one model, in order of arrival there and priority."""
 
     segments: deque[Segment] = field(default_factory=deque)
     rows: int = 0
 
     def push(self, segment: Segment) -> None:
-        """Append a segment."""
-        self.segments.append(segment)
+        """Put a segment in its place, which is at the end unless its request has another priority than others."""
         self.rows += segment.rows
+        segments = self.segments
+        place = len(segments)
+        while place and segments[place - 1].rank_s > segment.rank_s:
+            place -= 1
+        if place == len(segments):
+            segments.append(segment)
+        else:
+            segments.insert(place, segment)
 
     def merge(self, segments: list[Segment]) -> None:
-        """Take in segments of another queue, in order of arrival."""
-        self.segments = deque(sorted((*self.segments, *segments), key=lambda segment: segment.since_s))
+        """Take in segments of another queue, in the same order."""
+        self.segments = deque(sorted((*self.segments, *segments), key=lambda segment: segment.rank_s))
         self.rows += sum(segment.rows for segment in segments)
 
     def drop_done_head(self) -> None:
@@ -192,7 +222,7 @@ def bind(segment: Segment, gear: Gear, entry: LadderEntry) -> None:
     """Late binding: rows get their gear when they first leave, and keep it."""
     if segment.entry is None:
         segment.entry = entry
-        segment.ticket.certified &= entry.epsilon is not None
+        segment.ticket.certified &= entry.epsilon is not None and not segment.ticket.options.changes(entry)
         if gear.name not in segment.ticket.gears:
             segment.ticket.gears.append(gear.name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cascadeserve.gear_plan import LadderEntry, Stage
 from cascadeserve.gear_work import full_batches_s
 from cascadeserve.policy.work import planned_work_s, work_from_s
 from orchestrator.backend import ModelVersion
@@ -13,7 +14,7 @@ from orchestrator.rows import ModelQueue
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cascadeserve.gear_plan import Gear, GearPlan, LadderEntry, PlannedFamily
+    from cascadeserve.gear_plan import Gear, GearPlan, PlannedFamily
     from orchestrator.backend import Backend
     from orchestrator.rows import Segment
 
@@ -130,9 +131,19 @@ class FamilyState:
         parts = self.plan.models[model].composed_of
         return self.served(model), *(ModelVersion(part, version) for part, version in parts.items())
 
+    @property
+    def reference_alone(self) -> LadderEntry:
+        """The reference model as a cascade of its own, which loses nothing against itself."""
+        stages = (Stage(model=self.plan.reference_model),)
+        return LadderEntry(name="reference alone", stages=stages, reach=(1.0,), epsilon=0.0)
+
     def in_gear(self) -> set[ModelVersion]:
         """What the gear in force sends rows to."""
         return {self.served(stage.model) for stage in self.entry.stages}
+
+    def queued_work_s(self) -> float:
+        """Device-seconds, over all stages still to come, of what is in its queues, answered meanwhile or not."""
+        return sum(queue.rows * self.work_from_s(model) for model, queue in self.queues.items() if queue.rows)
 
     def waiting_rows(self) -> int:
         """Rows in all its queues whose request is not answered yet."""

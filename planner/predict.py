@@ -76,7 +76,7 @@ class Prediction:
     p99_s: float
     latency_s: float
     utilisation: float
-    # latency_s within the SLO, nothing refused, no growing queue
+    # latency_s within the SLO, nothing refused or cut short, no growing queue
     keeps: bool
 
 
@@ -160,7 +160,7 @@ class SimulatedGears:
             utilisation=max(
                 busy_s / (duration_s * devices[endpoint].slots) for endpoint, busy_s in outcome.busy_s.items()
             ),
-            keeps=latency_s <= slo_s and outcome.refused == 0 and not growing,
+            keeps=latency_s <= slo_s and outcome.refused == 0 and not outcome.cut.any() and not growing,
         )
 
     def share_in_force(self, gears: Sequence[Gear], rate_per_s: float) -> float:

@@ -20,6 +20,12 @@ CLOCK_SLACK_S = 1e-6
 AGEING = 1.0
 # no row counts as more patient than this many SLOs when queues are compared
 PATIENCE_SLOS = 4.0
+# Triton's priority 0, the default, counts as this one: 1 is more important, larger ones less.
+DEFAULT_PRIORITY = 2
+# a row of the next level may be overtaken by what comes up to this many SLOs after it
+PRIORITY_STEP_SLOS = 1.0
+# From here on levels count alike: no row waits longer than 4 SLOs for what came after it.
+LOWEST_PRIORITY = 6
 
 
 def due_reason(rows: int, oldest_since_s: float, min_batch: int, max_wait_s: float, now_s: float) -> int:
@@ -60,3 +66,13 @@ def next_queue(
             best = index
             best_key = key
     return best
+
+
+def handicap_s(priority: int, slo_s: float) -> float:
+    """Seconds by which rows of a priority count as having come later than they did; negative: earlier.
+
+    A queue is kept in order of arrival plus handicap. So a more important row goes first among what came at about its
+    time, and nothing starves: however many important rows keep arriving, each row is overtaken only for so long.
+    """
+    level = min(priority, LOWEST_PRIORITY) if priority else DEFAULT_PRIORITY
+    return (level - DEFAULT_PRIORITY) * PRIORITY_STEP_SLOS * slo_s

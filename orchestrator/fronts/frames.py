@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import numpy as np
 
+from orchestrator.entry import Ahead
 from orchestrator.front_door import ServeSettings
 from orchestrator.wire.datatypes import bytes_array
 from orchestrator.wire.tensors import InferRequest, InferResponse, ModelMetadata, ServerMetadata
@@ -57,6 +58,8 @@ class Refused(_Message, frozen=True):
 
     model: str
     outcome: str
+    # how many it had, or is taken to have had; 0 where no one looked
+    rows: int = 0
 
 
 class ShowMetrics(_Message, frozen=True):
@@ -86,6 +89,12 @@ class Service(_Message, frozen=True):
     models_ready: list[str]
 
 
+class Waiting(_Message, frozen=True):
+    """What is ahead of a request of each family, by its name; sent at every look of the entry."""
+
+    queues: dict[str, Ahead]
+
+
 class Answer(_Message, frozen=True):
     """The answer to a request."""
 
@@ -110,7 +119,7 @@ class Metrics(_Message, frozen=True):
     content_type: str
 
 
-FromDispatcher = Welcome | Service | Answer | Failed | Metrics
+FromDispatcher = Welcome | Service | Waiting | Answer | Failed | Metrics
 
 
 # -- the socket ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from cascadeserve.errors import CascadeServeError, InternalError, InvalidRequest, Unavailable
+from cascadeserve.errors import CascadeServeError, InternalError, InvalidRequest, Overloaded, Unavailable
+from orchestrator.entry import Entry
 from orchestrator.front_door import FrontDoor, ServeSettings
 from orchestrator.fronts.frames import (
     Answer,
@@ -28,8 +29,10 @@ from orchestrator.fronts.frames import (
     Refused,
     Service,
     ShowMetrics,
+    Waiting,
     Welcome,
 )
+from orchestrator.supervise import forever
 from orchestrator.wire.request_checks import checked_inputs, checked_outputs, unknown_model
 from orchestrator.wire.status import STATUS
 
@@ -60,6 +63,7 @@ class FrontPlane:
         self._settings: asyncio.Future[ServeSettings] = self._loop.create_future()
         self._served: asyncio.Future[None] = self._loop.create_future()
         self._service: Service
+        self._entry = Entry(on_refusal=self._overloaded, on_lag=lambda _: None)
 
     async def connect(self, sock: socket.socket) -> ServeSettings:
         """Join the dispatcher over `sock`; returns where it wants this process to listen, and what to allow.
@@ -101,16 +105,23 @@ class FrontPlane:
             raise unknown_model(name, version)
         return model
 
+    def admit(self, name: str, version: str) -> None:
+        """See `DataPlane.admit`."""
+        model = self._service.models.get(name)
+        if model is not None and (not version or version in model.versions):
+            self._entry.admit(name)
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """Check the request and have the dispatcher answer it; see `DataPlane.infer`."""
         model = self.model_metadata(request.model_name, request.model_version)
         try:
-            checked_inputs(model, request)
+            rows = checked_inputs(model, request)[0].shape[0]
             checked_outputs(model, request)
             self._check_open()
         except (InvalidRequest, Unavailable) as error:
             self._link.send(Refused(model.name, type(error).__name__))
             raise
+        self._entry.took(model.name, rows)
         response: InferResponse = await self._answer_to(Infer(next(self._numbers), request))
         return response
 
@@ -138,7 +149,14 @@ class FrontPlane:
         """Refuse what is still open."""
         self._refuse_open("the server is shutting down")
 
+    async def watch(self) -> None:
+        """Look forever how late this process is; what waits, the dispatcher tells."""
+        await self._entry.run(lambda: None)
+
     # -- the socket ---------------------------------------------------------------------------------------------
+
+    def _overloaded(self, model: str, rows: int) -> None:
+        self._link.send(Refused(model, Overloaded.__name__, rows))
 
     def _check_open(self) -> None:
         if self.lost.is_set():
@@ -162,12 +180,13 @@ class FrontPlane:
         finally:
             del self._open[number]
 
-    def _take(self, message: Answer | Failed | Metrics | Service | Welcome) -> None:
+    def _take(self, message: Answer | Failed | Metrics | Service | Waiting | Welcome) -> None:
         match message:
             case Answer():
                 self._settle(message.number, message.response)
             case Failed():
-                error = _ERRORS.get(message.kind, InternalError)(message.sentence)
+                kind = _ERRORS.get(message.kind, InternalError)
+                error = kind.__new__(kind, message.sentence)
                 vars(error).update(message.attributes)
                 self._settle(message.number, error)
             case Metrics():
@@ -176,6 +195,8 @@ class FrontPlane:
                 self._service = message
                 if not self._served.done():
                     self._served.set_result(None)
+            case Waiting():
+                self._entry.show(message.queues)
             case Welcome():
                 self._settings.set_result(message.settings)
 
@@ -212,11 +233,12 @@ async def serve_front(sock: socket.socket) -> int:
     door = FrontDoor(plane, plane, settings, metrics=plane.metrics, shares_ports=True)
     await door.open()
     plane.say_listening()
+    watch = asyncio.create_task(forever("entry", plane.watch), name="entry")
     ends = [asyncio.create_task(event.wait()) for event in (stop, plane.lost)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     await door.close()
-    for end in ends:
-        end.cancel()
+    for task in (watch, *ends):
+        task.cancel()
     return 1 if plane.lost.is_set() else 0
 
 

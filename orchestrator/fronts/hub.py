@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from cascadeserve.errors import RequestError, ServerStartFailed
+from cascadeserve.errors import Overloaded, RequestError, ServerStartFailed
 from cascadeserve.process import spawn, stop
 from orchestrator.front_door import cannot_listen
 from orchestrator.fronts.frames import (
@@ -27,15 +27,17 @@ from orchestrator.fronts.frames import (
     Refused,
     Service,
     ShowMetrics,
+    Waiting,
     Welcome,
 )
 from orchestrator.supervise import forever
 from orchestrator.wire.status import INTERNAL_ERROR, STATUS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from orchestrator import metrics as counted
+    from orchestrator.entry import Ahead
     from orchestrator.front_door import ClosableDataPlane, ServeSettings
 
 _log = logging.getLogger(__name__)
@@ -60,14 +62,18 @@ class Hub:
         *,
         models: Callable[[], Iterable[str]],
         metrics: counted.Metrics,
+        on_overload: Callable[[str, int], None],
     ) -> None:
-        """`models` names what the data plane serves; requests that a front refuses are counted in `metrics`."""
+        """`models` names what the data plane serves; requests that a front refuses are counted in `metrics`.
+
+        `on_overload` is told of those that its entry refused: the family, and how many rows they may have had.
+        """
         self._data_plane = data_plane
         self._settings = settings
         self._models = models
         self._told: Service | None = None
         self._fronts = [
-            Front(number, data_plane, settings, metrics, service=self._service)
+            Front(number, data_plane, settings, metrics, service=self._service, on_overload=on_overload)
             for number in range(1, settings.fronts + 1)
         ]
 
@@ -101,6 +107,12 @@ class Hub:
         self._tell()
         await asyncio.gather(*(front.stop() for front in self._fronts))
 
+    def show(self, queues: Mapping[str, Ahead], lag_s: float) -> None:
+        """Tell the fronts what is ahead of requests, who will also wait `lag_s` to be read here."""
+        waiting = Waiting({name: ahead._replace(wait_s=ahead.wait_s + lag_s) for name, ahead in queues.items()})
+        for front in self._fronts:
+            front.tell(waiting)
+
     async def _tell_forever(self) -> None:
         while True:
             self._tell()
@@ -131,6 +143,7 @@ class Front:
         metrics: counted.Metrics,
         *,
         service: Callable[[], Service],
+        on_overload: Callable[[str, int], None],
     ) -> None:
         """Not started yet; `number` is its name in logs, `service` what it is told first."""
         self.number = number
@@ -138,6 +151,7 @@ class Front:
         self._settings = settings
         self._metrics = metrics
         self._service = service
+        self._on_overload = on_overload
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -180,10 +194,10 @@ class Front:
         if not self._listening.is_set():
             raise ServerStartFailed(f"front {self.number} ended before it listened; it has said why")
 
-    def tell(self, service: Service) -> None:
+    def tell(self, news: Service | Waiting) -> None:
         """Send what has changed."""
         if self._link is not None:
-            self._link.send(service)
+            self._link.send(news)
 
     async def keep_up(self) -> None:
         """Start the process again whenever it ends by itself."""
@@ -224,6 +238,8 @@ class Front:
             case Cancel():
                 if (task := self._open.pop(message.number, None)) is not None:
                     task.cancel()
+            case Refused(outcome=Overloaded.__name__):
+                self._on_overload(message.model, message.rows)
             case Refused():
                 self._metrics.request(message.model, message.outcome, 0.0)
             case ShowMetrics():

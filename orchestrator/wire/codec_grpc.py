@@ -43,7 +43,27 @@ _CONTENTS_FIELD = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+# how fields 1 and 2 of a message begin where they are strings
+_MODEL_TAGS = (0x0A, 0x12)
+_MAX_SHORT = 0x7F
 _MAX_INT64 = 2**63 - 1
+
+
+def model_of(message: bytes) -> tuple[str, str]:
+    """Model name and version of a serialised ModelInferRequest, or what of them is found at its very beginning.
+
+    The two are its first fields, and what writes messages writes fields in order.
+    """
+    places = ["", ""]
+    start = 0
+    for position, tag in enumerate(_MODEL_TAGS):
+        # a name of more than 127 bytes has a length of two bytes or more: not worth looking for
+        if len(message) < start + 2 or message[start] != tag or message[start + 1] > _MAX_SHORT:
+            continue
+        end = start + 2 + message[start + 1]
+        places[position] = message[start + 2 : end].decode("utf-8", "replace")
+        start = end
+    return places[0], places[1]
 
 
 def decode_infer_request(message: Any, client_timeout_s: float | None) -> InferRequest:  # noqa: ANN401 - untyped protobuf

@@ -7,12 +7,13 @@ No logic lives here: bodies become requests in `codec_http`, the data plane answ
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from cascadeserve.errors import NotFound, RequestError
+from cascadeserve.errors import NotFound, Overloaded, RequestError
 from orchestrator.wire.codec_http import (
     HEADER_LENGTH,
     decode_raw_request,
@@ -58,18 +59,22 @@ class Answer:
 
 
 class Route(NamedTuple):
-    """`path` may hold the places {model} and {version}; `handler` raises what `answer_to` turns into an answer."""
+    """`path` may hold the places {model} and {version}; `handler` raises what `answer_to` turns into an answer.
+
+    `gate` is asked before the body is read, with what stands in these places; it may raise the same.
+    """
 
     method: str
     path: str
     handler: Callable[[Call], Awaitable[Answer]]
+    gate: Callable[[str, str], None] | None = None
 
 
 def routes(data_plane: DataPlane, metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None) -> list[Route]:
     """Make the table; `metrics` returns the body and the content type of `GET /metrics`."""
     endpoints = _Endpoints(data_plane)
     # The hot path first: routes are tried in order.
-    table = [Route("POST", f"{model}/infer", endpoints.infer) for model in _MODEL_PATHS]
+    table = [Route("POST", f"{model}/infer", endpoints.infer, data_plane.admit) for model in _MODEL_PATHS]
     table += [
         Route("GET", "/v2/health/live", endpoints.live),
         Route("GET", "/v2/health/ready", endpoints.ready),
@@ -100,7 +105,8 @@ def answer_to(error: Exception) -> Answer:
         _log.error("request failed: %s", error)
     answer = error_answer(status, message_of(error))
     if status == _SERVICE_UNAVAILABLE:
-        answer.headers["Retry-After"] = str(_RETRY_AFTER_S)
+        after_s = error.retry_after_s if isinstance(error, Overloaded) else _RETRY_AFTER_S
+        answer.headers["Retry-After"] = str(math.ceil(after_s))
     return answer
 
 

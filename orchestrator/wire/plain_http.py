@@ -54,6 +54,7 @@ class _Head:
     """What the head of a plain request says."""
 
     handler: Callable[[Call], Awaitable[Answer]]
+    gate: Callable[[str, str], None] | None
     model: str
     version: str
     header_length: str | None
@@ -76,7 +77,7 @@ class PlainHttp:
         self.hand_over = hand_over
         self.connections: set[_Connection] = set()
         self._routes = [
-            (route.method.encode(), re.compile(re.sub(r"\\{(\w+)\\}", _PLACE, re.escape(route.path))), route.handler)
+            (route, route.method.encode(), re.compile(re.sub(r"\\{(\w+)\\}", _PLACE, re.escape(route.path))))
             for route in table
         ]
         self._max_body_bytes = max_body_bytes
@@ -135,12 +136,13 @@ class PlainHttp:
         )
         if not plain:
             return None
-        for wanted, pattern, handler in self._routes:
+        for route, wanted, pattern in self._routes:
             if wanted == method and (match := pattern.fullmatch(path.decode())) is not None:
                 places = match.groupdict()
                 header_length = headers.get(_JSON_LENGTH)
                 return _Head(
-                    handler,
+                    route.handler,
+                    route.gate,
                     places.get("model", ""),
                     places.get("version", ""),
                     None if header_length is None else header_length.decode(),
@@ -163,8 +165,8 @@ class _Connection(asyncio.Protocol):
     """One client's connection: one request at a time, in order."""
 
     __slots__ = (
-        "_chunks", "_drained", "_idle_check", "_loop", "_needed", "_reading_paused", "_server", "_size", "_task",
-        "_transport", "_used",
+        "_chunks", "_drained", "_idle_check", "_let_in", "_loop", "_needed", "_reading_paused", "_server", "_size",
+        "_skip", "_task", "_transport", "_used",
     )  # fmt: skip
 
     def __init__(self, server: PlainHttp) -> None:
@@ -176,6 +178,9 @@ class _Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._size = 0
         self._needed = 1
+        # whether the request of which the head is there was let in; and bytes to come of one that was not
+        self._let_in = False
+        self._skip = 0
         self._used = True
         self._reading_paused = False
         # while the client does not read its answer
@@ -195,6 +200,12 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what came."""
         self._used = True
+        if self._skip:
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            data = data[skipped:]
+            if not data:
+                return
         if self._chunks and len(self._chunks[-1]) < _MIN_CHUNK_BYTES:
             self._chunks[-1] += data
         else:
@@ -240,7 +251,7 @@ class _Connection(asyncio.Protocol):
     # -- one request after the other ----------------------------------------------------------------------------
 
     def _take_next(self) -> None:
-        """Begin the next request if all of it is there."""
+        """Begin the next request if all of it is there; refuse it as soon as its head is, if it must wait too long."""
         if not self._size or self._transport.is_closing():
             return
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
@@ -254,7 +265,15 @@ class _Connection(asyncio.Protocol):
             return
         body_start = head_end + 4
         body_end = body_start + head.body_bytes
-        if len(data) < body_end:
+        # a connection that is about to be closed would be closed on a client that is still sending
+        if head.gate is not None and not self._let_in and not self._server.closing():
+            try:
+                head.gate(head.model, head.version)
+            except Exception as error:  # noqa: BLE001 - logged there
+                self._refuse(answer_to(error), data, body_end)
+                return
+        self._let_in = len(data) < body_end
+        if self._let_in:
             self._keep(data, body_end)
             return
         self._keep(data[body_end:], 1)
@@ -266,6 +285,15 @@ class _Connection(asyncio.Protocol):
         self._size = len(data)
         self._needed = needed
 
+    def _refuse(self, answer: Answer, data: bytes, body_end: int) -> None:
+        """Answer without a task of its own, and without the body, which is thrown away as it comes."""
+        self._skip = max(body_end - len(data), 0)
+        self._keep(data[body_end:], 1)
+        self._transport.write(self._server.render(answer, last=False, now_s=self._loop.time()))
+        # A task only for a client that does not read, or has sent ahead: it is the one made to wait by what follows.
+        if self._drained is not None or self._size:
+            self._task = self._loop.create_task(self._written(last=False))
+
     async def _answer(self, handler: Callable[[Call], Awaitable[Answer]], call: Call) -> None:
         try:
             try:
@@ -276,20 +304,24 @@ class _Connection(asyncio.Protocol):
                 return  # the client hung up a moment ago
             last = self._server.closing()
             self._transport.write(self._server.render(answer, last=last, now_s=self._loop.time()))
-            if self._drained is not None:
-                await self._drained
-            self._task = None
-            if last:
-                self._transport.close()
-                return
-            if self._reading_paused:
-                self._reading_paused = False
-                self._transport.resume_reading()
-            self._take_next()
+            await self._written(last=last)
         except BaseException:
             # Cancelled, or a bug: no answer will come, and its client must not wait for one.
             self._transport.close()
             raise
+
+    async def _written(self, *, last: bool) -> None:
+        """Wait until the client reads its answer, then go on with what it has sent meanwhile."""
+        if self._drained is not None:
+            await self._drained
+        self._task = None
+        if last:
+            self._transport.close()
+            return
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        self._take_next()
 
     def _hand_over(self, data: bytes) -> None:
         """Let another protocol have the connection, from the first byte not used yet."""

@@ -116,9 +116,12 @@ def _adapted(route: Route, max_body_bytes: int) -> Handler:
     takes_body = route.method == "POST"
 
     async def handle(request: web.Request) -> web.Response:
+        model, version = request.match_info.get("model", ""), request.match_info.get("version", "")
+        if route.gate is not None:
+            route.gate(model, version)
         call = Call(
-            request.match_info.get("model", ""),
-            request.match_info.get("version", ""),
+            model,
+            version,
             request.headers.get(HEADER_LENGTH),
             await _read_body(request, max_body_bytes) if takes_body else b"",
         )

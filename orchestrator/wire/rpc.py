@@ -7,13 +7,16 @@ No logic lives here: messages become requests in `codec_grpc`, the data plane an
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from cascadeserve.errors import NotFound, RequestError
-from orchestrator.wire.codec_grpc import decode_infer_request, encode_infer_response, encode_model_metadata
+from cascadeserve.errors import InvalidRequest, NotFound, Overloaded, RequestError
+from orchestrator.wire.codec_grpc import decode_infer_request, encode_infer_response, encode_model_metadata, model_of
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     Rpc = Callable[["InferenceServicer", Any, Context], Awaitable[Any]]
 
 logger = logging.getLogger(__name__)
+
+# where a client with a retry policy finds how long to wait, in milliseconds
+_PUSH_BACK = "grpc-retry-pushback-ms"
 
 
 def build_rpc_server(data_plane: DataPlane, *, max_message_bytes: int, reuse_port: bool = False) -> grpc.aio.Server:
@@ -40,7 +46,13 @@ def build_rpc_server(data_plane: DataPlane, *, max_message_bytes: int, reuse_por
             ("grpc.so_reuseport", int(reuse_port)),
         ]
     )
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(data_plane), server)
+    servicer = InferenceServicer(data_plane)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    # in the place of the generated one: without a deserializer a request is read when it has been let in, not before
+    infer: grpc.RpcMethodHandler[bytes, Any] = grpc.unary_unary_rpc_method_handler(
+        servicer.ModelInfer, response_serializer=service_pb2.ModelInferResponse.SerializeToString
+    )
+    server.add_registered_method_handlers("inference.GRPCInferenceService", {"ModelInfer": infer})
     return server
 
 
@@ -48,17 +60,20 @@ def _answered(rpc: Rpc) -> Rpc:
     """Wrap an RPC so that it ends in an answer or in one clean status; cancellation passes."""
 
     async def answer(self: InferenceServicer, request: Any, context: Context) -> Any:  # noqa: ANN401 - untyped protobuf
+        trailer: tuple[tuple[str, str], ...] = ()
         try:
             return await rpc(self, request, context)
         except RequestError as error:
             code, sentence = status_of(error).grpc, message_of(error)
+            if isinstance(error, Overloaded):
+                trailer = ((_PUSH_BACK, str(math.ceil(1e3 * error.retry_after_s))),)
             if code is grpc.StatusCode.INTERNAL:
                 logger.error("request failed: %s", error)  # noqa: TRY400 - where it was raised says nothing more
         except Exception:
             logger.exception("request failed")
             code, sentence = grpc.StatusCode.INTERNAL, INTERNAL_ERROR
         # Outside the handlers: abort raises, and the cause is no part of the answer.
-        await context.abort(code, sentence)
+        await context.abort(code, sentence, trailer)
         return None
 
     return answer
@@ -113,8 +128,13 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
 
     @_answered
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: ANN401, N802
-        """Answer an inference request."""
-        infer_request = decode_infer_request(request, context.time_remaining())
+        """Answer an inference request, which comes as bytes."""
+        self._data_plane.admit(*model_of(request))
+        try:
+            message = service_pb2.ModelInferRequest.FromString(request)
+        except DecodeError:
+            raise InvalidRequest("the request is no ModelInferRequest, or was cut short") from None
+        infer_request = decode_infer_request(message, context.time_remaining())
         return encode_infer_response(infer_request, await self._data_plane.infer(infer_request))
 
     ModelStreamInfer = _not_offered("ModelStreamInfer")

@@ -12,6 +12,7 @@ from cascadeserve.errors import (
     InvalidRequest,
     NotFound,
     NotSupported,
+    Overloaded,
     RequestError,
     RequestTooLarge,
     Unavailable,
@@ -31,6 +32,7 @@ STATUS: dict[type[RequestError], Status] = {
     RequestTooLarge: Status(413, StatusCode.RESOURCE_EXHAUSTED),
     NotSupported: Status(501, StatusCode.UNIMPLEMENTED),
     Unavailable: Status(503, StatusCode.UNAVAILABLE),
+    Overloaded: Status(503, StatusCode.UNAVAILABLE),
     DeadlineExceeded: Status(504, StatusCode.DEADLINE_EXCEEDED),
     InternalError: Status(500, StatusCode.INTERNAL),
 }

@@ -108,8 +108,11 @@ class DataPlane(Protocol):
     def model_metadata(self, name: str, version: str) -> ModelMetadata:
         """Describe a model; raises NotFound for an unknown one."""
 
+    def admit(self, name: str, version: str) -> None:
+        """Let a request in whose body is not read yet, or raise Overloaded; it must cost next to nothing."""
+
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Answer a request or raise one RequestError."""
+        """Answer a request that was let in or raise one RequestError."""
 
 
 def check_parameter(name: str, value: Parameter) -> None:

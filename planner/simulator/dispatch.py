@@ -11,7 +11,7 @@ from cascadeserve.policy import batching
 from planner.simulator.compiling import inlined
 from planner.simulator.device import depart
 from planner.simulator.policy import due_at_s, due_reason, in_time, least_expected_work, next_queue
-from planner.simulator.state import NONE, Devices, Flights, Knobs, Load, Queues, Rows, Served
+from planner.simulator.state import CUT, NONE, OPEN, Devices, Flights, Knobs, Load, Queues, Rows, Served
 
 _NOT_DUE = batching.NOT_DUE
 _AGEING = batching.AGEING
@@ -39,6 +39,74 @@ def _pop(queues: Queues, rows: Rows, model: int) -> int:
         queues.last[model] = NONE
     queues.rows[model] -= 1
     return row
+
+
+@inlined
+def answer(rows: Rows, load: Load, row: int, how: int) -> bool:
+    """Count a row that the stage it is at has answered; returns whether its request has all its answers now."""
+    request = load.request[row]
+    rows.how[row] = how
+    rows.remaining[request] -= 1
+    return rows.remaining[request] == 0
+
+
+@inlined
+def end(knobs: Knobs, load: Load, rows: Rows, request: int, now_s: float) -> None:
+    """Answer a request."""
+    rows.done[request] = True
+    rows.latency_s[request] = now_s + knobs.path_s - load.times_s[request]
+
+
+@inlined
+def refuse(rows: Rows, request: int, now_s: float) -> None:
+    """Answer a request with an error."""
+    rows.done[request] = True
+    if request < len(rows.refused_s):
+        rows.refused_s[request] = now_s
+
+
+@inlined
+def expire(knobs: Knobs, load: Load, rows: Rows, request: int, now_s: float) -> None:
+    """At its deadline a request is answered with what its rows have, or refused if one of them has nothing."""
+    if rows.unheard[request] > 0:
+        refuse(rows, request, now_s)
+        return
+    for row in range(load.offset[request], load.offset[request + 1]):
+        if rows.how[row] == OPEN:
+            rows.stage[row] -= 1
+            answer(rows, load, row, CUT)
+    end(knobs, load, rows, request, now_s + knobs.answer_s)
+
+
+@inlined
+def ahead_of(
+    served: Served, flights: Flights, devices: Devices, layout: int, gear: int, model: int, place: int
+) -> tuple[float, int, int]:
+    """What rows of the answered batch at a place find at their next model, but for the rows that wait there.
+
+    Device-seconds in flight and slots of the endpoints with the model, and the one that is quickest with it.
+    """
+    places = len(flights.phase) // len(served.slots)
+    most = served.max_batch[gear, model]
+    in_flight_s, slots, quickest = 0.0, 0, 0
+    least_s = np.inf
+    for endpoint in range(len(served.slots)):
+        if served.instances[layout, endpoint, model] > 0:
+            # the batch itself still counts as in flight
+            own_s = flights.planned_s[place] if place // places == endpoint else 0.0
+            in_flight_s += devices.planned_s[endpoint] - own_s
+            slots += served.slots[endpoint]
+            if served.planned_busy_s[model, most, endpoint] < least_s:
+                least_s = served.planned_busy_s[model, most, endpoint]
+                quickest = endpoint
+    return in_flight_s, slots, quickest
+
+
+@inlined
+def drop_done_head(queues: Queues, rows: Rows, load: Load, model: int) -> None:
+    """Forget rows at the head of a queue whose request was answered or refused meanwhile."""
+    while queues.first[model] != NONE and rows.done[load.request[queues.first[model]]]:
+        _pop(queues, rows, model)
 
 
 @inlined
@@ -149,8 +217,7 @@ def pump(
     while True:
         wake_s = np.inf
         for model in range(len(queues.first)):
-            while queues.first[model] != NONE and rows.done[load.request[queues.first[model]]]:
-                _pop(queues, rows, model)
+            drop_done_head(queues, rows, load, model)
             row = queues.first[model]
             queues.due[model] = _NOT_DUE
             if row == NONE:
@@ -186,7 +253,7 @@ def _dispatch(
     model: int,
     now_s: float,
 ) -> None:
-    """Send one batch; rows that would come too late are refused instead."""
+    """Send one batch; rows that would come too late keep the answer that they have, or are refused."""
     room = served.max_batch[gear, model]
     works_s = served.planned_busy_s[model, min(queues.rows[model], room)]
     for endpoint in range(len(served.slots)):
@@ -201,9 +268,12 @@ def _dispatch(
         if rows.done[request]:
             continue
         if not in_time(rows.seen_s[request] + knobs.timeout_s, now_s, ahead_s, work_s):
-            rows.done[request] = True
-            if request < len(rows.refused_s):
-                rows.refused_s[request] = now_s
+            if rows.stage[row] == 0:
+                refuse(rows, request, now_s)
+            else:
+                rows.stage[row] -= 1
+                if answer(rows, load, row, CUT):
+                    end(knobs, load, rows, request, now_s + knobs.answer_s)
             continue
         if rows.gear[row] == NONE:
             rows.gear[row] = gear

@@ -17,15 +17,18 @@ import numpy as np
 from cascadeserve.policy import gear_switch
 from planner.simulator.compiling import cached, inlined
 from planner.simulator.device import arrive, step
-from planner.simulator.dispatch import drop_done, pump, push
+from planner.simulator.dispatch import ahead_of, answer, drop_done, drop_done_head, end, expire, pump, push
 from planner.simulator.gear_loop import tick
-from planner.simulator.policy import window_start
+from planner.simulator.policy import next_stage_in_time, window_start
 from planner.simulator.state import (
     AIM,
     CHANGE,
+    CUT,
     GEAR,
     LAYOUT,
     NONE,
+    OPEN,
+    SURE,
     Control,
     Devices,
     Flights,
@@ -45,25 +48,56 @@ _NOTHING = -(1 << 62)
 
 
 @inlined
-def _absorb(served: Served, knobs: Knobs, load: Load, rows: Rows, queues: Queues, chain: int, now_s: float) -> int:
+def _absorb(
+    served: Served,
+    knobs: Knobs,
+    load: Load,
+    rows: Rows,
+    queues: Queues,
+    flights: Flights,
+    devices: Devices,
+    control: Control,
+    place: int,
+    now_s: float,
+) -> int:
     """Handle the answer to a batch: its rows leave, or wait for their next stage; returns how many requests it ends."""
-    row = chain
+    gear = control.at[GEAR]
+    row = flights.first[place]
     ended = 0
+    # as of the model that a row went on to last
+    model, in_flight_s, slots, quickest, most = NONE, 0.0, 0, 0, 0
     while row != NONE:
         after = rows.following[row]
         request = load.request[row]
         if not rows.done[request]:
             entry = served.gear_entry[rows.gear[row]]
-            if rows.stage[row] >= served.leaves_at[entry, load.record[row]]:
-                rows.remaining[request] -= 1
-                if rows.remaining[request] == 0:
-                    rows.done[request] = True
-                    ended += 1
-                    done_s = now_s + ended * knobs.answer_s + knobs.path_s
-                    rows.latency_s[request] = done_s - load.times_s[request]
-            else:
+            rows.unheard[request] -= rows.stage[row] == 0
+            how = SURE
+            if rows.stage[row] < served.leaves_at[entry, load.record[row]]:
+                onward = served.stage_model[entry, rows.stage[row] + 1]
+                if onward != model:
+                    model, most = onward, served.max_batch[gear, onward]
+                    drop_done_head(queues, rows, load, model)
+                    in_flight_s, slots, quickest = ahead_of(
+                        served, flights, devices, control.at[LAYOUT], gear, model, place
+                    )
+                waiting = queues.rows[model]
+                in_time = slots == 0 or next_stage_in_time(
+                    rows.seen_s[request] + knobs.timeout_s,
+                    now_s,
+                    in_flight_s,
+                    waiting,
+                    served.row_work_s[gear, model],
+                    slots,
+                    served.planned_busy_s[model, min(waiting + 1, most), quickest],
+                )
+                how = OPEN if in_time else CUT
+            if how == OPEN:
                 rows.stage[row] += 1
-                push(queues, rows, served.stage_model[entry, rows.stage[row]], row, now_s)
+                push(queues, rows, model, row, now_s)
+            elif answer(rows, load, row, how):
+                ended += 1
+                end(knobs, load, rows, request, now_s + ended * knobs.answer_s)
         row = after
     return ended
 
@@ -156,9 +190,7 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             wake_s = np.inf
             pumping = not on_core
         else:
-            rows.done[settled] = True
-            if settled < len(rows.refused_s):
-                rows.refused_s[settled] = now_s
+            expire(knobs, load, rows, settled, now_s)
 
         if comes != _NOTHING:
             if costs_core:
@@ -175,7 +207,7 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             pumping = True
         elif handled != _NOTHING:
             place = -1 - handled
-            ended = _absorb(served, knobs, load, rows, queues, flights.first[place], now_s)
+            ended = _absorb(served, knobs, load, rows, queues, flights, devices, control, place, now_s)
             arrive(flights, devices, place // places, place, now_s)
             pumping = True
         if ended and knobs.answer_s > 0.0:

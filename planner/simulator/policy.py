@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import FunctionType, ModuleType
 from typing import Any
 
-from cascadeserve.policy import admission, balancing, batching, demand, gear_switch, work
+from cascadeserve.policy import admission, balancing, batching, demand, escalation, gear_switch, work
 from planner.simulator.compiling import inlined
 
 
@@ -28,6 +28,7 @@ in_time = _compiled(admission)["in_time"]
 least_expected_work = _compiled(balancing)["least_expected_work"]
 _batching = _compiled(batching)
 due_reason, due_at_s, next_queue = _batching["due_reason"], _batching["due_at_s"], _batching["next_queue"]
+next_stage_in_time = _compiled(escalation)["next_stage_in_time"]
 _demand = _compiled(demand)
 window_start, arrival_rate_per_s = _demand["window_start"], _demand["arrival_rate_per_s"]
 demand_per_s = _demand["demand_per_s"]

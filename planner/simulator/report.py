@@ -87,8 +87,10 @@ def _gear_spans(simulation: Simulation, family: PlannedFamily, answered: NDArray
 
 
 def _uncertified(simulation: Simulation, family: PlannedFamily, answered: NDArray[np.bool_]) -> int:
-    """Answered requests of gears whose ladder entry has no bound; 0 where the whole plan has none."""
+    """Answered requests that no bound covers: by their gear, or cut short; 0 where the whole plan has none."""
     if family.certificate is None:
         return 0
     bare = np.array([family.entry(gear.ladder_entry).epsilon is None for gear in family.gears])
-    return int(bare[simulation.gear[answered]].sum())
+    first_row = np.concatenate(([0], np.cumsum(simulation.load.rows)[:-1]))
+    cut = np.logical_or.reduceat(simulation.cut, first_row)
+    return int((bare[simulation.gear] | cut)[answered].sum())

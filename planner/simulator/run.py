@@ -36,8 +36,9 @@ class Simulation:
 
     latency_s [n] counts from the scheduled time and is NaN for refused requests. gear [n] is the one in which the
     request's last row left, as an index into the family's gears (-1: none did); stage [r] answered the row (-1:
-    refused). Ticks are those of the gear loop; tick_layout is the layout that is left while a transition is under way,
-    which tick_changing tells. busy_s is device-seconds done per endpoint, batches and batch_rows what was sent per
+    refused), and cut [r] says that it was not certain of it but the next one would have been too late. Ticks are those
+    of the gear loop; tick_layout is the layout that is left while a transition is under way, which tick_changing tells.
+    busy_s is device-seconds done per endpoint, batches and batch_rows what was sent per
     model, and in_system_at_end the requests unanswered when the last one arrived.
 
     `log` has the first batches by departure, as many as were asked for; refused_s [n] is when a request was refused
@@ -49,6 +50,7 @@ class Simulation:
     gear: NDArray[np.int16]
     stage: NDArray[np.int8]
     right: NDArray[np.bool_]
+    cut: NDArray[np.bool_]
     tick_s: NDArray[np.float64]
     tick_gear: NDArray[np.int16]
     tick_layout: NDArray[np.int16]
@@ -101,7 +103,7 @@ class Simulator:
         self._front = next((profile.front for profile in devices.values() if profile.front), None) or FrontCost()
         self._endpoints = list(devices)
         self._layouts = [layout.name for layout in plan.layouts]
-        self._served, self._right = build_served(plan, family, records, devices)
+        self._served, self._right, self._model_right = build_served(plan, family, records, devices)
         self._layout_of = layout_of_states(plan, family, devices)
 
     def run(
@@ -147,7 +149,9 @@ class Simulator:
         num_ticks = min(num_ticks, room)
         answered = np.repeat(~np.isnan(rows.latency_s), load.rows)
         entry = self._served.gear_entry[rows.gear]
+        cut = (rows.how == state.CUT) & answered
         right = self._right[entry, load.row_index] & answered
+        right[cut] = self._model_right[self._served.stage_model[entry[cut], rows.stage[cut]], load.row_index[cut]]
         models = list(self.family.models)
         return Simulation(
             load=load,
@@ -155,6 +159,7 @@ class Simulator:
             gear=rows.gear[offset[1:] - 1],
             stage=np.where(answered, rows.stage, np.int8(-1)),
             right=right,
+            cut=cut,
             tick_s=TICK_S * np.arange(1, num_ticks + 1),
             tick_gear=ticks.gear[:num_ticks],
             tick_layout=self._layout_of[ticks.layout[:num_ticks]],

@@ -30,8 +30,10 @@ T = TypeVar("T")
 
 def build_served(
     plan: GearPlan, family_name: str, records: Records, devices: Mapping[str, Profile]
-) -> tuple[Served, NDArray[np.bool_]]:
-    """(arrays, right [E, R]): the latter tells which records an entry answers rightly; `devices` is by endpoint.
+) -> tuple[Served, NDArray[np.bool_], NDArray[np.bool_]]:
+    """(arrays, right [E, R], right [M, R]): which records an entry, and a model alone, answers rightly.
+
+    `devices` is by endpoint. A model that the records lack, which no entry uses, is never right.
 
     Raises:
         UsageError: a profile or the records lack a model of the family, or the plan names other endpoints.
@@ -69,7 +71,11 @@ def build_served(
     )
     # one memory order, or the kernel would be compiled anew
     served = Served._make(np.ascontiguousarray(array) for array in served)
-    return served, np.array([answer.label == records.truth for answer in answers])
+    by_model = np.zeros((len(models), len(records.truth)), np.bool_)
+    for model, name in enumerate(models):
+        if name in records.models:
+            by_model[model] = records.models[name].label == records.truth
+    return served, np.array([answer.label == records.truth for answer in answers]), by_model
 
 
 def _device_busy_s(profile: Profile, family: PlannedFamily, models: list[str], largest: int) -> NDArray[np.float64]:
@@ -170,4 +176,5 @@ def _of_gears(
         "stage_min_batch": by_stage[2].astype(np.int64),
         "stage_max_wait_s": by_stage[3],
         "onward_work_s": onward_work_s,
+        "row_work_s": row_work_s,
     }

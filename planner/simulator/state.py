@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # phases of a place for a batch in flight
 FREE, GOING, QUEUED, RUNNING, COMING = range(5)
 NONE = -1
+# how rows are answered: not yet, by a stage that was certain of them or the last one, by one that was not
+OPEN, SURE, CUT = range(3)
 # places in `Control.at` and `Control.since_s`
 GEAR, LAYOUT, GEAR_LAYOUT, AIM, WISH = range(5)
 LOW, CHANGE = 0, 1
@@ -48,6 +50,8 @@ class Served(NamedTuple):
     stage_max_wait_s: Floats  # [G, K]
     # device-seconds a row waiting for a model still takes
     onward_work_s: Floats  # [G, M]
+    # and for the model alone
+    row_work_s: Floats  # [G, M]
     # of layouts and the states between them: gears by rising rate
     gears_in: Ints  # [S]
     layout_gear: Ints  # [S, G]
@@ -107,8 +111,10 @@ class Rows(NamedTuple):
     since_s: Floats  # [r]
     gear: NDArray[np.int16]  # [r] NONE until the row first leaves
     stage: NDArray[np.int8]  # [r]
+    how: NDArray[np.int8]  # [r] OPEN, SURE or CUT
     seen_s: Floats  # [n] when the orchestrator took the request in
-    remaining: Ints  # [n] rows without an answer
+    remaining: Ints  # [n] rows that are OPEN
+    unheard: Ints  # [n] rows that no stage has answered
     done: NDArray[np.bool_]  # [n]
     latency_s: Floats  # [n] NaN: refused
     # when it was refused, NaN: it was not; of length 0 where nothing is logged
@@ -196,8 +202,10 @@ def empty_rows(load: Load, *, logged: bool = False) -> Rows:
         since_s=np.zeros(rows),
         gear=np.full(rows, NONE, np.int16),
         stage=np.zeros(rows, np.int8),
+        how=np.full(rows, OPEN, np.int8),
         seen_s=np.zeros(requests),
         remaining=np.diff(load.offset),
+        unheard=np.diff(load.offset),
         done=np.zeros(requests, np.bool_),
         latency_s=np.full(requests, np.nan),
         refused_s=np.full(requests if logged else 0, np.nan),

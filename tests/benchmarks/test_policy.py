@@ -33,6 +33,7 @@ def made(gears: list[int], times_s: list[float]) -> Simulation:
         gear=none.astype(np.int16),
         stage=none.astype(np.int8),
         right=none.astype(np.bool_),
+        cut=none.astype(np.bool_),
         tick_s=0.1 * np.arange(1, len(gears) + 1),
         tick_gear=np.array(gears, np.int16),
         tick_layout=np.zeros(len(gears), np.int16),

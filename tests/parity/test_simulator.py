@@ -83,8 +83,8 @@ def make_gears(*, two_kinds: bool) -> GearPlan:
 
 async def orchestrate(
     plan: GearPlan, load: Load, certainty: NDArray[np.float32], timeout_s: float
-) -> tuple[NDArray[np.float64], list[str], list[str]]:
-    """(latency [n], NaN where refused; gears of each request; gear in force after each tick)."""
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str], list[str]]:
+    """(latency [n], NaN where refused; rows cut short [n]; gears of each request; gear in force after each tick)."""
     loop = asyncio.get_running_loop()
     orchestrator = Orchestrator(
         lambda: plan,
@@ -97,6 +97,7 @@ async def orchestrate(
     family = orchestrator.dispatcher.families["family"]
     start_s = loop.time()
     latency_s = np.full(len(load.times_s), np.nan)
+    cut_rows = np.zeros(len(load.times_s), np.int64)
     gears = [""] * len(load.times_s)
     timeline: list[str] = []
     futures = []
@@ -114,6 +115,7 @@ async def orchestrate(
         if error is None:
             latency_s[index] = loop.time() - start_s - load.times_s[index]
             gears[index] = done.result().gears[-1]
+            cut_rows[index] = done.result().cut_rows
 
     def tick() -> None:
         orchestrator.gear_loop.tick(loop.time())
@@ -128,7 +130,7 @@ async def orchestrate(
     await asyncio.sleep(load.duration_s + 2.0)
     await asyncio.gather(*futures, return_exceptions=True)
     await orchestrator.close()
-    return latency_s, gears, timeline
+    return latency_s, cut_rows, gears, timeline
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ async def test_the_simulator_does_what_the_orchestrator_does(
     records = make_records({"small": certainty.tolist(), "large": certainty.tolist()})
     simulator = Simulator(plan, "family", records, devices)
     simulated: Simulation = simulator.run(load, timeout_s=timeout_s)
-    latency_s, gears, timeline = await orchestrate(plan, load, certainty, timeout_s)
+    latency_s, cut_rows, gears, timeline = await orchestrate(plan, load, certainty, timeout_s)
 
     names = [gear.name for gear in simulator.family.gears]
     assert [names[gear] for gear in simulated.tick_gear[: len(timeline)]] == timeline
@@ -166,9 +168,12 @@ async def test_the_simulator_does_what_the_orchestrator_does(
     np.testing.assert_array_equal(np.isnan(simulated.latency_s), np.isnan(latency_s))
     np.testing.assert_allclose(simulated.latency_s, latency_s, atol=1e-6)
     answered = ~np.isnan(latency_s)
+    first_row = np.cumsum(load.rows) - load.rows
+    np.testing.assert_array_equal(np.add.reduceat(simulated.cut, first_row, dtype=np.int64), cut_rows)
     shown = [names[gear] for gear in simulated.gear]
     same = [mine == theirs for mine, theirs, there in zip(shown, gears, answered, strict=True) if there]
     # a request whose parts left in two gears names the later one here and may name the other there
     assert np.mean(same) > (0.99 if rows[1] > 1 else 0.9999)
     if timeout_s < 1.0:
         assert not answered.all()
+        assert cut_rows.any()

@@ -47,7 +47,13 @@ def settings(**changes: int) -> ServeSettings:
 
 
 def hub_over(echo: ClosableEcho, wanted: ServeSettings, metrics: Metrics) -> Hub:
-    return Hub(echo, wanted, models=lambda: MODELS, metrics=metrics)
+    return Hub(
+        echo,
+        wanted,
+        models=lambda: MODELS,
+        metrics=metrics,
+        on_overload=lambda family, _rows: metrics.request(family, "Overloaded", 0.0),
+    )
 
 
 @pytest.fixture

@@ -39,6 +39,9 @@ class EchoPlane:
     def __init__(self) -> None:
         self.is_ready = True
         self.error: Exception | None = None
+        # raised at the door, if set
+        self.refusal: Exception | None = None
+        self.asked: list[tuple[str, str]] = []
         self.delay_s = 0.0
         self.requests: list[InferRequest] = []
         self.parameters: dict[str, Parameter] = {}
@@ -63,6 +66,11 @@ class EchoPlane:
         if version and version not in MODELS[name].versions:
             raise NotFound(f"model '{name}' has no version '{version}'")
         return MODELS[name]
+
+    def admit(self, name: str, version: str) -> None:
+        self.asked.append((name, version))
+        if self.refusal is not None:
+            raise self.refusal
 
     async def infer(self, request: InferRequest) -> InferResponse:
         self.requests.append(request)

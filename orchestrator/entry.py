@@ -1,0 +1,110 @@
+"""The door: a request is let in or refused before its body is read.
+
+What waits is looked at fifty times a second, so that a request costs a comparison. How late the loop is for that look
+tells how long requests have been waiting unread in their sockets: that counts as waited time, for nobody else sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from cascadeserve.errors import Overloaded
+from cascadeserve.policy.admission import DEADLINE_SLOS, NOT_STANDING, admits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# how often it is looked at
+LOOK_S = 0.02
+# weight of a request in the moving mean of rows per request
+_MEMORY = 0.02
+
+
+class Ahead(NamedTuple):
+    """What is ahead of a request of a family, in seconds."""
+
+    slo_s: float
+    # what its own batches take when its turn has come
+    own_s: float
+    # what waits takes that long, and each row that is let in adds to it
+    wait_s: float
+    row_s: float
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What is ahead of the requests of a family, kept up to date between looks."""
+
+    ahead: Ahead
+    # as at the last look, and what was let in since
+    wait_s: float
+    # rows of a request, a moving mean: how many one has is in its body
+    rows: float = 1.0
+    standing_since_s: float = NOT_STANDING
+
+
+class Entry:
+    """Lets requests of any family in; one per process that takes requests."""
+
+    def __init__(self, *, on_refusal: Callable[[str, int], None], on_lag: Callable[[float], None]) -> None:
+        """`on_refusal` is told the family of each refused request and how many rows it may have had.
+
+        `on_lag` is told how late the loop is, in seconds, at every look.
+        """
+        self._on_refusal = on_refusal
+        self._on_lag = on_lag
+        self._loop = asyncio.get_running_loop()
+        self._queues: dict[str, _Queue] = {}
+        self._lag_s = 0.0
+        self._due_s = float("inf")
+
+    async def run(self, look: Callable[[], None]) -> None:
+        """Look forever; `look` calls `show`, unless another does."""
+        while True:
+            look()
+            self._due_s = self._loop.time() + LOOK_S
+            await asyncio.sleep(LOOK_S)
+            self._lag_s = max(self._loop.time() - self._due_s, 0.0)
+            self._on_lag(self._lag_s)
+
+    def lag_s(self) -> float:
+        """How long a request that is read now may have waited to be read."""
+        return max(self._lag_s, self._loop.time() - self._due_s)
+
+    def show(self, queues: Mapping[str, Ahead]) -> None:
+        """What is ahead now, by family; requests of others are let in."""
+        for gone in self._queues.keys() - queues.keys():
+            del self._queues[gone]
+        for family, ahead in queues.items():
+            queue = self._queues.get(family)
+            if queue is None:
+                self._queues[family] = _Queue(ahead, ahead.wait_s)
+            else:
+                queue.ahead, queue.wait_s = ahead, ahead.wait_s
+
+    def admit(self, family: str) -> None:
+        """Let a request in or raise Overloaded; a family of which nothing is known is let in."""
+        queue = self._queues.get(family)
+        if queue is None:
+            return
+        ahead = queue.ahead
+        wait_s = self.lag_s() + queue.wait_s
+        let_in, limit_s, queue.standing_since_s = admits(
+            wait_s, ahead.own_s, ahead.slo_s, DEADLINE_SLOS * ahead.slo_s, self._loop.time(), queue.standing_since_s
+        )
+        if let_in:
+            queue.wait_s += queue.rows * ahead.row_s
+            return
+        self._on_refusal(family, max(round(queue.rows), 1))
+        raise Overloaded(
+            f"'{family}' has {wait_s:.3f} s of work waiting, more than its time limit allows; try again later",
+            retry_after_s=max(wait_s - limit_s, ahead.slo_s),
+        )
+
+    def took(self, family: str, rows: int) -> None:
+        """Learn how many rows a request had that was let in."""
+        queue = self._queues.get(family)
+        if queue is not None:
+            queue.rows += _MEMORY * (rows - queue.rows)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cascadeserve.policy.admission import NOT_STANDING, STANDING_AFTER_S, admits, in_time
+
+SLO_S, OWN_S, DEADLINE_S = 1.0, 0.25, 4.0
+
+
+def ask(wait_s: float, *, now_s: float = 10.0, since_s: float = NOT_STANDING) -> tuple[bool, float, float]:
+    return admits(wait_s, OWN_S, SLO_S, DEADLINE_S, now_s, since_s)
+
+
+def test_in_a_surge_what_can_be_served_before_its_deadline_is_let_in() -> None:
+    assert ask(0.0) == (True, DEADLINE_S, NOT_STANDING)
+    assert ask(1.0) == (True, DEADLINE_S, NOT_STANDING)
+    assert ask(4.0) == (True, DEADLINE_S, 10.0)
+    assert ask(4.1) == (False, DEADLINE_S, 10.0)
+
+
+def test_a_surge_that_ends_in_time_leaves_nothing_behind() -> None:
+    assert ask(3.0, since_s=10.0 - 0.9 * STANDING_AFTER_S)[0]
+    assert ask(0.9, since_s=10.0 - 0.9 * STANDING_AFTER_S) == (True, DEADLINE_S, NOT_STANDING)
+
+
+def test_of_a_standing_backlog_as_much_is_let_in_as_can_be_answered_within_the_slo() -> None:
+    since_s = 10.0 - STANDING_AFTER_S
+    assert ask(0.66, since_s=since_s) == (False, pytest.approx(0.65), since_s)
+    assert ask(0.64, since_s=since_s) == (True, pytest.approx(0.65), since_s)
+    assert ask(0.26, since_s=since_s)[2] == since_s
+    assert ask(0.25, since_s=since_s)[2] == NOT_STANDING
+
+
+def test_however_long_the_own_batches_take_there_is_enough_for_full_ones() -> None:
+    assert admits(0.5, 5.0, SLO_S, DEADLINE_S, 10.0, 0.0) == (True, 0.5, 0.0)
+
+
+@given(st.floats(0.0, 10.0), st.floats(0.0, 2.0), st.floats(-1.0, 20.0))
+def test_what_waits_less_is_let_in_too(wait_s: float, less_s: float, since_s: float) -> None:
+    if ask(wait_s, since_s=since_s)[0]:
+        assert ask(max(wait_s - less_s, 0.0), since_s=since_s)[0]
+
+
+def test_a_batch_is_in_time_until_its_deadline() -> None:
+    assert in_time(3.0, 1.0, 1.5, 0.5)
+    assert not in_time(3.0, 1.0, 1.5, 0.51)
