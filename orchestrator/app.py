@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import ServerStartFailed
+from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_GEAR_SLOS
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.entry import Entry
@@ -119,6 +120,7 @@ class Orchestrator:
                 name,
                 slo_s=family.plan.slo_s,
                 own_s=sum(family.full_batch_s(stage.model) for stage in family.entry.stages),
+                surge_slos=DEADLINE_SLOS if family.has_faster_gear else LAST_GEAR_SLOS,
                 wait_s=wait_s,
                 row_s=family.work_per_row_s() / family_slots,
             )

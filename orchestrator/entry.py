@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import Overloaded
-from cascadeserve.policy.admission import DEADLINE_SLOS, NOT_STANDING, admits
+from cascadeserve.policy.admission import NOT_STANDING, admits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,8 @@ class _Queue:
     slo_s: float
     # what its own batches will take
     own_s: float
+    # how much may wait in a surge
+    surge_slos: float
     # what waits takes that long, and each row that is let in adds to it
     wait_s: float
     row_s: float
@@ -65,16 +67,17 @@ class Entry:
         """How long a request that is read now may have waited to be read."""
         return max(self._lag_s, self._loop.time() - self._due_s)
 
-    def show(self, family: str, *, slo_s: float, own_s: float, wait_s: float, row_s: float) -> None:
+    def show(self, family: str, *, slo_s: float, own_s: float, surge_slos: float, wait_s: float, row_s: float) -> None:
         """What is ahead of a family's requests now, in seconds: what waits, what each row more will add to that.
 
-        `own_s` is what the batches of a request take when its turn has come.
+        `own_s` is what the batches of a request take when its turn has come; see `policy.admission.admits`.
         """
         queue = self._queues.get(family)
         if queue is None:
-            self._queues[family] = _Queue(slo_s, own_s, wait_s, row_s)
+            self._queues[family] = _Queue(slo_s, own_s, surge_slos, wait_s, row_s)
         else:
-            queue.slo_s, queue.own_s, queue.wait_s, queue.row_s = slo_s, own_s, wait_s, row_s
+            queue.slo_s, queue.own_s, queue.surge_slos = slo_s, own_s, surge_slos
+            queue.wait_s, queue.row_s = wait_s, row_s
 
     def forget(self, family: str) -> None:
         """Let every request of a family in, until something is shown again."""
@@ -87,14 +90,14 @@ class Entry:
             return
         wait_s = self.lag_s() + queue.wait_s
         let_in, limit_s, queue.standing_since_s = admits(
-            wait_s, queue.own_s, queue.slo_s, DEADLINE_SLOS * queue.slo_s, self._loop.time(), queue.standing_since_s
+            wait_s, queue.own_s, queue.slo_s, queue.surge_slos, self._loop.time(), queue.standing_since_s
         )
         if let_in:
             queue.wait_s += queue.rows * queue.row_s
             return
         self._on_refusal(family, max(round(queue.rows), 1))
         raise Overloaded(
-            f"'{family}' has {wait_s:.3f} s of work waiting, more than its time limit allows; try again later",
+            f"so much work waits for '{family}' that the answer would come too late; try again later",
             retry_after_s=max(wait_s - limit_s, queue.slo_s),
         )
 
