@@ -7,6 +7,7 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
+from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_GEAR_SLOS
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.entry import Ahead, Entry
@@ -107,6 +108,7 @@ class Orchestrator:
             queues[name] = Ahead(
                 slo_s=family.plan.slo_s,
                 own_s=sum(family.full_batch_s(stage.model) for stage in family.entry.stages),
+                surge_slos=DEADLINE_SLOS if family.has_faster_gear else LAST_GEAR_SLOS,
                 wait_s=in_flight_s + family.queued_work_s() / family_slots,
                 row_s=family.work_per_row_s() / family_slots,
             )

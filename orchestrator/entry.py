@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from cascadeserve.errors import Overloaded
-from cascadeserve.policy.admission import DEADLINE_SLOS, NOT_STANDING, admits
+from cascadeserve.policy.admission import NOT_STANDING, admits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +28,8 @@ class Ahead(NamedTuple):
     slo_s: float
     # what its own batches take when its turn has come
     own_s: float
+    # how much may wait in a surge
+    surge_slos: float
     # what waits takes that long, and each row that is let in adds to it
     wait_s: float
     row_s: float
@@ -92,14 +94,14 @@ class Entry:
         ahead = queue.ahead
         wait_s = self.lag_s() + queue.wait_s
         let_in, limit_s, queue.standing_since_s = admits(
-            wait_s, ahead.own_s, ahead.slo_s, DEADLINE_SLOS * ahead.slo_s, self._loop.time(), queue.standing_since_s
+            wait_s, ahead.own_s, ahead.slo_s, ahead.surge_slos, self._loop.time(), queue.standing_since_s
         )
         if let_in:
             queue.wait_s += queue.rows * ahead.row_s
             return
         self._on_refusal(family, max(round(queue.rows), 1))
         raise Overloaded(
-            f"'{family}' has {wait_s:.3f} s of work waiting, more than its time limit allows; try again later",
+            f"so much work waits for '{family}' that the answer would come too late; try again later",
             retry_after_s=max(wait_s - limit_s, ahead.slo_s),
         )
 

@@ -132,6 +132,11 @@ class FamilyState:
         return self.served(model), *(ModelVersion(part, version) for part, version in parts.items())
 
     @property
+    def has_faster_gear(self) -> bool:
+        """Whether a gear of the plan is for higher rates than the one in force."""
+        return self.gear.upper_rate_per_s < max(gear.upper_rate_per_s for gear in self.plan.gears)
+
+    @property
     def reference_alone(self) -> LadderEntry:
         """The reference model as a cascade of its own, which loses nothing against itself."""
         stages = (Stage(model=self.plan.reference_model),)

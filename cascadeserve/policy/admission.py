@@ -4,9 +4,12 @@ from __future__ import annotations
 
 # without a deadline of its own, a request is given up after this many SLOs (or busy times of its rows, if longer)
 DEADLINE_SLOS = 4.0
-# A backlog stands when it has meant a wait of more than an SLO for this long: a surge is answered by another gear two
+# A backlog stands when it has meant a wait of more than an SLO for this long: a surge is answered by a faster gear two
 # or three ticks later, and until then what can be served before its deadline is worth having.
 STANDING_AFTER_S = 0.3
+# In the fastest gear nothing will answer it, so only chance is allowed for: at the highest rate that keeps the SLO some
+# requests wait for longer than that now and then.
+LAST_GEAR_SLOS = 2.0
 # Of a standing backlog no more is let in than can be answered within this many SLOs: predictions miss a little.
 STANDING_SLOS = 0.9
 # Yet this much may always wait, or there would not be enough for full batches.
@@ -26,19 +29,19 @@ def in_time(deadline_s: float, now_s: float, work_ahead_s: float, batch_busy_s: 
 
 
 def admits(
-    wait_s: float, own_s: float, slo_s: float, deadline_s: float, now_s: float, standing_since_s: float
+    wait_s: float, own_s: float, slo_s: float, surge_slos: float, now_s: float, standing_since_s: float
 ) -> tuple[bool, float, float]:
     """(Whether a request is let in that would wait for `wait_s`, the longest wait that is, standing_since_s).
 
-    `own_s` is how long its own batches take then. `deadline_s` is the time that requests may take if they do not say
-    otherwise; standing_since_s is when the wait came
-    to be more than an SLO, NOT_STANDING while it is not, and is to be passed back at the next call. Without the lower
-    limit a lasting overload would be served at the very end of every deadline: busy, and all of it late.
+    `own_s` is how long its own batches take then. `surge_slos` is how much may wait in a surge: DEADLINE_SLOS, or
+    LAST_GEAR_SLOS where there is no faster gear. standing_since_s is when the wait came to be more than an SLO,
+    NOT_STANDING while it is not, and is to be passed back at the next call. Without the lower limit a lasting overload
+    would be served at the very end of every deadline: busy, and all of it late.
     """
     stands = standing_since_s != NOT_STANDING and now_s - standing_since_s >= STANDING_AFTER_S
     if wait_s <= (CLEARED_SLOS * slo_s if stands else slo_s):
         standing_since_s, stands = NOT_STANDING, False
     elif standing_since_s == NOT_STANDING:
         standing_since_s = now_s
-    limit_s = max(STANDING_SLOS * slo_s - own_s, LEAST_WAIT_SLOS * slo_s) if stands else deadline_s
+    limit_s = max(STANDING_SLOS * slo_s - own_s, LEAST_WAIT_SLOS * slo_s) if stands else surge_slos * slo_s
     return wait_s <= limit_s, limit_s, standing_since_s

@@ -144,7 +144,7 @@ def test_when_too_much_waits_it_is_refused_and_told_when_to_come_again(full: Sta
     answer = connection.getresponse()
     assert answer.status == 503
     assert int(answer.headers["Retry-After"]) >= 1
-    assert b"s of work waiting" in answer.read()
+    assert b"so much work waits" in answer.read()
     connection.close()
 
     request = service_pb2.ModelInferRequest(model_name="family", raw_input_contents=[X.tobytes()])

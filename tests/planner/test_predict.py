@@ -32,6 +32,7 @@ class Recorder:
         self.outcome: dict[str, Any] = {
             "latency_s": 0.1,
             "refused": 0,
+            "cut": [False, False],
             "in_system_at_end": 0,
             "gear_at": lambda _: 0,
         } | outcome
@@ -47,6 +48,7 @@ class Recorder:
         return SimpleNamespace(
             quantiles_s=lambda shares: [share * self.outcome["latency_s"] for share in shares],
             refused=self.outcome["refused"],
+            cut=np.array(self.outcome["cut"]),
             in_system_at_end=self.outcome["in_system_at_end"],
             busy_s={"a": 0.25 * load.duration_s, "b": load.duration_s},
             tick_s=tick_s,
@@ -90,6 +92,7 @@ def test_rates_count_rows_and_arrivals_have_the_dispersion_of_the_goal(monkeypat
         ({}, True),
         ({"latency_s": 0.6}, False),  # the tiny plan's SLO is 0.5 s
         ({"refused": 1}, False),
+        ({"cut": [False, True]}, False),
         ({"in_system_at_end": 15}, False),
     ],
 )

@@ -4,13 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadeserve.policy.admission import NOT_STANDING, STANDING_AFTER_S, admits, in_time
+from cascadeserve.policy.admission import (
+    DEADLINE_SLOS,
+    LAST_GEAR_SLOS,
+    NOT_STANDING,
+    STANDING_AFTER_S,
+    admits,
+    in_time,
+)
 
-SLO_S, OWN_S, DEADLINE_S = 1.0, 0.25, 4.0
+SLO_S, OWN_S = 1.0, 0.25
+DEADLINE_S = DEADLINE_SLOS * SLO_S
 
 
 def ask(wait_s: float, *, now_s: float = 10.0, since_s: float = NOT_STANDING) -> tuple[bool, float, float]:
-    return admits(wait_s, OWN_S, SLO_S, DEADLINE_S, now_s, since_s)
+    return admits(wait_s, OWN_S, SLO_S, DEADLINE_SLOS, now_s, since_s)
 
 
 def test_in_a_surge_what_can_be_served_before_its_deadline_is_let_in() -> None:
@@ -34,7 +42,12 @@ def test_of_a_standing_backlog_as_much_is_let_in_as_can_be_answered_within_the_s
 
 
 def test_however_long_the_own_batches_take_there_is_enough_for_full_ones() -> None:
-    assert admits(0.5, 5.0, SLO_S, DEADLINE_S, 10.0, 0.0) == (True, 0.5, 0.0)
+    assert admits(0.5, 5.0, SLO_S, DEADLINE_SLOS, 10.0, 0.0) == (True, 0.5, 0.0)
+
+
+def test_where_no_faster_gear_will_come_less_is_let_in_at_first() -> None:
+    for wait_s, let_in in ((2.0, True), (2.1, False)):
+        assert admits(wait_s, OWN_S, SLO_S, LAST_GEAR_SLOS, 10.0, NOT_STANDING) == (let_in, 2.0, 10.0)
 
 
 @given(st.floats(0.0, 10.0), st.floats(0.0, 2.0), st.floats(-1.0, 20.0))
