@@ -23,7 +23,11 @@ class EndpointDown(BackendError):  # noqa: N818 - named by what happened
 
 
 class BatchNotTaken(EndpointDown):  # noqa: N818
-    """The batch was not begun: there was no connection, or the server takes no work."""
+    """The server said that it takes no work: the batch was not begun."""
+
+
+class NoConnection(BatchNotTaken):
+    """The batch was not sent: nobody listens, so that the next look finds the server down, too."""
 
 
 class ConnectionLost(EndpointDown):  # noqa: N818

@@ -1,6 +1,6 @@
 """What becomes of the rows of a batch that failed, so that one bad row does not fail strangers.
 
-- The endpoint did not begin the batch: its rows go back to their queue, once.
+- The endpoint did not begin the batch: its rows go back to their queue; once, if the endpoint was there.
 - It answered with an error: the rows leave again in two halves, and so on; a row that fails alone is refused.
 - It went away, or the model's Python process ended: the rows are suspects. They are tried one at a time, by themselves,
   on one endpoint; a row that crashes it is refused.
@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.errors import DeadlineExceeded, InternalError, InvalidRequest, Unavailable
 from cascadeserve.policy.admission import in_time
-from orchestrator.backend import BatchNotTaken, CallRejected, ConnectionLost, EndpointDown, NotServed, StubDead
+from orchestrator.backend import (
+    BatchNotTaken,
+    CallRejected,
+    ConnectionLost,
+    EndpointDown,
+    NoConnection,
+    NotServed,
+    StubDead,
+)
 from orchestrator.rows import in_two, still_open
 from orchestrator.state import Batch
 
@@ -114,11 +122,14 @@ class Isolation:
             self.suspects.popleft().segment.ticket.fail(Unavailable(why))
 
     def _retry(self, queue: FamilyQueue, segments: list[Segment], batch: Batch, error: BackendError) -> None:
-        again = [segment for segment in segments if not segment.retried]
-        for segment in segments:
-            if segment.retried:
-                segment.ticket.fail(Unavailable(f"endpoint '{batch.endpoint.name}' took no batch: {error}; try again"))
-            segment.retried = True
+        again = segments
+        if not isinstance(error, NoConnection):
+            again = [segment for segment in segments if not segment.retried]
+            for segment in segments:
+                if segment.retried:
+                    why = f"endpoint '{batch.endpoint.name}' took no batch: {error}; try again"
+                    segment.ticket.fail(Unavailable(why))
+                segment.retried = True
         if again:
             self._metrics.retried(batch.model.name, sum(segment.rows for segment in again))
             if batch.apart:
