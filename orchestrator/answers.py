@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cascadeserve.errors import Unavailable
 from cascadeserve.policy.escalation import accepted, next_stage_in_time, stage_threshold
 
 if TYPE_CHECKING:
@@ -106,12 +105,9 @@ class _Landed:
         if ahead is None:
             ahead = self.ahead[model] = _look_ahead(self.batch, model, self.endpoints)
         queue = ahead.queue
-        if not ahead.slots:
-            gone = f"no endpoint serves model '{model}' of family '{queue.family.name}' now"
-            segment.ticket.fail(Unavailable(gone))
-            return 0
         go = len(rows)
-        if not _in_time(ahead, segment, self.now_s, go - 1):
+        # the endpoint that has the model may come back in time
+        if ahead.slots and not _in_time(ahead, segment, self.now_s, go - 1):
             go = next(before for before in range(go) if not _in_time(ahead, segment, self.now_s, before))
         if go:
             queue.push(segment.onward(rows[:go], self.now_s))

@@ -136,8 +136,6 @@ async def test_demand_is_what_comes_not_what_is_let_in() -> None:
     rig = await make_rig()
     ahead = Ahead(slo_s=SLO_S, own_s=0.1 * SLO_S, surge_slos=4.0, wait_s=60.0, row_s=0.0)
     rig.orchestrator.entry.show({"family": ahead})
-        {"family": Ahead(slo_s=SLO_S, own_s=0.1 * SLO_S, surge_slos=4.0, wait_s=60.0, row_s=0.0)}
-    )
     for _ in range(20):
         for _ in range(30):
             with pytest.raises(Overloaded):
