@@ -240,7 +240,9 @@ async def test_every_request_gets_exactly_one_answer_while_gears_and_endpoints_c
             continue
         assert not isinstance(result, BaseException), result
         answered += 1
-        expected = np.where(result.certainty >= 0.5, i, i + 100)
+        # without a certificate: the next stage would have come too late
+        final = (result.certainty >= 0.5) | ((result.stage == 0) & (not result.certified))
+        expected = np.where(final, i, i + 100)
         np.testing.assert_array_equal(result.label, expected)
     assert answered > 300
     assert rig.orchestrator.dispatcher.open_tickets == 0
