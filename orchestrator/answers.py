@@ -71,7 +71,7 @@ def _escalate(
         raise RuntimeError("rows left without a gear")
     queue = family.queues[segment.entry.stages[segment.stage + 1].model]
     if is_hosted(queue.model, endpoints):
-        queue.push(segment.onward(rows, now_s))
+        queue.add(segment.onward(rows, now_s))
     else:
         gone = f"no endpoint serves model '{queue.model.name}' of family '{family.name}' now"
         segment.ticket.fail(Unavailable(gone))

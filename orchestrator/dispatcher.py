@@ -10,9 +10,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from cascadeserve.errors import DeadlineExceeded, Unavailable
-from cascadeserve.policy.admission import in_time
-from cascadeserve.policy.balancing import least_expected_work
-from cascadeserve.policy.batching import AGEING, NOT_DUE, PATIENCE_SLOS, due_at_s, due_reason, next_queue
+from cascadeserve.policy.admission import NONE, in_time
+from cascadeserve.policy.balancing import choose_endpoint
+from cascadeserve.policy.batching import NOT_DUE, due_at_s, due_reason, next_queue
 from orchestrator.deadlines import Deadlines
 from orchestrator.flights import Flights
 from orchestrator.routing import is_hosted, load_weights, with_room
@@ -47,17 +47,27 @@ class Dispatcher:
         self._deadlines = Deadlines(self._expire)
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s = float("inf")
+        # batches so far, and the endpoint that the last of them left for
+        self._turn = 0
+        self._last_endpoint = -1
         self._loop = asyncio.get_running_loop()
         self.take_families(families)
 
     # -- from the data plane ------------------------------------------------------------------------------------
 
     def submit(
-        self, family: FamilyState, inputs: list[NDArray[Any]], *, timeout_s: float, want_scores: bool
+        self,
+        family: FamilyState,
+        inputs: list[NDArray[Any]],
+        *,
+        timeout_s: float,
+        want_scores: bool,
+        work_per_row: float = 1.0,
     ) -> asyncio.Future[Ticket]:
         """Queue a request; the future gives the answered ticket or raises one RequestError.
 
-        Cancelling the future drops the rows that have not left yet.
+        `work_per_row` is how many rows of the plan's busy times one of these is. Cancelling the future drops the rows
+        that have not left yet.
         """
         now_s = self._loop.time()
         future: asyncio.Future[Ticket] = self._loop.create_future()
@@ -67,16 +77,20 @@ class Dispatcher:
             deadline_s=now_s + timeout_s,
             num_classes=family.plan.num_classes if want_scores else None,
             future=future,
+            work_per_row=work_per_row,
         )
         if (model := self._unserved_model(family)) is not None:
             ticket.fail(Unavailable(f"no endpoint serves model '{model}' now; try again shortly"))
             return future
-        self._deadlines.add(ticket)
         model = family.entry_model
         queue = family.queues[model]
         queue.drop_done_head()
-        had_head = bool(queue.segments)
-        queue.push(Segment(ticket, ticket.rows, now_s))
+        had_head = queue.head is not None
+        if had_head and not self._let_in(queue, ticket, now_s):
+            ticket.fail(Unavailable("what waits already takes longer than this request may; try again later"))
+            return future
+        self._deadlines.add(ticket)
+        queue.add(Segment(ticket, ticket.rows, now_s))
         # Whatever else could leave now has left: only this queue has changed. Behind a head it can only have become
         # full; while there is no room for it, the answer that makes some pumps.
         if not had_head or (queue.rows >= family.trigger(model)[0] and any(with_room(queue, self.endpoints))):
@@ -99,7 +113,8 @@ class Dispatcher:
         old_model = family.entry_model
         family.shift(gear)
         if family.entry_model != old_model:
-            family.queues[family.entry_model].merge(family.queues[old_model].take_unbound())
+            for segment in family.queues[old_model].take_unbound():
+                family.queues[family.entry_model].add(segment)
         self.pump()
 
     def take_families(self, families: Iterable[FamilyState]) -> None:
@@ -154,7 +169,7 @@ class Dispatcher:
         for queue in self._queues:
             if queue.family.name == family.name:
                 queue.drop_done()
-                work_s += queue.rows * queue.family.work_from_s(queue.model.name)
+                work_s += queue.work * queue.family.work_from_s(queue.model.name)
         return work_s
 
     def is_needed(self, model: ModelVersion) -> bool:
@@ -196,26 +211,24 @@ class Dispatcher:
         """Send every batch that is due and has a free slot, then sleep until the next one can be due."""
         now_s = self._loop.time()
         while True:
-            queues, due, deadlines, oldest = [], [], [], []
+            queues, due, ranks_s = [], [], []
             wake_s = float("inf")
             for queue in self._queues:
                 queue.drop_done_head()
-                if not queue.segments:
+                if queue.head is None:
                     continue
-                head = queue.segments[0]
                 min_batch, _, max_wait_s = queue.family.trigger(queue.model.name)
-                reason = due_reason(queue.rows, head.since_s, min_batch, max_wait_s, now_s)
+                since_s = queue.oldest_since_s() if queue.rows < min_batch else now_s
+                reason = due_reason(queue.rows, since_s, min_batch, max_wait_s, now_s)
                 if reason == NOT_DUE:
-                    wake_s = min(wake_s, due_at_s(head.since_s, max_wait_s))
+                    wake_s = min(wake_s, due_at_s(since_s, max_wait_s))
                     continue
                 if not any(with_room(queue, self.endpoints)):
                     continue  # the answer that frees a slot pumps again
                 queues.append(queue)
                 due.append(reason)
-                # Capped: a client that says it can wait for an hour must not hold up those behind it in the queue.
-                deadlines.append(min(head.ticket.deadline_s, head.since_s + PATIENCE_SLOS * queue.family.plan.slo_s))
-                oldest.append(head.since_s)
-            chosen = next_queue(due, deadlines, oldest, now_s, AGEING)
+                ranks_s.append(queue.head_rank_s)
+            chosen = next_queue(due, ranks_s)
             if chosen < 0:
                 break
             self._dispatch(queues[chosen], now_s)
@@ -223,37 +236,61 @@ class Dispatcher:
 
     def _dispatch(self, queue: FamilyQueue, now_s: float) -> None:
         family = queue.family
-        _, max_batch, _ = family.trigger(queue.model.name)
+        _, room, _ = family.trigger(queue.model.name)
         planned = family.plan.models[queue.model.name]
-        works_s = [planned.batch_busy_s(min(queue.rows, max_batch), endpoint.name) for endpoint in self.endpoints]
-        chosen = least_expected_work(
+        taken = queue.take(room)
+        work = _work(taken)
+        works_s = [planned.batch_busy_s(work, endpoint.name) for endpoint in self.endpoints]
+        chosen = choose_endpoint(
+            family.balancer,
+            self._turn,
+            self._last_endpoint,
+            [endpoint.in_flight for endpoint in self.endpoints],
             [endpoint.work_s for endpoint in self.endpoints],
             [endpoint.sent_s for endpoint in self.endpoints],
             load_weights(queue, self.endpoints),
             with_room(queue, self.endpoints),
             works_s,
         )
+        self._turn += 1
+        self._last_endpoint = chosen
         endpoint, work_s = self.endpoints[chosen], works_s[chosen]
         # the slots share what is in flight: all of it over the slots is ahead of this batch
         ahead_s = endpoint.work_s / endpoint.slots
         segments: list[Segment] = []
-        room = max_batch
-        while room > 0 and (taken := queue.take(room)):
+        while taken:
             for segment in taken:
-                if in_time(segment.ticket.deadline_s, now_s, ahead_s, work_s):
+                if in_time(family.admission, segment.ticket.deadline_s, now_s, ahead_s, work_s):
                     bind(segment, family.gear, family.entry)
                     segments.append(segment)
                     room -= segment.rows
                 else:
                     segment.ticket.fail(DeadlineExceeded("the answer would have come too late, so it was not begun"))
+            taken = queue.take(room)
         rows = sum(segment.rows for segment in segments)
         if not rows:
             return
-        busy_s = planned.batch_busy_s(rows, endpoint.name)
+        busy_s = planned.batch_busy_s(_work(segments), endpoint.name)
         batch = Batch(queue.model, family, endpoint, segments, rows, busy_s, endpoint.generation)
         self.flights.depart(batch)
 
     # -- helpers of the above -----------------------------------------------------------------------------------
+
+    def _let_in(self, queue: FamilyQueue, ticket: Ticket, now_s: float) -> bool:
+        """Whether a request can still be answered in time behind what goes before it."""
+        family = queue.family
+        if family.admission == NONE:
+            return True
+        rank_s = queue.rank_s(ticket)
+        ahead_s = sum(each.work_before(rank_s) * each.family.work_from_s(each.model.name) for each in self._queues)
+        slots = 0
+        for endpoint in self.endpoints:
+            if endpoint.up:
+                ahead_s += endpoint.work_s
+                slots += endpoint.slots
+        planned, work = family.plan.models[queue.model.name], ticket.rows * ticket.work_per_row
+        busy_s = min(planned.batch_busy_s(work, endpoint.name) for endpoint in self.endpoints)
+        return in_time(family.admission, ticket.deadline_s, now_s, ahead_s / slots, busy_s)
 
     def _list_queues(self) -> None:
         families = (*self.families.values(), *self._leaving)
@@ -278,3 +315,8 @@ class Dispatcher:
     def _wake_up(self) -> None:
         self._wake_s = float("inf")
         self.pump()
+
+
+def _work(segments: Iterable[Segment]) -> float:
+    """Rows of the plan's busy times that these are."""
+    return sum(segment.rows * segment.ticket.work_per_row for segment in segments)

@@ -84,8 +84,8 @@ class GearLoop:
         """Rows per second that each family needs, as of the last tick."""
         return {name: load.demand_per_s for name, load in self._loads.items()}
 
-    def on_arrival(self, family: FamilyState, rows: int) -> None:
-        """Count a request."""
+    def on_arrival(self, family: FamilyState, rows: float) -> None:
+        """Count a request; rows of another amount of work count as so many plain ones."""
         self._loads[family.name].window.add(asyncio.get_running_loop().time(), rows)
 
     async def run(self) -> None:

@@ -6,7 +6,8 @@ the rows part ways.
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from cascadeserve.errors import Unavailable
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ class Ticket:
 
     __slots__ = (
         "__weakref__", "arrived_s", "certainty", "certified", "deadline_s", "future", "gears", "inputs", "label",
-        "remaining", "rows", "scores", "stage",
+        "remaining", "rows", "scores", "stage", "work_per_row",
     )  # fmt: skip
 
     def __init__(
@@ -41,8 +42,12 @@ class Ticket:
         deadline_s: float,
         num_classes: int | None,
         future: asyncio.Future[Ticket],
+        work_per_row: float = 1.0,
     ) -> None:
-        """`inputs[i]` has shape [n, ...]; `num_classes` None means that no scores were asked for."""
+        """`inputs[i]` has shape [n, ...]; `num_classes` None means that no scores were asked for.
+
+        `work_per_row` is how many rows of the plan's busy times one of these is.
+        """
         rows = inputs[0].shape[0]
         self.inputs = inputs
         self.rows = rows
@@ -50,6 +55,7 @@ class Ticket:
         self.arrived_s = arrived_s
         self.deadline_s = deadline_s
         self.future = future
+        self.work_per_row = work_per_row
         # names of the gears its rows left in; several only if it was split and a shift fell between the parts
         self.gears: list[str] = []
         # whether all its rows left under cascades that the plan's certificate covers
@@ -130,48 +136,74 @@ class Segment:
 
 @dataclass(slots=True)
 class ModelQueue:
-    """Rows waiting for one model, in order of arrival there."""
+    """Rows waiting for one model, the least rank first, of equals the one that came first."""
 
-    segments: deque[Segment] = field(default_factory=deque)
+    # (rank, number, segment), a heap
+    _waiting: list[tuple[float, int, Segment]] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    # no waiting row has a higher rank
+    _highest_rank_s: float = float("-inf")
     rows: int = 0
+    # the same in rows of the plan's busy times
+    work: float = 0.0
 
-    def push(self, segment: Segment) -> None:
-        """Append a segment."""
-        self.segments.append(segment)
+    @property
+    def head(self) -> Segment | None:
+        """What leaves next."""
+        return self._waiting[0][2] if self._waiting else None
+
+    @property
+    def head_rank_s(self) -> float:
+        """Its rank; only of a queue that is not empty."""
+        return self._waiting[0][0]
+
+    @property
+    def segments(self) -> list[Segment]:
+        """All that waits, in order."""
+        return [segment for _, _, segment in sorted(self._waiting)]
+
+    def push(self, segment: Segment, rank_s: float) -> None:
+        """Add a segment."""
+        heapq.heappush(self._waiting, (rank_s, next(self._numbers), segment))
+        self._highest_rank_s = max(self._highest_rank_s, rank_s)
         self.rows += segment.rows
+        self.work += segment.rows * segment.ticket.work_per_row
 
-    def merge(self, segments: list[Segment]) -> None:
-        """Take in segments of another queue, in order of arrival."""
-        self.segments = deque(sorted((*self.segments, *segments), key=lambda segment: segment.since_s))
-        self.rows += sum(segment.rows for segment in segments)
+    def oldest_since_s(self) -> float:
+        """Since when the row that has waited here for longest does so; only of a queue whose head is not done."""
+        return min(segment.since_s for _, _, segment in self._waiting if not segment.ticket.done)
+
+    def work_before(self, rank_s: float) -> float:
+        """Work that goes before a row of this rank that comes now."""
+        if rank_s >= self._highest_rank_s:
+            return self.work
+        return sum(
+            segment.rows * segment.ticket.work_per_row for rank, _, segment in self._waiting if rank <= rank_s
+        )
 
     def drop_done_head(self) -> None:
         """Forget rows at the head whose request was answered meanwhile (deadline, disconnect)."""
-        while self.segments and self.segments[0].ticket.done:
-            self.rows -= self.segments.popleft().rows
+        while self._waiting and self._waiting[0][2].ticket.done:
+            self._pop()
 
     def drop_done(self) -> None:
         """The same for the whole queue."""
-        kept = deque(segment for segment in self.segments if not segment.ticket.done)
-        self.segments = kept
-        self.rows = sum(segment.rows for segment in kept)
+        self._keep([entry for entry in self._waiting if not entry[2].ticket.done])
 
     def take(self, max_rows: int) -> list[Segment]:
         """Take up to `max_rows` rows from the head, splitting the last segment if need be."""
         taken: list[Segment] = []
         room = max_rows
-        while room > 0 and self.segments:
-            head = self.segments[0]
+        while room > 0 and self._waiting:
+            head = self._waiting[0][2]
             if head.ticket.done:
-                self.rows -= self.segments.popleft().rows
+                self._pop()
             elif head.rows <= room:
-                self.segments.popleft()
-                self.rows -= head.rows
                 room -= head.rows
-                taken.append(head)
+                taken.append(self._pop())
             else:
                 taken.append(head.split(room))
-                self.rows -= room
+                self._left(taken[-1])
                 room = 0
         return taken
 
@@ -181,11 +213,31 @@ class ModelQueue:
             segment.ticket.fail(Unavailable(why))
 
     def take_unbound(self) -> list[Segment]:
-        """Take out every segment that no gear was bound to yet."""
+        """Take out every segment that no gear was bound to yet, in order."""
         unbound = [segment for segment in self.segments if segment.entry is None]
-        self.segments = deque(segment for segment in self.segments if segment.entry is not None)
-        self.rows -= sum(segment.rows for segment in unbound)
+        self._keep([entry for entry in self._waiting if entry[2].entry is not None])
         return unbound
+
+    def _pop(self) -> Segment:
+        _, _, segment = heapq.heappop(self._waiting)
+        self._left(segment)
+        return segment
+
+    def _left(self, segment: Segment) -> None:
+        self.rows -= segment.rows
+        self.work -= segment.rows * segment.ticket.work_per_row
+        if not self._waiting:
+            # exactly 0, whatever rounding left over
+            self.work, self._highest_rank_s = 0.0, float("-inf")
+
+    def _keep(self, entries: list[tuple[float, int, Segment]]) -> None:
+        if len(entries) == len(self._waiting):
+            return
+        heapq.heapify(entries)
+        self._waiting = entries
+        self._highest_rank_s = max((rank_s for rank_s, _, _ in entries), default=float("-inf"))
+        self.rows = sum(segment.rows for _, _, segment in entries)
+        self.work = sum((segment.rows * segment.ticket.work_per_row for _, _, segment in entries), 0.0)
 
 
 def bind(segment: Segment, gear: Gear, entry: LadderEntry) -> None:

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def batch_work_s(points: Sequence[tuple[int, float]], rows: int) -> float:
+def batch_work_s(points: Sequence[tuple[int, float]], rows: float) -> float:
     """Device-seconds of one batch of `rows` rows, by (rows, seconds) points of rising rows: linear between them.
 
-    Below the first point it is that one's; beyond the last, its time per row.
+    Below the first point it is that one's; beyond the last, its time per row. Where rows are more or less work than the
+    rows of the points, `rows` is as many of those as are as much work.
     """
     if rows <= points[0][0]:
         return points[0][1]

@@ -17,7 +17,7 @@ import numpy as np
 from cascadeserve.policy import gear_switch
 from planner.simulator.compiling import cached, inlined
 from planner.simulator.device import arrive, step
-from planner.simulator.dispatch import drop_done, pump, push
+from planner.simulator.dispatch import drop_done, gone, lets_in, pump, push, rank, refuse
 from planner.simulator.gear_loop import tick
 from planner.simulator.policy import window_start
 from planner.simulator.state import (
@@ -45,14 +45,19 @@ _NOTHING = -(1 << 62)
 
 
 @inlined
-def _absorb(served: Served, knobs: Knobs, load: Load, rows: Rows, queues: Queues, chain: int, now_s: float) -> int:
-    """Handle the answer to a batch: its rows leave, or wait for their next stage; returns how many requests it ends."""
+def _absorb(
+    served: Served, knobs: Knobs, load: Load, rows: Rows, queues: Queues, chain: int, gear: int, now_s: float
+) -> int:
+    """Handle the answer to a batch: its rows leave, or wait for their next stage; returns how many requests it ends.
+
+    `gear` is the one in force.
+    """
     row = chain
     ended = 0
     while row != NONE:
         after = rows.following[row]
         request = load.request[row]
-        if not rows.done[request]:
+        if not gone(rows, request, now_s):
             entry = served.gear_entry[rows.gear[row]]
             if rows.stage[row] >= served.leaves_at[entry, load.record[row]]:
                 rows.remaining[request] -= 1
@@ -63,7 +68,9 @@ def _absorb(served: Served, knobs: Knobs, load: Load, rows: Rows, queues: Queues
                     rows.latency_s[request] = done_s - load.times_s[request]
             else:
                 rows.stage[row] += 1
-                push(queues, rows, served.stage_model[entry, rows.stage[row]], row, now_s)
+                rows.since_s[row] = now_s
+                model = served.stage_model[entry, rows.stage[row]]
+                push(queues, rows, load, model, row, rank(served, knobs, load, rows, model, request, gear))
         row = after
     return ended
 
@@ -100,10 +107,12 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
     first_waiting, num_waiting, on_core, answering = 0, 0, False, False
 
     arrived, seen, window, settled, turn, tick_number, unanswered = 0, 0, 0, 0, 0, 0, 0
-    tick_s, wake_s, core_s = _TICK_S, np.inf, np.inf
+    tick_s, wake_s, core_s, now_s = _TICK_S, np.inf, np.inf, 0.0
 
     while True:
-        while settled < seen and rows.done[settled]:
+        while settled < seen and gone(rows, settled, now_s):
+            if not rows.done[settled]:
+                refuse(rows, settled, now_s)
             settled += 1
         if settled == requests and tick_s > knobs.until_s:
             return tick_number, unanswered
@@ -113,9 +122,8 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
                 device = endpoint
         device_s = devices.next_s[device]
         arrival_s = load.times_s[arrived] if arrived < requests else np.inf
-        expiry_s = rows.seen_s[settled] + knobs.timeout_s if settled < seen else np.inf
         change_s = control.since_s[CHANGE]
-        now_s = min(device_s, core_s, arrival_s, change_s, tick_s, wake_s, expiry_s)
+        now_s = min(device_s, core_s, arrival_s, change_s, tick_s, wake_s)
         comes, handled, pumping, ended = _NOTHING, _NOTHING, False, 0
 
         if device_s == now_s:
@@ -134,7 +142,8 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             arrived += 1
             if arrived == requests:
                 for request in range(settled, requests):
-                    unanswered += not rows.done[request]
+                    # those that wait for the core have no deadline yet
+                    unanswered += not gone(rows, request, now_s)
         elif change_s == now_s:
             state = served.follows[control.at[LAYOUT]]
             if state == NONE:
@@ -142,7 +151,7 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             control.at[LAYOUT], control.since_s[CHANGE] = state, now_s + served.stays_s[state]
             pumping = True
         elif tick_s == now_s:
-            drop_done(queues, rows, load)
+            drop_done(queues, rows, load, now_s)
             window = window_start(rows.seen_s, window, seen, now_s, knobs.dispersion)
             pumping, demand = tick(served, knobs, load, rows, queues, control, window, seen, now_s)
             if tick_number < len(ticks.gear):
@@ -151,14 +160,10 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
                 ticks.demand_per_s[tick_number] = demand
             tick_number += 1
             tick_s = (tick_number + 1) * _TICK_S
-        elif wake_s == now_s:
+        else:
             # a busy core looks at the queues when it is done anyway
             wake_s = np.inf
             pumping = not on_core
-        else:
-            rows.done[settled] = True
-            if settled < len(rows.refused_s):
-                rows.refused_s[settled] = now_s
 
         if comes != _NOTHING:
             if costs_core:
@@ -167,15 +172,22 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             else:
                 handled = comes
         if handled >= 0:
+            gear = control.at[GEAR]
             rows.seen_s[handled] = now_s
+            rows.deadline_s[handled] = now_s + load.timeout_s[handled]
             seen += 1
-            model = served.stage_model[served.gear_entry[control.at[GEAR]], 0]
-            for row in range(load.offset[handled], load.offset[handled + 1]):
-                push(queues, rows, model, row, now_s)
-            pumping = True
+            if lets_in(served, knobs, load, rows, queues, devices, gear, handled, now_s):
+                model = served.stage_model[served.gear_entry[gear], 0]
+                rank_s = rank(served, knobs, load, rows, model, handled, gear)
+                for row in range(load.offset[handled], load.offset[handled + 1]):
+                    rows.since_s[row] = now_s
+                    push(queues, rows, load, model, row, rank_s)
+                pumping = True
+            else:
+                refuse(rows, handled, now_s)
         elif handled != _NOTHING:
             place = -1 - handled
-            ended = _absorb(served, knobs, load, rows, queues, flights.first[place], now_s)
+            ended = _absorb(served, knobs, load, rows, queues, flights.first[place], control.at[GEAR], now_s)
             arrive(flights, devices, place // places, place, now_s)
             pumping = True
         if ended and knobs.answer_s > 0.0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import FunctionType, ModuleType
 from typing import Any
 
-from cascadeserve.policy import admission, balancing, batching, demand, gear_switch, work
+from cascadeserve.policy import admission, balancing, batching, demand, gear_switch, ordering, work
 from planner.simulator.compiling import inlined
 
 
@@ -25,7 +25,8 @@ def _compiled(module: ModuleType) -> dict[str, Any]:
 
 
 in_time = _compiled(admission)["in_time"]
-least_expected_work = _compiled(balancing)["least_expected_work"]
+choose_endpoint = _compiled(balancing)["choose_endpoint"]
+rank_s = _compiled(ordering)["rank_s"]
 _batching = _compiled(batching)
 due_reason, due_at_s, next_queue = _batching["due_reason"], _batching["due_at_s"], _batching["next_queue"]
 _demand = _compiled(demand)
