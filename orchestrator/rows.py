@@ -177,9 +177,7 @@ class ModelQueue:
         """Work that goes before a row of this rank that comes now."""
         if rank_s >= self._highest_rank_s:
             return self.work
-        return sum(
-            segment.rows * segment.ticket.work_per_row for rank, _, segment in self._waiting if rank <= rank_s
-        )
+        return sum(segment.rows * segment.ticket.work_per_row for rank, _, segment in self._waiting if rank <= rank_s)
 
     def drop_done_head(self) -> None:
         """Forget rows at the head whose request was answered meanwhile (deadline, disconnect)."""

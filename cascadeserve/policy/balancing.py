@@ -88,9 +88,9 @@ def power_of_two(turn: int, in_flight: Sequence[int], weights: Sequence[float], 
         if not has_room[index] or weights[index] <= 0.0:
             continue
         length = (in_flight[index] + 1) / weights[index]
-        if place in (first, second) and (best < 0 or length < best_length or (length == best_length and place == first)):
-            best = index
-            best_length = length
+        drawn_here = place in (first, second)
+        if drawn_here and (best < 0 or length < best_length or (length == best_length and place == first)):
+            best, best_length = index, length
         place += 1
     return best
 

@@ -24,9 +24,7 @@ def gone(rows: Rows, request: int, now_s: float) -> bool:
 
 
 @inlined
-def rank(
-    served: Served, knobs: Knobs, load: Load, rows: Rows, model: int, request: int, gear: int
-) -> float:
+def rank(served: Served, knobs: Knobs, load: Load, rows: Rows, model: int, request: int, gear: int) -> float:
     """Rank of rows of a request that begin to wait for a model now."""
     size = load.offset[request + 1] - load.offset[request]
     work_s = size * load.work[request] * served.onward_work_s[gear, model]

@@ -117,7 +117,8 @@ class Simulator:
     ) -> Simulation:
         """Send a load; `hold_gear` keeps one gear whatever the demand, and `logged_batches` at most are logged.
 
-        `timeout_s` is of all requests, or [n] of each. The default deadline is that of the orchestrator for small requests, 4 SLOs; it gives large ones longer.
+        `timeout_s` is of all requests, or [n] of each. The default is that of the orchestrator for small requests, 4
+        SLOs; it gives large ones longer.
 
         Raises:
             UsageError: the run would last too long.
@@ -125,6 +126,7 @@ class Simulator:
         """
         offset = np.concatenate(([0], np.cumsum(load.rows)))
         work = np.ones(len(load.rows)) if load.work is None else load.work
+        timeout_s = DEADLINE_SLOS * self.family.slo_s if timeout_s is None else timeout_s
         sent = state.Load(
             times_s=load.times_s,
             offset=offset,
@@ -132,7 +134,7 @@ class Simulator:
             request=np.repeat(np.arange(len(load.rows)), load.rows),
             work=work,
             work_before=np.concatenate(([0.0], np.cumsum(load.rows * work))),
-            timeout_s=np.full(len(load.rows), DEADLINE_SLOS * self.family.slo_s if timeout_s is None else timeout_s, np.float64),
+            timeout_s=np.full(len(load.rows), timeout_s, np.float64),
         )
         rows = state.empty_rows(sent, logged=logged_batches > 0)
         queues = state.empty_queues(len(self.family.models))

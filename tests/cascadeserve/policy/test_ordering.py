@@ -101,9 +101,7 @@ def test_no_due_queue_waits_longer_than_the_bound_while_its_device_serves_others
             rank = rank_s(order, row.arrived_s, row.arrived_s + row.timeout_s, row.work_s, queues[which].slo_s)
             heapq.heappush(waiting[which], (rank, id(row), row))
         due = [
-            due_reason(
-                len(heap), min(row.arrived_s for _, _, row in heap), queue.min_batch, queue.max_wait_s, now_s
-            )
+            due_reason(len(heap), min(row.arrived_s for _, _, row in heap), queue.min_batch, queue.max_wait_s, now_s)
             if heap
             else 0
             for queue, heap in zip(queues, waiting, strict=True)
