@@ -255,7 +255,7 @@ class Scheduling(Artefact, frozen=True, kw_only=True):
     balancer: Literal["round_robin", "join_shortest_queue", "power_of_two", "least_expected_work"] = (
         "least_expected_work"
     )
-    order: Literal["fifo", "earliest_deadline", "least_remaining_work"] = "fifo"
+    order: Literal["fifo", "earliest_deadline", "least_remaining_work"] = "least_remaining_work"
     admission: Literal["none", "predicted_work"] = "predicted_work"
 
 

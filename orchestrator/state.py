@@ -224,7 +224,7 @@ class FamilyQueue(ModelQueue):
     def rank_s(self, ticket: Ticket) -> float:
         """Rank of rows of a request that begin to wait here now."""
         family = self.family
-        work_s = ticket.rows * ticket.work_per_row * family.work_from_s(self.model.name)
+        work_s = ticket.rows * ticket.work_per_row * family.work_from_s(family.entry_model)
         return rank_s(family.order, ticket.arrived_s, ticket.deadline_s, work_s, family.plan.slo_s)
 
     def add(self, segment: Segment) -> None:

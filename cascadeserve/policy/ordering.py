@@ -24,10 +24,12 @@ BEHIND_PER_WORK = 10.0
 
 
 def rank_s(order: int, arrived_s: float, deadline_s: float, work_s: float, slo_s: float) -> float:
-    """Rank of a row whose request arrived at `arrived_s` and still takes `work_s` device-seconds, expectedly.
+    """Rank of a row whose request arrived at `arrived_s` and is expected to take `work_s` device-seconds in all.
 
     First in, first out: nothing stands back. Earliest deadline: until its deadline. Least remaining work: in proportion
-    to its work, so that it goes before a row of more work unless that has waited longer by as much.
+    to its work, so that it goes before a request of more work unless that came earlier by as much. Work is what was
+    expected of the request when it came: rows that turn out to be hard do not lose their place for it, and among
+    requests that are alike it is first in, first out.
     """
     behind_s = 0.0
     if order == EARLIEST_DEADLINE:

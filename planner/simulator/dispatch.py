@@ -24,10 +24,10 @@ def gone(rows: Rows, request: int, now_s: float) -> bool:
 
 
 @inlined
-def rank(served: Served, knobs: Knobs, load: Load, rows: Rows, model: int, request: int, gear: int) -> float:
-    """Rank of rows of a request that begin to wait for a model now."""
+def rank(served: Served, knobs: Knobs, load: Load, rows: Rows, request: int, gear: int) -> float:
+    """Rank of rows of a request that begin to wait somewhere now."""
     size = load.offset[request + 1] - load.offset[request]
-    work_s = size * load.work[request] * served.onward_work_s[gear, model]
+    work_s = size * load.work[request] * served.onward_work_s[gear, served.stage_model[served.gear_entry[gear], 0]]
     return rank_s(knobs.order, rows.seen_s[request], rows.deadline_s[request], work_s, knobs.slo_s)
 
 
@@ -101,7 +101,7 @@ def move_unbound(
         after = rows.following[row]
         if rows.gear[row] == NONE:
             _take_out(queues, rows, load, source, row)
-            push(queues, rows, load, target, row, rank(served, knobs, load, rows, target, load.request[row], gear))
+            push(queues, rows, load, target, row, rank(served, knobs, load, rows, load.request[row], gear))
         row = after
 
 
@@ -121,7 +121,7 @@ def lets_in(
     entry = served.stage_model[served.gear_entry[gear], 0]
     if _drop_done_head(queues, rows, load, entry, now_s) == NONE or knobs.admission == _LETS_ALL_IN:
         return True
-    rank_s_ = rank(served, knobs, load, rows, entry, request, gear)
+    rank_s_ = rank(served, knobs, load, rows, request, gear)
     ahead_s = 0.0
     for model in range(len(queues.first)):
         if queues.first[model] != NONE:

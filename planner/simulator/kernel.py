@@ -70,7 +70,7 @@ def _absorb(
                 rows.stage[row] += 1
                 rows.since_s[row] = now_s
                 model = served.stage_model[entry, rows.stage[row]]
-                push(queues, rows, load, model, row, rank(served, knobs, load, rows, model, request, gear))
+                push(queues, rows, load, model, row, rank(served, knobs, load, rows, request, gear))
         row = after
     return ended
 
@@ -178,7 +178,7 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             seen += 1
             if lets_in(served, knobs, load, rows, queues, devices, gear, handled, now_s):
                 model = served.stage_model[served.gear_entry[gear], 0]
-                rank_s = rank(served, knobs, load, rows, model, handled, gear)
+                rank_s = rank(served, knobs, load, rows, handled, gear)
                 for row in range(load.offset[handled], load.offset[handled + 1]):
                     rows.since_s[row] = now_s
                     push(queues, rows, load, model, row, rank_s)
