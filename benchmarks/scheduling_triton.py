@@ -61,6 +61,7 @@ class Sleepers:
         """Start the servers, and stop them in the end."""
         source = self._state / "model_repository"
         model = Path(__file__).with_name("sleeper") / "model.py"
+        (source / MODEL / "1").mkdir(parents=True, exist_ok=True)
         write_atomically(source / MODEL / "config.pbtxt", f'name: "{MODEL}"\n{_CONFIG}'.encode())
         write_atomically(source / MODEL / "1" / "model.py", model.read_bytes())
         copy = prepare_working_copy(source, self._cluster(len(self._endpoints)), self._state)
