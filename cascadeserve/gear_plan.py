@@ -73,8 +73,11 @@ class PlannedModel(Artefact, frozen=True, kw_only=True):
             if rows != sorted(set(rows)):
                 raise ValueError("busy_s and what is in busy_s_on must list rising batch sizes")
 
-    def batch_busy_s(self, rows: int, endpoint: str | None = None) -> float:
-        """Busy device time, in seconds, of one batch of `rows` rows; by `busy_s` where no endpoint is named."""
+    def batch_busy_s(self, rows: float, endpoint: str | None = None) -> float:
+        """Busy device time, in seconds, of one batch of `rows` rows; by `busy_s` where no endpoint is named.
+
+        Rows of another amount of work count as so many plain ones.
+        """
         return batch_work_s(self.busy_s_on.get(endpoint or "", self.busy_s), rows)
 
 
@@ -246,6 +249,16 @@ class Switching(Artefact, frozen=True, kw_only=True):
     layout_down_fraction: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.8
 
 
+class Scheduling(Artefact, frozen=True, kw_only=True):
+    """Which endpoint a batch leaves for, which waiting row goes first, and which requests are let in."""
+
+    balancer: Literal["round_robin", "join_shortest_queue", "power_of_two", "least_expected_work"] = (
+        "least_expected_work"
+    )
+    order: Literal["fifo", "earliest_deadline", "least_remaining_work"] = "least_remaining_work"
+    admission: Literal["none", "predicted_work"] = "predicted_work"
+
+
 class GearPlan(Artefact, frozen=True, kw_only=True):
     """Families with their ladders and gears, and the layouts of the cluster they share, from small to large."""
 
@@ -256,6 +269,7 @@ class GearPlan(Artefact, frozen=True, kw_only=True):
     # between neighbours; where there is none, what a layout adds is loaded beside what stands
     transitions: tuple[Transition, ...] = ()
     switching: Switching = Switching()
+    scheduling: Scheduling = Scheduling()
     made_from: MadeFrom | None = None
 
     def layout(self, name: str) -> Layout:

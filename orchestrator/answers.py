@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cascadeserve.policy.escalation import accepted, next_stage_in_time, stage_threshold
+from cascadeserve.policy.work import largest_batch_work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,7 @@ class _Landed:
         if ahead.slots and not _in_time(ahead, segment, self.now_s, go - 1):
             go = next(before for before in range(go) if not _in_time(ahead, segment, self.now_s, before))
         if go:
-            queue.push(segment.onward(rows[:go], self.now_s))
+            queue.add(segment.onward(rows[:go], self.now_s))
         return len(rows) - go
 
 
@@ -135,15 +136,15 @@ def _look_ahead(batch: Batch, model: str, endpoints: Sequence[EndpointState]) ->
 
 def _in_time(ahead: _Ahead, segment: Segment, now_s: float, before: int) -> bool:
     """Whether a row of a segment can be answered at its next stage in time, behind `before` others of it."""
-    queue = ahead.queue
+    queue, own = ahead.queue, segment.ticket.work_per_row
     planned = queue.family.plan.models[queue.model.name]
-    waiting = queue.rows + before
+    work, rows = queue.work + before * own, queue.rows + before
     return next_stage_in_time(
         segment.ticket.deadline_s,
         now_s,
         ahead.in_flight_s,
-        waiting,
+        work,
         ahead.row_work_s,
         ahead.slots,
-        planned.batch_busy_s(min(waiting + 1, ahead.max_batch), ahead.quickest),
+        planned.batch_busy_s(largest_batch_work(work + own, rows + 1, ahead.max_batch), ahead.quickest),
     )

@@ -7,7 +7,7 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
-from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_GEAR_SLOS
+from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_GEAR_SLOS, NONE
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.entry import Ahead, Entry
@@ -104,6 +104,8 @@ class Orchestrator:
         in_flight_s = sum(endpoint.work_s for endpoint in up) / slots
         queues = {}
         for name, family in self.dispatcher.families.items():
+            if family.admission == NONE:
+                continue
             # A family that has a backlog delays the others no further than its share of the devices goes.
             family_slots = slots * self.gear_loop.share(name)
             queues[name] = Ahead(

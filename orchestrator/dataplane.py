@@ -39,7 +39,12 @@ class CascadeDataPlane:
     """Answers for every family of the plan under the family's name."""
 
     def __init__(
-        self, dispatcher: Dispatcher, metrics: Metrics, entry: Entry, *, on_arrival: Callable[[FamilyState, int], None]
+        self,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        entry: Entry,
+        *,
+        on_arrival: Callable[[FamilyState, float], None],
     ) -> None:
         """`on_arrival` is told of every valid request and its number of rows."""
         self._dispatcher = dispatcher
@@ -87,7 +92,7 @@ class CascadeDataPlane:
             timeout_s = self._timeout_s(family, request, options, rows)
             self._metrics.arrived(family.name, rows)
             self._entry.took(family.name, rows)
-            self._on_arrival(family, rows)
+            self._on_arrival(family, rows * options.work_per_row)
             if self.refusing:
                 raise Unavailable("the server is shutting down; try another one")
             ticket = await self._dispatcher.submit(

@@ -10,23 +10,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from cascadeserve.errors import DeadlineExceeded, Unavailable
-from cascadeserve.policy.admission import in_time
-from cascadeserve.policy.balancing import least_expected_work
-from cascadeserve.policy.batching import (
-    AGEING,
-    DUE_FULL,
-    NOT_DUE,
-    PATIENCE_SLOS,
-    due_at_s,
-    due_reason,
-    handicap_s,
-    next_queue,
-)
+from cascadeserve.policy.admission import NONE, in_time
+from cascadeserve.policy.balancing import choose_endpoint
+from cascadeserve.policy.batching import DUE_FULL, NOT_DUE, due_at_s, due_reason, handicap_s, next_queue
 from orchestrator.deadlines import Deadlines
 from orchestrator.flights import Flights
 from orchestrator.request_options import NO_OPTIONS
 from orchestrator.routing import is_hosted, load_weights, with_room
-from orchestrator.rows import Segment, Ticket, bind, still_open
+from orchestrator.rows import Segment, Ticket, bind, still_open, work_of
 from orchestrator.state import Batch
 
 if TYPE_CHECKING:
@@ -58,6 +49,9 @@ class Dispatcher:
         self._deadlines = Deadlines(self._expire)
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s = float("inf")
+        # batches so far, and the endpoint that the last of them left for
+        self._turn = 0
+        self._last_endpoint = -1
         self._loop = asyncio.get_running_loop()
         self.take_families(families)
 
@@ -74,7 +68,8 @@ class Dispatcher:
     ) -> asyncio.Future[Ticket]:
         """Queue a request; the future gives the answered ticket or raises one RequestError.
 
-        Cancelling the future drops the rows that have not left yet.
+        `work_per_row` is how many rows of the plan's busy times one of these is. Cancelling the future drops the rows
+        that have not left yet.
         """
         now_s = self._loop.time()
         future: asyncio.Future[Ticket] = self._loop.create_future()
@@ -91,14 +86,17 @@ class Dispatcher:
         if (model := self._unserved_model(family, entry)) is not None:
             ticket.fail(Unavailable(f"no endpoint serves model '{model}' now; try again shortly"))
             return future
-        self._deadlines.add(ticket)
         model = family.entry_model
         if entry is not None:  # bound from the first, whatever gear is in force when it leaves
             model = entry.stages[0].model
             ticket.gears.append(family.gear.name)
         queue = family.queues[model]
         queue.drop_done_head()
-        queue.push(Segment(ticket, ticket.rows, now_s, entry=entry))
+        if queue.head is not None and not self._let_in(queue, ticket, now_s):
+            ticket.fail(Unavailable("what waits already takes longer than this request may; try again later"))
+            return future
+        self._deadlines.add(ticket)
+        queue.add(Segment(ticket, ticket.rows, now_s, entry=entry))
         # Whatever else could leave now has left: only this queue has changed. Behind a head it can only have become
         # full; while there is no room for it, the answer that makes some pumps.
         if (queue.head is not None and queue.head.ticket is ticket) or (
@@ -123,7 +121,8 @@ class Dispatcher:
         old_model = family.entry_model
         family.shift(gear)
         if family.entry_model != old_model:
-            family.queues[family.entry_model].merge(family.queues[old_model].take_unbound())
+            for segment in family.queues[old_model].take_unbound():
+                family.queues[family.entry_model].add(segment)
         self.pump()
 
     def take_families(self, families: Iterable[FamilyState]) -> None:
@@ -187,7 +186,7 @@ class Dispatcher:
         for queue in self._queues:
             if queue.family.name == family.name:
                 queue.drop_done()
-                work_s += queue.rows * queue.family.work_from_s(queue.model.name)
+                work_s += queue.work * queue.family.work_from_s(queue.model.name)
         return work_s
 
     def is_needed(self, model: ModelVersion) -> bool:
@@ -237,16 +236,14 @@ class Dispatcher:
         now_s = self._loop.time()
         self.flights.isolation.try_suspect(now_s)
         while True:
-            queues, due, deadlines, oldest = [], [], [], []
+            queues, due, ranks_s = [], [], []
             wake_s = float("inf")
             for queue in self._queues:
                 queue.drop_done_head()
-                head = queue.head
-                if head is None:
+                if queue.head is None:
                     continue
                 min_batch, _, max_wait_s = queue.family.trigger(queue.model.name)
-                # an important row does not wait for others to fill its batch
-                since_s = min(head.since_s, head.rank_s)
+                since_s = now_s if queue.halves or queue.rows >= min_batch else queue.oldest_since_s()
                 reason = DUE_FULL if queue.halves else due_reason(queue.rows, since_s, min_batch, max_wait_s, now_s)
                 if reason == NOT_DUE:
                     wake_s = min(wake_s, due_at_s(since_s, max_wait_s))
@@ -255,11 +252,8 @@ class Dispatcher:
                     continue  # the answer that frees a slot pumps again
                 queues.append(queue)
                 due.append(reason)
-                # Capped: a client that says it can wait for an hour must not hold up those behind it in the queue.
-                deadline_s = min(head.ticket.deadline_s, head.since_s + PATIENCE_SLOS * queue.family.plan.slo_s)
-                deadlines.append(deadline_s + head.ticket.handicap_s)
-                oldest.append(head.since_s)
-            chosen = next_queue(due, deadlines, oldest, now_s, AGEING)
+                ranks_s.append(queue.head_rank_s)
+            chosen = next_queue(due, ranks_s)
             if chosen < 0:
                 break
             self._dispatch(queues[chosen], now_s)
@@ -267,27 +261,32 @@ class Dispatcher:
 
     def _dispatch(self, queue: FamilyQueue, now_s: float) -> None:
         family = queue.family
-        _, max_batch, _ = family.trigger(queue.model.name)
+        _, room, _ = family.trigger(queue.model.name)
         planned = family.plan.models[queue.model.name]
         half = still_open(queue.take_half()) if queue.halves else []
-        rows = sum(segment.rows for segment in half) or min(queue.rows, max_batch)
-        works_s = [planned.batch_busy_s(rows, endpoint.name) for endpoint in self.endpoints]
-        chosen = least_expected_work(
+        taken = half or queue.take(room)
+        work = work_of(taken)
+        works_s = [planned.batch_busy_s(work, endpoint.name) for endpoint in self.endpoints]
+        chosen = choose_endpoint(
+            family.balancer,
+            self._turn,
+            self._last_endpoint,
+            [endpoint.in_flight for endpoint in self.endpoints],
             [endpoint.work_s for endpoint in self.endpoints],
             [endpoint.sent_s for endpoint in self.endpoints],
             load_weights(queue, self.endpoints),
             with_room(queue, self.endpoints),
             works_s,
         )
+        self._turn += 1
+        self._last_endpoint = chosen
         endpoint, work_s = self.endpoints[chosen], works_s[chosen]
         # the slots share what is in flight: all of it over the slots is ahead of this batch
         ahead_s = endpoint.work_s / endpoint.slots
         segments: list[Segment] = []
-        room = max_batch
-        taken = half or queue.take(room)
         while taken:
             for segment in taken:
-                if in_time(segment.ticket.deadline_s, now_s, ahead_s, work_s):
+                if in_time(family.admission, segment.ticket.deadline_s, now_s, ahead_s, work_s):
                     bind(segment, family.gear, family.entry)
                     segments.append(segment)
                     room -= segment.rows
@@ -300,7 +299,7 @@ class Dispatcher:
         rows = sum(segment.rows for segment in segments)
         if not rows:
             return
-        busy_s = planned.batch_busy_s(rows, endpoint.name)
+        busy_s = planned.batch_busy_s(work_of(segments), endpoint.name)
         batch = Batch(queue.model, family, endpoint, segments, rows, busy_s, endpoint.generation, apart=bool(half))
         self.flights.depart(batch)
 
@@ -316,6 +315,22 @@ class Dispatcher:
         for queue in self._queues:
             queue.refuse("the server is shutting down")
         self.flights.isolation.refuse("the server is shutting down")
+
+    def _let_in(self, queue: FamilyQueue, ticket: Ticket, now_s: float) -> bool:
+        """Whether a request can still be answered in time behind what goes before it."""
+        family = queue.family
+        if family.admission == NONE:
+            return True
+        rank_s = queue.rank_s(ticket)
+        ahead_s = sum(each.work_before(rank_s) * each.family.work_from_s(each.model.name) for each in self._queues)
+        slots = 0
+        for endpoint in self.endpoints:
+            if endpoint.up:
+                ahead_s += endpoint.work_s
+                slots += endpoint.slots
+        planned, work = family.plan.models[queue.model.name], ticket.rows * ticket.work_per_row
+        busy_s = min(planned.batch_busy_s(work, endpoint.name) for endpoint in self.endpoints)
+        return in_time(family.admission, ticket.deadline_s, now_s, ahead_s / slots, busy_s)
 
     def _list_queues(self) -> None:
         families = (*self.families.values(), *self._leaving)

@@ -88,8 +88,8 @@ class GearLoop:
         """Share of the device time that a family may use, as of the last tick."""
         return self._loads[family].share
 
-    def on_arrival(self, family: FamilyState, rows: int) -> None:
-        """Count a request."""
+    def on_arrival(self, family: FamilyState, rows: float) -> None:
+        """Count a request; rows of another amount of work count as so many plain ones."""
         self._loads[family.name].window.add(asyncio.get_running_loop().time(), rows)
 
     async def run(self) -> None:

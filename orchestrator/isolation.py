@@ -135,7 +135,8 @@ class Isolation:
             if batch.apart:
                 queue.push_half(again)
             else:
-                queue.push_front(again)
+                for segment in again:
+                    queue.add(segment)
 
     def _suspect(self, queue: FamilyQueue, segments: list[Segment]) -> None:
         rows = sum(segment.rows for segment in segments)
@@ -168,8 +169,10 @@ class Isolation:
 
     def _try(self, suspect: Suspect, endpoint: EndpointState, now_s: float) -> None:
         queue, segment = suspect.queue, suspect.segment
-        busy_s = queue.family.plan.models[queue.model.name].batch_busy_s(1, endpoint.name)
-        if not in_time(segment.ticket.deadline_s, now_s, endpoint.work_s / endpoint.slots, busy_s):
+        busy_s = queue.family.plan.models[queue.model.name].batch_busy_s(segment.ticket.work_per_row, endpoint.name)
+        if not in_time(
+            queue.family.admission, segment.ticket.deadline_s, now_s, endpoint.work_s / endpoint.slots, busy_s
+        ):
             segment.ticket.fail(DeadlineExceeded("the answer would have come too late after its endpoint went away"))
             return
         alone = endpoint.in_flight == 0

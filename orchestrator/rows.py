@@ -6,6 +6,8 @@ the rows part ways.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from orchestrator.request_options import NO_OPTIONS
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -48,7 +50,8 @@ class Ticket:
     ) -> None:
         """`inputs[i]` has shape [n, ...]; `num_classes` None means that no scores were asked for.
 
-        Its rows count as having come to each queue `handicap_s` later than they did.
+        Its rows rank in each queue as if it had come `handicap_s` later than it did. `options.work_per_row` is how many
+        rows of the plan's busy times one of them is.
         """
         rows = inputs[0].shape[0]
         self.inputs = inputs
@@ -127,11 +130,6 @@ class Segment:
     # whether it was in a batch that an endpoint did not take
     retried: bool = False
 
-    @property
-    def rank_s(self) -> float:
-        """Place in its queue: when it came there, by the priority of its request earlier or later."""
-        return self.since_s + self.ticket.handicap_s
-
     def split(self, rows: int) -> Segment:
         """Take the first `rows` rows out into a segment of their own."""
         indices = np.arange(self.rows) if self.indices is None else self.indices
@@ -155,101 +153,155 @@ class Segment:
 
 @dataclass(slots=True)
 class ModelQueue:
-    """Rows waiting for one model, in order of arrival there and priority.
+    """Rows waiting for one model, the least rank first, of equals the one that came first.
 
     Halves of failed batches go before them, each by itself.
     """
 
-    segments: deque[Segment] = field(default_factory=deque)
     halves: deque[list[Segment]] = field(default_factory=deque)
+    # (rank, number, segment), a heap
+    _waiting: list[tuple[float, int, Segment]] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    # no waiting row has a higher rank
+    _highest_rank_s: float = float("-inf")
     rows: int = 0
+    # the same in rows of the plan's busy times
+    work: float = 0.0
 
     @property
     def head(self) -> Segment | None:
         """What leaves next, once done ones were dropped there."""
         if self.halves:
             return self.halves[0][0]
-        return self.segments[0] if self.segments else None
+        return self._waiting[0][2] if self._waiting else None
 
-    def push(self, segment: Segment) -> None:
-        """Put a segment in its place, which is at the end unless its request has another priority than others."""
-        self.rows += segment.rows
-        segments = self.segments
-        place = len(segments)
-        while place and segments[place - 1].rank_s > segment.rank_s:
-            place -= 1
-        if place == len(segments):
-            segments.append(segment)
-        else:
-            segments.insert(place, segment)
+    @property
+    def head_rank_s(self) -> float:
+        """Its rank, of halves the least there is; only of a queue that is not empty."""
+        return float("-inf") if self.halves else self._waiting[0][0]
 
-    def push_front(self, segments: Sequence[Segment]) -> None:
-        """Put segments that left back at the head, in their order."""
-        self.segments.extendleft(reversed(segments))
-        self.rows += sum(segment.rows for segment in segments)
+    @property
+    def segments(self) -> list[Segment]:
+        """All that waits but for halves, in order."""
+        return [segment for _, _, segment in sorted(self._waiting)]
+
+    def push(self, segment: Segment, rank_s: float) -> None:
+        """Add a segment."""
+        heapq.heappush(self._waiting, (rank_s, next(self._numbers), segment))
+        self._highest_rank_s = max(self._highest_rank_s, rank_s)
+        self._count(segment)
 
     def push_half(self, segments: list[Segment]) -> None:
         """Have these rows leave next, without others."""
         self.halves.appendleft(segments)
-        self.rows += sum(segment.rows for segment in segments)
+        for segment in segments:
+            self._count(segment)
 
-    def merge(self, segments: list[Segment]) -> None:
-        """Take in segments of another queue, in the same order."""
-        self.segments = deque(sorted((*self.segments, *segments), key=lambda segment: segment.rank_s))
-        self.rows += sum(segment.rows for segment in segments)
+    def oldest_since_s(self) -> float:
+        """Since when the row that has waited here for longest does so, but for halves.
+
+        Important rows count as having waited longer. Only of a queue whose head is not done.
+        """
+        return min(
+            segment.since_s + min(segment.ticket.handicap_s, 0.0)
+            for _, _, segment in self._waiting
+            if not segment.ticket.done
+        )
+
+    def work_before(self, rank_s: float) -> float:
+        """Work that goes before a row of this rank that comes now."""
+        if rank_s >= self._highest_rank_s:
+            return self.work
+        halves = itertools.chain.from_iterable(self.halves)
+        before = (segment for rank, _, segment in self._waiting if rank <= rank_s)
+        return work_of(itertools.chain(halves, before))
 
     def drop_done_head(self) -> None:
         """Forget rows at the head whose request was answered meanwhile (deadline, disconnect)."""
         while self.halves and self.halves[0][0].ticket.done:
             if half := still_open(self.take_half()):
                 self.push_half(half)
-        while self.segments and self.segments[0].ticket.done:
-            self.rows -= self.segments.popleft().rows
+        while self._waiting and self._waiting[0][2].ticket.done:
+            self._pop()
 
     def drop_done(self) -> None:
         """The same for the whole queue."""
-        self.segments = deque(still_open(self.segments))
-        self.halves = deque(half for each in self.halves if (half := still_open(each)))
-        self.rows = sum(segment.rows for each in (self.segments, *self.halves) for segment in each)
+        self._keep([entry for entry in self._waiting if not entry[2].ticket.done])
+        for _ in range(len(self.halves)):
+            if half := still_open(self.take_half()):
+                self.halves.append(half)
+                for segment in half:
+                    self._count(segment)
 
     def take(self, max_rows: int) -> list[Segment]:
-        """Take up to `max_rows` rows from the head, splitting the last segment if need be."""
+        """Take up to `max_rows` rows from the head, but for halves; the last segment is split if need be."""
         taken: list[Segment] = []
         room = max_rows
-        while room > 0 and self.segments:
-            head = self.segments[0]
+        while room > 0 and self._waiting:
+            head = self._waiting[0][2]
             if head.ticket.done:
-                self.rows -= self.segments.popleft().rows
+                self._pop()
             elif head.rows <= room:
-                self.segments.popleft()
-                self.rows -= head.rows
                 room -= head.rows
-                taken.append(head)
+                taken.append(self._pop())
             else:
                 taken.append(head.split(room))
-                self.rows -= room
+                self._left(taken[-1])
                 room = 0
         return taken
 
     def take_half(self) -> list[Segment]:
         """Take the half of a failed batch that is first."""
         half = self.halves.popleft()
-        self.rows -= sum(segment.rows for segment in half)
+        for segment in half:
+            self._left(segment)
         return half
 
     def refuse(self, why: str) -> None:
         """Take out everything and answer that it cannot be served now."""
         while self.halves:
-            self.push_front(self.take_half())
+            for segment in self.take_half():
+                segment.ticket.fail(Unavailable(why))
         for segment in self.take(self.rows):
             segment.ticket.fail(Unavailable(why))
 
     def take_unbound(self) -> list[Segment]:
-        """Take out every segment that no gear was bound to yet."""
+        """Take out every segment that no gear was bound to yet, in order."""
         unbound = [segment for segment in self.segments if segment.entry is None]
-        self.segments = deque(segment for segment in self.segments if segment.entry is not None)
-        self.rows -= sum(segment.rows for segment in unbound)
+        self._keep([entry for entry in self._waiting if entry[2].entry is not None])
         return unbound
+
+    def _pop(self) -> Segment:
+        _, _, segment = heapq.heappop(self._waiting)
+        self._left(segment)
+        return segment
+
+    def _count(self, segment: Segment) -> None:
+        self.rows += segment.rows
+        self.work += segment.rows * segment.ticket.work_per_row
+
+    def _left(self, segment: Segment) -> None:
+        self.rows -= segment.rows
+        self.work -= segment.rows * segment.ticket.work_per_row
+        if not self._waiting:
+            self._highest_rank_s = float("-inf")
+            if not self.halves:
+                self.work = 0.0  # exactly, whatever rounding left over
+
+    def _keep(self, entries: list[tuple[float, int, Segment]]) -> None:
+        if len(entries) == len(self._waiting):
+            return
+        heapq.heapify(entries)
+        self._waiting = entries
+        self._highest_rank_s = max((rank_s for rank_s, _, _ in entries), default=float("-inf"))
+        waiting = [*(segment for _, _, segment in entries), *itertools.chain.from_iterable(self.halves)]
+        self.rows = sum(segment.rows for segment in waiting)
+        self.work = work_of(waiting)
+
+
+def work_of(segments: Iterable[Segment]) -> float:
+    """Rows of the plan's busy times that these are."""
+    return sum((segment.rows * segment.ticket.work_per_row for segment in segments), 0.0)
 
 
 def still_open(segments: Iterable[Segment]) -> list[Segment]:

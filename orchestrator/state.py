@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.gear_plan import LadderEntry, Stage
 from cascadeserve.gear_work import full_batches_s
+from cascadeserve.policy.admission import ADMISSIONS
+from cascadeserve.policy.balancing import BALANCERS
+from cascadeserve.policy.ordering import ORDERS, rank_s
 from cascadeserve.policy.work import planned_work_s, work_from_s
 from orchestrator.backend import ModelVersion
 from orchestrator.rows import ModelQueue
@@ -14,9 +17,9 @@ from orchestrator.rows import ModelQueue
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cascadeserve.gear_plan import Gear, GearPlan, PlannedFamily
+    from cascadeserve.gear_plan import Gear, GearPlan, PlannedFamily, Scheduling
     from orchestrator.backend import Backend
-    from orchestrator.rows import Segment
+    from orchestrator.rows import Segment, Ticket
 
 
 @dataclass(slots=True)
@@ -105,10 +108,21 @@ class FamilyState:
     plan_name: str
     # device-seconds of the largest batch, by gear and model
     full_batches_s: Mapping[str, Mapping[str, float]]
+    scheduling: Scheduling
     queues: dict[str, FamilyQueue] = field(init=False)
+    # `scheduling` as the numbers of the policy
+    balancer: int = field(init=False)
+    order: int = field(init=False)
+    admission: int = field(init=False)
+    # see `work_from_s`
+    _onward_work_s: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
         """Nothing waits."""
+        self.balancer = BALANCERS.index(self.scheduling.balancer)
+        self.order = ORDERS.index(self.scheduling.order)
+        self.admission = ADMISSIONS.index(self.scheduling.admission)
+        self._onward_work_s = self._onward_works_s()
         self.queues = {model: FamilyQueue(family=self, occupied=self._occupied(model)) for model in self.plan.models}
 
     @classmethod
@@ -120,7 +134,7 @@ class FamilyState:
         gears = family.gears_of(layout)
         gear = gears[covering_gear(gears, demand_per_s)]
         full_s = full_batches_s(plan, family, slots)
-        return cls(name, family, gear, family.entry(gear.ladder_entry), plan.name, full_s)
+        return cls(name, family, gear, family.entry(gear.ladder_entry), plan.name, full_s, plan.scheduling)
 
     @property
     def entry_model(self) -> str:
@@ -164,6 +178,7 @@ class FamilyState:
         """Put a gear in force."""
         self.gear = gear
         self.entry = self.plan.entry(gear.ladder_entry)
+        self._onward_work_s = self._onward_works_s()
 
     def trigger(self, model: str) -> tuple[int, int, float]:
         """(min_batch, max_batch, max_wait_s) of a model in this gear; a model without one drains at once."""
@@ -183,10 +198,7 @@ class FamilyState:
 
     def work_from_s(self, model: str) -> float:
         """Device-seconds that a row waiting for `model` takes from there on, expected under this gear."""
-        for position, stage in enumerate(self.entry.stages):
-            if stage.model == model:
-                return work_from_s(self.entry.reach, self._row_works_s(), position)
-        return self.row_work_s(model)
+        return self._onward_work_s[model]
 
     def work_per_row_s(self) -> float:
         """Device-seconds of one entry row through the cascade in force."""
@@ -206,6 +218,12 @@ class FamilyState:
             self.plan.slo_s,
         )
 
+    def _onward_works_s(self) -> dict[str, float]:
+        works_s = {model: self.row_work_s(model) for model in self.plan.models}
+        for position, stage in enumerate(self.entry.stages):
+            works_s[stage.model] = work_from_s(self.entry.reach, self._row_works_s(), position)
+        return works_s
+
     def _row_works_s(self) -> list[float]:
         return [self.row_work_s(stage.model) for stage in self.entry.stages]
 
@@ -222,6 +240,17 @@ class FamilyQueue(ModelQueue):
     def model(self) -> ModelVersion:
         """What its batches are sent to."""
         return self.occupied[0]
+
+    def rank_s(self, ticket: Ticket) -> float:
+        """Rank of rows of a request that begin to wait here now."""
+        family = self.family
+        work_s = ticket.rows * ticket.work_per_row * family.work_from_s(family.entry_model)
+        rank = rank_s(family.order, ticket.arrived_s, ticket.deadline_s, work_s, family.plan.slo_s)
+        return rank + ticket.handicap_s
+
+    def add(self, segment: Segment) -> None:
+        """Put a segment where its rank is."""
+        self.push(segment, self.rank_s(segment.ticket))
 
 
 @dataclass(slots=True, eq=False)

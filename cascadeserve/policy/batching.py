@@ -16,10 +16,6 @@ DUE_FULL = 1
 DUE_AGED = 2
 # A timer may fire a clock tick early; without slack its queue would not be due yet and the timer be set again for now.
 CLOCK_SLACK_S = 1e-6
-# seconds by which a deadline moves forward per second of waiting
-AGEING = 1.0
-# no row counts as more patient than this many SLOs when queues are compared
-PATIENCE_SLOS = 4.0
 # Triton's priority 0, the default, counts as this one: 1 is more important, larger ones less.
 DEFAULT_PRIORITY = 2
 # a row of the next level may be overtaken by what comes up to this many SLOs after it
@@ -44,27 +40,12 @@ def due_at_s(oldest_since_s: float, max_wait_s: float) -> float:
     return oldest_since_s + max_wait_s
 
 
-def next_queue(
-    due: Sequence[int],
-    deadline_s: Sequence[float],
-    oldest_since_s: Sequence[float],
-    now_s: float,
-    ageing: float,
-) -> int:
-    """Index of the due queue to serve next, or -1.
-
-    Earliest deadline first, each deadline brought forward by `ageing` seconds per second of waiting, so that a queue
-    of patient rows is served in the end however many impatient ones keep arriving.
-    """
+def next_queue(due: Sequence[int], rank_s: Sequence[float]) -> int:
+    """Index of the due queue to serve next, the one whose first row has the least rank (`ordering`); -1 if none is."""
     best = -1
-    best_key = 0.0
     for index in range(len(due)):
-        if due[index] == NOT_DUE:
-            continue
-        key = deadline_s[index] - ageing * (now_s - oldest_since_s[index])
-        if best < 0 or key < best_key:
+        if due[index] != NOT_DUE and (best < 0 or rank_s[index] < rank_s[best]):
             best = index
-            best_key = key
     return best
 
 

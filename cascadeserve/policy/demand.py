@@ -43,7 +43,7 @@ def window_start(times_s: Sequence[float], start: int, stop: int, now_s: float, 
 
 
 def arrival_rate_per_s(
-    times_s: Sequence[float], rows_before: Sequence[int], start: int, stop: int, now_s: float, dispersion: float
+    times_s: Sequence[float], rows_before: Sequence[float], start: int, stop: int, now_s: float, dispersion: float
 ) -> tuple[float, float]:
     """(Rows per second at `now_s`, its standard error), from the requests with index `start` to `stop` (exclusive).
 
@@ -130,9 +130,9 @@ class ArrivalWindow:
         """`dispersion` is the plan's index of dispersion of the requests; 1 is Poisson."""
         self.dispersion = dispersion
         self._times_s: list[float] = []
-        self._rows_before: list[int] = [0]
+        self._rows_before: list[float] = [0]
 
-    def add(self, now_s: float, rows: int) -> None:
+    def add(self, now_s: float, rows: float) -> None:
         """Count one request."""
         self._times_s.append(now_s)
         self._rows_before.append(self._rows_before[-1] + rows)

@@ -38,16 +38,16 @@ def next_stage_in_time(
     deadline_s: float,
     now_s: float,
     in_flight_s: float,
-    queued_rows: int,
+    queued_work: float,
     row_work_s: float,
     slots: int,
     batch_busy_s: float,
 ) -> bool:
     """Whether the next stage can answer a row before its deadline, by the plan's busy times.
 
-    Ahead of the row are `in_flight_s` device-seconds and `queued_rows` rows of `row_work_s` each, shared by `slots`
+    Ahead of the row are `in_flight_s` device-seconds and `queued_work` rows of `row_work_s` each, shared by `slots`
     slots; its own batch takes `batch_busy_s`. What else may be served first is left out, so a row that this keeps back
     could not have been in time.
     """
-    ahead_s = (in_flight_s + queued_rows * row_work_s) / slots
+    ahead_s = (in_flight_s + queued_work * row_work_s) / slots
     return now_s + ahead_s + batch_busy_s <= deadline_s

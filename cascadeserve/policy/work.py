@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def batch_work_s(points: Sequence[tuple[int, float]], rows: int) -> float:
+def batch_work_s(points: Sequence[tuple[int, float]], rows: float) -> float:
     """Device-seconds of one batch of `rows` rows, by (rows, seconds) points of rising rows: linear between them.
 
-    Below the first point it is that one's; beyond the last, its time per row.
+    Below the first point it is that one's; beyond the last, its time per row. Where rows are more or less work than the
+    rows of the points, `rows` is as many of those as are as much work.
     """
     if rows <= points[0][0]:
         return points[0][1]
@@ -25,6 +26,11 @@ def batch_work_s(points: Sequence[tuple[int, float]], rows: int) -> float:
         if rows <= high:
             return low_s + (high_s - low_s) * (rows - low) / (high - low)
     return points[-1][1] * rows / points[-1][0]
+
+
+def largest_batch_work(work: float, rows: int, max_batch: int) -> float:
+    """Work of the largest batch of `rows` waiting rows that are `work` in all, if they are alike."""
+    return work if rows <= max_batch else work * max_batch / rows
 
 
 def mean_work_s(work_s: Sequence[float], shares: Sequence[float]) -> float:

@@ -15,10 +15,24 @@ from planner.simulator.compiling import inlined
 from planner.simulator.state import COMING, FREE, GOING, NONE, QUEUED, RUNNING, Devices, Flights, Served
 
 if TYPE_CHECKING:
-    from planner.simulator.state import Ints
+    from planner.simulator.state import Floats, Ints
 
 # Work left of less than this is done: late in a long run time itself has no finer steps.
 _MOMENT_S = 1e-9
+
+
+@inlined
+def busy_s(by_rows_s: Floats, work: float, endpoint: int) -> float:
+    """Device-seconds of a batch that is as much work as `work` rows of [B, P] busy times; as `policy.batch_work_s`."""
+    whole, last = int(work), len(by_rows_s) - 1
+    if whole < 1:
+        return by_rows_s[1, endpoint]
+    if whole >= last:
+        return by_rows_s[last, endpoint] * (work / last)
+    low_s = by_rows_s[whole, endpoint]
+    if work == whole:
+        return low_s
+    return low_s + (by_rows_s[whole + 1, endpoint] - low_s) * (work - whole)
 
 
 @inlined
@@ -72,22 +86,31 @@ def count_work(served: Served, flights: Flights, devices: Devices, endpoint: int
 
 @inlined
 def depart(
-    served: Served, flights: Flights, devices: Devices, endpoint: int, places: int, now_s: float, batch: tuple[int, ...]
+    served: Served,
+    flights: Flights,
+    devices: Devices,
+    endpoint: int,
+    places: int,
+    now_s: float,
+    batch: tuple[int, ...],
+    work: float,
 ) -> None:
-    """Send a batch (model, first row of its chain, rows, turn, gear in force) to an endpoint."""
+    """Send a batch (model, first row of its chain, rows, turn, gear in force) of some work to an endpoint."""
     model, chain, rows, turn, gear = batch
     count_work(served, flights, devices, endpoint, places, now_s)
     place = endpoint * places
     while flights.phase[place] != FREE:
         place += 1
-    planned_s = served.planned_busy_s[model, rows, endpoint]
+    planned_s = busy_s(served.planned_busy_s[model], work, endpoint)
     flights.phase[place] = GOING
     flights.model[place] = model
     flights.first[place] = chain
     flights.rows[place] = rows
+    flights.work[place] = work
     flights.until_s[place] = now_s + served.going_s[model, endpoint]
     flights.planned_s[place] = planned_s
     flights.turn[place] = turn
+    devices.last[0] = endpoint
     devices.in_flight[endpoint] += 1
     devices.planned_s[endpoint] += planned_s
     devices.sent_s[endpoint] += planned_s
@@ -158,7 +181,7 @@ def _start_queued(served: Served, flights: Flights, endpoint: int, places: int, 
         if chosen == NONE:
             return
         flights.phase[chosen] = RUNNING
-        flights.until_s[chosen] = served.device_busy_s[flights.model[chosen], flights.rows[chosen], endpoint]
+        flights.until_s[chosen] = busy_s(served.device_busy_s[flights.model[chosen]], flights.work[chosen], endpoint)
         if flights.turn[chosen] < len(flights.log.began_s):
             flights.log.began_s[flights.turn[chosen]] = now_s
             flights.log.device_s[flights.turn[chosen]] = flights.until_s[chosen]

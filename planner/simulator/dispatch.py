@@ -7,38 +7,66 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascadeserve.policy import batching
+from cascadeserve.policy import admission, batching
 from planner.simulator.compiling import inlined
-from planner.simulator.device import depart
-from planner.simulator.policy import due_at_s, due_reason, in_time, least_expected_work, next_queue
+from planner.simulator.device import busy_s, depart
+from planner.simulator.policy import choose_endpoint, due_at_s, due_reason, in_time, next_queue, rank_s
 from planner.simulator.state import CUT, NONE, OPEN, Devices, Flights, Knobs, Load, Queues, Rows, Served
 
 _NOT_DUE = batching.NOT_DUE
-_AGEING = batching.AGEING
-_PATIENCE_SLOS = batching.PATIENCE_SLOS
+_LETS_ALL_IN = admission.NONE
 
 
 @inlined
-def push(queues: Queues, rows: Rows, model: int, row: int, now_s: float) -> None:
-    """Append a row to a model's queue."""
-    rows.since_s[row] = now_s
-    rows.following[row] = NONE
-    if queues.first[model] == NONE:
+def gone(rows: Rows, request: int, now_s: float) -> bool:
+    """Whether a request was answered or refused, or its deadline has passed."""
+    return rows.done[request] or now_s > rows.deadline_s[request]
+
+
+@inlined
+def rank(served: Served, knobs: Knobs, load: Load, rows: Rows, request: int, gear: int) -> float:
+    """Rank of rows of a request that begin to wait somewhere now."""
+    size = load.offset[request + 1] - load.offset[request]
+    work_s = size * load.work[request] * served.onward_work_s[gear, served.stage_model[served.gear_entry[gear], 0]]
+    return rank_s(knobs.order, rows.seen_s[request], rows.deadline_s[request], work_s, knobs.slo_s)
+
+
+@inlined
+def push(queues: Queues, rows: Rows, load: Load, model: int, row: int, rank_s_: float) -> None:
+    """Put a row into a model's queue, behind all that do not have a higher rank."""
+    rows.rank_s[row] = rank_s_
+    before = queues.last[model]
+    while before != NONE and rows.rank_s[before] > rank_s_:
+        before = rows.preceding[before]
+    after = queues.first[model] if before == NONE else rows.following[before]
+    rows.preceding[row], rows.following[row] = before, after
+    if before == NONE:
         queues.first[model] = row
     else:
-        rows.following[queues.last[model]] = row
-    queues.last[model] = row
+        rows.following[before] = row
+    if after == NONE:
+        queues.last[model] = row
+    else:
+        rows.preceding[after] = row
     queues.rows[model] += 1
+    queues.work[model] += load.work[load.request[row]]
 
 
 @inlined
-def _pop(queues: Queues, rows: Rows, model: int) -> int:
-    row = queues.first[model]
-    queues.first[model] = rows.following[row]
-    if queues.first[model] == NONE:
-        queues.last[model] = NONE
+def _take_out(queues: Queues, rows: Rows, load: Load, model: int, row: int) -> None:
+    before, after = rows.preceding[row], rows.following[row]
+    if before == NONE:
+        queues.first[model] = after
+    else:
+        rows.following[before] = after
+    if after == NONE:
+        queues.last[model] = before
+    else:
+        rows.preceding[after] = before
     queues.rows[model] -= 1
-    return row
+    queues.work[model] -= load.work[load.request[row]]
+    if queues.rows[model] == 0:
+        queues.work[model] = 0.0
 
 
 @inlined
@@ -79,6 +107,18 @@ def expire(knobs: Knobs, load: Load, rows: Rows, request: int, now_s: float) -> 
 
 
 @inlined
+def _cut_short(knobs: Knobs, load: Load, rows: Rows, row: int, now_s: float) -> None:
+    """A row that would come too late keeps the answer that it has; if it has none, its request is refused."""
+    request = load.request[row]
+    if rows.stage[row] == 0:
+        refuse(rows, request, now_s)
+        return
+    rows.stage[row] -= 1
+    if answer(rows, load, row, CUT):
+        end(knobs, load, rows, request, now_s + knobs.answer_s)
+
+
+@inlined
 def ahead_of(
     served: Served, flights: Flights, devices: Devices, layout: int, gear: int, model: int, place: int
 ) -> tuple[float, int, int]:
@@ -103,81 +143,92 @@ def ahead_of(
 
 
 @inlined
-def drop_done_head(queues: Queues, rows: Rows, load: Load, model: int) -> None:
-    """Forget rows at the head of a queue whose request was answered or refused meanwhile."""
-    while queues.first[model] != NONE and rows.done[load.request[queues.first[model]]]:
-        _pop(queues, rows, model)
-
-
-@inlined
-def drop_done(queues: Queues, rows: Rows, load: Load) -> None:
+def drop_done(queues: Queues, rows: Rows, load: Load, now_s: float) -> None:
     """Forget all waiting rows of requests that were refused."""
     for model in range(len(queues.first)):
         row = queues.first[model]
-        before = NONE
         while row != NONE:
             after = rows.following[row]
-            if not rows.done[load.request[row]]:
-                before = row
-            else:
-                queues.rows[model] -= 1
-                if before == NONE:
-                    queues.first[model] = after
-                else:
-                    rows.following[before] = after
-                if after == NONE:
-                    queues.last[model] = before
+            if gone(rows, load.request[row], now_s):
+                _take_out(queues, rows, load, model, row)
             row = after
 
 
 @inlined
-def move_unbound(queues: Queues, rows: Rows, source: int, target: int) -> None:
-    """Rows that no gear was bound to go over to another model's queue, in order of their time."""
-    kept, moved = NONE, NONE
-    first_moved = NONE
-    row = queues.first[source]
-    queues.first[source], queues.last[source] = NONE, NONE
-    while row != NONE:
-        after = rows.following[row]
-        rows.following[row] = NONE
-        if rows.gear[row] == NONE:
-            if moved == NONE:
-                first_moved = row
-            else:
-                rows.following[moved] = row
-            moved = row
-            queues.rows[source] -= 1
-            queues.rows[target] += 1
-        else:
-            if kept == NONE:
-                queues.first[source] = row
-            else:
-                rows.following[kept] = row
-            kept = row
-        row = after
-    queues.last[source] = kept
-    _merge(queues, rows, target, first_moved)
+def drop_done_head(queues: Queues, rows: Rows, load: Load, model: int, now_s: float) -> int:
+    """Forget such rows at the head of a queue; returns the head, or NONE."""
+    row = queues.first[model]
+    while row != NONE and gone(rows, load.request[row], now_s):
+        _take_out(queues, rows, load, model, row)
+        row = queues.first[model]
+    return row
 
 
 @inlined
-def _merge(queues: Queues, rows: Rows, target: int, other: int) -> None:
-    own = queues.first[target]
-    last = NONE
-    while own != NONE or other != NONE:
-        take_own = other == NONE or (own != NONE and rows.since_s[own] <= rows.since_s[other])
-        row = own if take_own else other
-        if take_own:
-            own = rows.following[own]
-        else:
-            other = rows.following[other]
-        if last == NONE:
-            queues.first[target] = row
-        else:
-            rows.following[last] = row
-        last = row
-    if last != NONE:
-        rows.following[last] = NONE
-    queues.last[target] = last
+def move_unbound(
+    served: Served, knobs: Knobs, load: Load, rows: Rows, queues: Queues, source: int, target: int, gear: int
+) -> None:
+    """Rows that no gear was bound to go over to another model's queue."""
+    row = queues.first[source]
+    while row != NONE:
+        after = rows.following[row]
+        if rows.gear[row] == NONE:
+            _take_out(queues, rows, load, source, row)
+            push(queues, rows, load, target, row, rank(served, knobs, load, rows, load.request[row], gear))
+        row = after
+
+
+@inlined
+def lets_in(
+    served: Served,
+    knobs: Knobs,
+    load: Load,
+    rows: Rows,
+    queues: Queues,
+    devices: Devices,
+    gear: int,
+    request: int,
+    now_s: float,
+) -> bool:
+    """Whether a request that arrives can still be answered in time behind what goes before it."""
+    entry = served.stage_model[served.gear_entry[gear], 0]
+    if drop_done_head(queues, rows, load, entry, now_s) == NONE or knobs.admission == _LETS_ALL_IN:
+        return True
+    rank_s_ = rank(served, knobs, load, rows, request, gear)
+    ahead_s = 0.0
+    for model in range(len(queues.first)):
+        if queues.first[model] != NONE:
+            ahead_s += _work_before(queues, rows, load, model, rank_s_) * served.onward_work_s[gear, model]
+    slots, fewest_s = 0, np.inf
+    work = (load.offset[request + 1] - load.offset[request]) * load.work[request]
+    for endpoint in range(len(served.slots)):
+        ahead_s += devices.planned_s[endpoint]
+        slots += served.slots[endpoint]
+        fewest_s = min(fewest_s, busy_s(served.planned_busy_s[entry], work, endpoint))
+    return in_time(knobs.admission, rows.deadline_s[request], now_s, ahead_s / slots, fewest_s)
+
+
+@inlined
+def _work_before(queues: Queues, rows: Rows, load: Load, model: int, rank_s_: float) -> float:
+    if rows.rank_s[queues.last[model]] <= rank_s_:
+        return queues.work[model]
+    work = 0.0
+    row = queues.first[model]
+    while row != NONE and rows.rank_s[row] <= rank_s_:
+        work += load.work[load.request[row]]
+        row = rows.following[row]
+    return work
+
+
+@inlined
+def _oldest_since_s(rows: Rows, load: Load, row: int, now_s: float) -> float:
+    """Since when the row that has waited for longest, of a queue from `row` on, does so."""
+    oldest_s = np.inf
+    while row != NONE:
+        if not gone(rows, load.request[row], now_s):
+            oldest_s = min(oldest_s, rows.since_s[row])
+        row = rows.following[row]
+    return oldest_s
 
 
 @inlined
@@ -217,21 +268,21 @@ def pump(
     while True:
         wake_s = np.inf
         for model in range(len(queues.first)):
-            drop_done_head(queues, rows, load, model)
-            row = queues.first[model]
+            row = drop_done_head(queues, rows, load, model, now_s)
             queues.due[model] = _NOT_DUE
             if row == NONE:
                 continue
-            since_s, max_wait_s = rows.since_s[row], served.max_wait_s[gear, model]
-            reason = due_reason(queues.rows[model], since_s, served.min_batch[gear, model], max_wait_s, now_s)
+            min_batch, since_s = served.min_batch[gear, model], now_s
+            if queues.rows[model] < min_batch:
+                since_s = _oldest_since_s(rows, load, row, now_s)
+            max_wait_s = served.max_wait_s[gear, model]
+            reason = due_reason(queues.rows[model], since_s, min_batch, max_wait_s, now_s)
             if reason == _NOT_DUE:
                 wake_s = min(wake_s, due_at_s(since_s, max_wait_s))
             elif _is_room(served, devices, layout, gear, model):
                 queues.due[model] = reason
-            deadline_s = rows.seen_s[load.request[row]] + knobs.timeout_s
-            queues.deadline_s[model] = min(deadline_s, since_s + _PATIENCE_SLOS * knobs.slo_s)
-            queues.oldest_s[model] = since_s
-        model = next_queue(queues.due, queues.deadline_s, queues.oldest_s, now_s, _AGEING)
+            queues.rank_s[model] = rows.rank_s[row]
+        model = next_queue(queues.due, queues.rank_s)
         if model < 0:
             return wake_s, turn
         _dispatch(served, knobs, load, rows, queues, flights, devices, turn, layout, gear, model, now_s)
@@ -254,36 +305,62 @@ def _dispatch(
     now_s: float,
 ) -> None:
     """Send one batch; rows that would come too late keep the answer that they have, or are refused."""
-    room = served.max_batch[gear, model]
-    works_s = served.planned_busy_s[model, min(queues.rows[model], room)]
+    most = served.max_batch[gear, model]
+    chain, last, count, work = NONE, NONE, 0, 0.0
+    while count < most and queues.first[model] != NONE:
+        row = queues.first[model]
+        _take_out(queues, rows, load, model, row)
+        if gone(rows, load.request[row], now_s):
+            continue
+        chain, last = _append(rows, chain, last, row)
+        count += 1
+        work += load.work[load.request[row]]
     for endpoint in range(len(served.slots)):
         devices.room[endpoint] = _has_room(served, devices, layout, gear, model, endpoint)
-    endpoint = least_expected_work(devices.planned_s, devices.sent_s, served.weight[gear, model], devices.room, works_s)
-    work_s = works_s[endpoint]
+        devices.works_s[endpoint] = busy_s(served.planned_busy_s[model], work, endpoint)
+    endpoint = choose_endpoint(
+        knobs.balancer,
+        turn,
+        devices.last[0],
+        devices.in_flight,
+        devices.planned_s,
+        devices.sent_s,
+        served.weight[gear, model],
+        devices.room,
+        devices.works_s,
+    )
+    devices.last[0] = endpoint
+    work_s = devices.works_s[endpoint]
     ahead_s = devices.planned_s[endpoint] / served.slots[endpoint]
-    chain, last, count = NONE, NONE, 0
-    while count < room and queues.first[model] != NONE:
-        row = _pop(queues, rows, model)
+    taken, chain, last, count, work = chain, NONE, NONE, 0, 0.0
+    while count < most and (taken != NONE or queues.first[model] != NONE):
+        row = taken
+        if taken != NONE:
+            taken = rows.following[row]
+        else:
+            row = queues.first[model]
+            _take_out(queues, rows, load, model, row)
         request = load.request[row]
-        if rows.done[request]:
+        if gone(rows, request, now_s):
             continue
-        if not in_time(rows.seen_s[request] + knobs.timeout_s, now_s, ahead_s, work_s):
-            if rows.stage[row] == 0:
-                refuse(rows, request, now_s)
-            else:
-                rows.stage[row] -= 1
-                if answer(rows, load, row, CUT):
-                    end(knobs, load, rows, request, now_s + knobs.answer_s)
+        if not in_time(knobs.admission, rows.deadline_s[request], now_s, ahead_s, work_s):
+            _cut_short(knobs, load, rows, row, now_s)
             continue
         if rows.gear[row] == NONE:
             rows.gear[row] = gear
-        rows.following[row] = NONE
-        if last == NONE:
-            chain = row
-        else:
-            rows.following[last] = row
-        last = row
+        chain, last = _append(rows, chain, last, row)
         count += 1
+        work += load.work[request]
     if count:
         places = len(flights.phase) // len(served.slots)
-        depart(served, flights, devices, endpoint, places, now_s, (model, chain, count, turn, gear))
+        depart(served, flights, devices, endpoint, places, now_s, (model, chain, count, turn, gear), work)
+
+
+@inlined
+def _append(rows: Rows, chain: int, last: int, row: int) -> tuple[int, int]:
+    """Put a row at the end of a chain; returns its first and its last row."""
+    rows.following[row] = NONE
+    if last == NONE:
+        return row, row
+    rows.following[last] = row
+    return chain, row

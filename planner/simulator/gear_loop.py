@@ -36,7 +36,7 @@ from planner.simulator.state import (
 def _queued_work_s(served: Served, queues: Queues, gear: int) -> float:
     work_s = 0.0
     for model in range(len(queues.rows)):
-        work_s += queues.rows[model] * served.onward_work_s[gear, model]
+        work_s += queues.work[model] * served.onward_work_s[gear, model]
     return work_s
 
 
@@ -53,7 +53,7 @@ def _demand(
     now_s: float,
 ) -> tuple[float, float]:
     """What orchestrator/gear_loop.py computes at a tick: demand, and the standard error of the rate in it."""
-    rate_per_s, error_per_s = arrival_rate_per_s(rows.seen_s, load.offset, window, seen, now_s, knobs.dispersion)
+    rate_per_s, error_per_s = arrival_rate_per_s(rows.seen_s, load.work_before, window, seen, now_s, knobs.dispersion)
     entry = served.gear_entry[gear]
     stages = served.entry_stages[entry]
     reach, row_work_s = served.reach[entry, :stages], served.stage_row_work_s[gear, :stages]
@@ -126,7 +126,7 @@ def tick(
         old_model = served.stage_model[served.gear_entry[gear], 0]
         new_model = served.stage_model[served.gear_entry[wanted], 0]
         if old_model != new_model:
-            move_unbound(queues, rows, old_model, new_model)
+            move_unbound(served, knobs, load, rows, queues, old_model, new_model, wanted)
         control.at[GEAR] = wanted
     _shift_layout(served, knobs, control, demand, now_s)
     return wanted != gear, demand

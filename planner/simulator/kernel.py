@@ -16,10 +16,23 @@ import numpy as np
 
 from cascadeserve.policy import gear_switch
 from planner.simulator.compiling import cached, inlined
-from planner.simulator.device import arrive, step
-from planner.simulator.dispatch import ahead_of, answer, drop_done, drop_done_head, end, expire, pump, push
+from planner.simulator.device import arrive, busy_s, step
+from planner.simulator.dispatch import (
+    ahead_of,
+    answer,
+    drop_done,
+    drop_done_head,
+    end,
+    expire,
+    gone,
+    lets_in,
+    pump,
+    push,
+    rank,
+    refuse,
+)
 from planner.simulator.gear_loop import tick
-from planner.simulator.policy import next_stage_in_time, window_start
+from planner.simulator.policy import largest_batch_work, next_stage_in_time, window_start
 from planner.simulator.state import (
     AIM,
     CHANGE,
@@ -69,7 +82,7 @@ def _absorb(
     while row != NONE:
         after = rows.following[row]
         request = load.request[row]
-        if not rows.done[request]:
+        if not gone(rows, request, now_s):
             entry = served.gear_entry[rows.gear[row]]
             rows.unheard[request] -= rows.stage[row] == 0
             how = SURE
@@ -77,24 +90,26 @@ def _absorb(
                 onward = served.stage_model[entry, rows.stage[row] + 1]
                 if onward != model:
                     model, most = onward, served.max_batch[gear, onward]
-                    drop_done_head(queues, rows, load, model)
+                    drop_done_head(queues, rows, load, model, now_s)
                     in_flight_s, slots, quickest = ahead_of(
                         served, flights, devices, control.at[LAYOUT], gear, model, place
                     )
-                waiting = queues.rows[model]
+                together = queues.work[model] + load.work[request]
+                batch = largest_batch_work(together, queues.rows[model] + 1, most)
                 in_time = slots == 0 or next_stage_in_time(
-                    rows.seen_s[request] + knobs.timeout_s,
+                    rows.deadline_s[request],
                     now_s,
                     in_flight_s,
-                    waiting,
+                    queues.work[model],
                     served.row_work_s[gear, model],
                     slots,
-                    served.planned_busy_s[model, min(waiting + 1, most), quickest],
+                    busy_s(served.planned_busy_s[model], batch, quickest),
                 )
                 how = OPEN if in_time else CUT
             if how == OPEN:
                 rows.stage[row] += 1
-                push(queues, rows, model, row, now_s)
+                rows.since_s[row] = now_s
+                push(queues, rows, load, model, row, rank(served, knobs, load, rows, request, gear))
             elif answer(rows, load, row, how):
                 ended += 1
                 end(knobs, load, rows, request, now_s + ended * knobs.answer_s)
@@ -134,10 +149,12 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
     first_waiting, num_waiting, on_core, answering = 0, 0, False, False
 
     arrived, seen, window, settled, turn, tick_number, unanswered = 0, 0, 0, 0, 0, 0, 0
-    tick_s, wake_s, core_s = _TICK_S, np.inf, np.inf
+    tick_s, wake_s, core_s, now_s = _TICK_S, np.inf, np.inf, 0.0
 
     while True:
-        while settled < seen and rows.done[settled]:
+        while settled < seen and gone(rows, settled, now_s):
+            if not rows.done[settled]:
+                expire(knobs, load, rows, settled, rows.deadline_s[settled])
             settled += 1
         if settled == requests and tick_s > knobs.until_s:
             return tick_number, unanswered
@@ -147,9 +164,8 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
                 device = endpoint
         device_s = devices.next_s[device]
         arrival_s = load.times_s[arrived] if arrived < requests else np.inf
-        expiry_s = rows.seen_s[settled] + knobs.timeout_s if settled < seen else np.inf
         change_s = control.since_s[CHANGE]
-        now_s = min(device_s, core_s, arrival_s, change_s, tick_s, wake_s, expiry_s)
+        now_s = min(device_s, core_s, arrival_s, change_s, tick_s, wake_s)
         comes, handled, pumping, ended = _NOTHING, _NOTHING, False, 0
 
         if device_s == now_s:
@@ -168,7 +184,8 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             arrived += 1
             if arrived == requests:
                 for request in range(settled, requests):
-                    unanswered += not rows.done[request]
+                    # those that wait for the core have no deadline yet
+                    unanswered += not gone(rows, request, now_s)
         elif change_s == now_s:
             state = served.follows[control.at[LAYOUT]]
             if state == NONE:
@@ -176,7 +193,7 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             control.at[LAYOUT], control.since_s[CHANGE] = state, now_s + served.stays_s[state]
             pumping = True
         elif tick_s == now_s:
-            drop_done(queues, rows, load)
+            drop_done(queues, rows, load, now_s)
             window = window_start(rows.seen_s, window, seen, now_s, knobs.dispersion)
             pumping, demand = tick(served, knobs, load, rows, queues, control, window, seen, now_s)
             if tick_number < len(ticks.gear):
@@ -185,12 +202,10 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
                 ticks.demand_per_s[tick_number] = demand
             tick_number += 1
             tick_s = (tick_number + 1) * _TICK_S
-        elif wake_s == now_s:
+        else:
             # a busy core looks at the queues when it is done anyway
             wake_s = np.inf
             pumping = not on_core
-        else:
-            expire(knobs, load, rows, settled, now_s)
 
         if comes != _NOTHING:
             if costs_core:
@@ -199,12 +214,19 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             else:
                 handled = comes
         if handled >= 0:
+            gear = control.at[GEAR]
             rows.seen_s[handled] = now_s
+            rows.deadline_s[handled] = now_s + load.timeout_s[handled]
             seen += 1
-            model = served.stage_model[served.gear_entry[control.at[GEAR]], 0]
-            for row in range(load.offset[handled], load.offset[handled + 1]):
-                push(queues, rows, model, row, now_s)
-            pumping = True
+            if lets_in(served, knobs, load, rows, queues, devices, gear, handled, now_s):
+                model = served.stage_model[served.gear_entry[gear], 0]
+                rank_s = rank(served, knobs, load, rows, handled, gear)
+                for row in range(load.offset[handled], load.offset[handled + 1]):
+                    rows.since_s[row] = now_s
+                    push(queues, rows, load, model, row, rank_s)
+                pumping = True
+            else:
+                refuse(rows, handled, now_s)
         elif handled != _NOTHING:
             place = -1 - handled
             ended = _absorb(served, knobs, load, rows, queues, flights, devices, control, place, now_s)

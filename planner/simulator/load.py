@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Load:
-    """Requests: float64 `times_s` [n] rising from 0, int64 `rows` [n], int64 `row_index` [sum of rows] into records."""
+    """Requests: float64 `times_s` [n] rising from 0, int64 `rows` [n], int64 `row_index` [sum of rows] into records.
+
+    float64 `work` [n] is how many rows of the profile one row of a request is, None: each one.
+    """
 
     times_s: NDArray[np.float64]
     rows: NDArray[np.int64]
     row_index: NDArray[np.int64]
     duration_s: float
+    work: NDArray[np.float64] | None = None
 
 
 def draw_load(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import FunctionType, ModuleType
 from typing import Any
 
-from cascadeserve.policy import admission, balancing, batching, demand, escalation, gear_switch, work
+from cascadeserve.policy import admission, balancing, batching, demand, escalation, gear_switch, ordering, work
 from planner.simulator.compiling import inlined
 
 
@@ -25,7 +25,8 @@ def _compiled(module: ModuleType) -> dict[str, Any]:
 
 
 in_time = _compiled(admission)["in_time"]
-least_expected_work = _compiled(balancing)["least_expected_work"]
+choose_endpoint = _compiled(balancing)["choose_endpoint"]
+rank_s = _compiled(ordering)["rank_s"]
 _batching = _compiled(batching)
 due_reason, due_at_s, next_queue = _batching["due_reason"], _batching["due_at_s"], _batching["next_queue"]
 next_stage_in_time = _compiled(escalation)["next_stage_in_time"]
@@ -36,3 +37,4 @@ _gear_switch = _compiled(gear_switch)
 switch_gear, switch_layout = _gear_switch["switch_gear"], _gear_switch["switch_layout"]
 _work = _compiled(work)
 work_from_s, planned_work_s = _work["work_from_s"], _work["planned_work_s"]
+largest_batch_work = _work["largest_batch_work"]

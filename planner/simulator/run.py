@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cascadeserve.errors import UsageError
-from cascadeserve.policy.admission import DEADLINE_SLOS
+from cascadeserve.policy.admission import ADMISSIONS, DEADLINE_SLOS
+from cascadeserve.policy.balancing import BALANCERS
 from cascadeserve.policy.gear_switch import TICK_S
+from cascadeserve.policy.ordering import ORDERS
 from planner.profile import FrontCost
 from planner.simulator import kernel, state
 from planner.simulator.layouts import layout_of_states
@@ -110,29 +112,40 @@ class Simulator:
         self,
         load: Load,
         *,
-        timeout_s: float | None = None,
+        timeout_s: float | NDArray[np.float64] | None = None,
         hold_gear: str | None = None,
         layout: str | None = None,
         logged_batches: int = 0,
     ) -> Simulation:
         """Send a load; `hold_gear` keeps one gear whatever the demand, and `logged_batches` at most are logged.
 
-        The default deadline is that of the orchestrator for small requests, 4 SLOs; it gives large ones longer.
+        `timeout_s` is of all requests, or [n] of each. The default is that of the orchestrator for small requests, 4
+        SLOs; it gives large ones longer.
 
         Raises:
             UsageError: the run would last too long.
 
         """
         offset = np.concatenate(([0], np.cumsum(load.rows)))
-        sent = state.Load(load.times_s, offset, load.row_index, np.repeat(np.arange(len(load.rows)), load.rows))
+        work = np.ones(len(load.rows)) if load.work is None else load.work
+        timeout_s = DEADLINE_SLOS * self.family.slo_s if timeout_s is None else timeout_s
+        sent = state.Load(
+            times_s=load.times_s,
+            offset=offset,
+            record=load.row_index,
+            request=np.repeat(np.arange(len(load.rows)), load.rows),
+            work=work,
+            work_before=np.concatenate(([0.0], np.cumsum(load.rows * work))),
+            timeout_s=np.full(len(load.rows), timeout_s, np.float64),
+        )
         rows = state.empty_rows(sent, logged=logged_batches > 0)
         queues = state.empty_queues(len(self.family.models))
         endpoints = len(self._endpoints)
         flights = state.idle_flights(endpoints, int(self._served.slots.max()) + 1, logged_batches=logged_batches)
         devices = state.idle_devices(endpoints, len(self.family.models))
         # an integer would be another signature, and the kernel compiled again
-        knobs = self._knobs(timeout_s, hold_gear, layout, float(load.duration_s))
-        last_s = max(load.duration_s, float(load.times_s[-1])) + knobs.timeout_s
+        knobs = self._knobs(hold_gear, layout, float(load.duration_s))
+        last_s = max(load.duration_s, float(load.times_s[-1])) + float(sent.timeout_s.max())
         if not last_s <= _LONGEST_S:
             raise UsageError(
                 f"load and deadline of a request together last {last_s:.6g} s, but at most {_LONGEST_S:.0f} s are "
@@ -173,8 +186,8 @@ class Simulator:
             log=state.Log._make(column[: devices.batches.sum()] for column in flights.log),
         )
 
-    def _knobs(self, timeout_s: float | None, hold_gear: str | None, layout: str | None, until_s: float) -> state.Knobs:
-        switching, front = self._plan.switching, self._front
+    def _knobs(self, hold_gear: str | None, layout: str | None, until_s: float) -> state.Knobs:
+        switching, scheduling, front = self._plan.switching, self._plan.scheduling, self._front
         gears = [gear.name for gear in self.family.gears]
         held = state.NONE if hold_gear is None else gears.index(hold_gear)
         first = 0 if layout is None else self._layouts.index(layout)
@@ -182,12 +195,14 @@ class Simulator:
             first = self._layouts.index(self.family.gears[held].layout)
         return state.Knobs(
             slo_s=self.family.slo_s,
-            timeout_s=DEADLINE_SLOS * self.family.slo_s if timeout_s is None else timeout_s,
             dispersion=self.family.dispersion,
             gear_dwell_s=switching.gear_dwell_s,
             layout_up_after_s=switching.layout_up_after_s,
             layout_down_after_s=switching.layout_down_after_s,
             layout_down_fraction=switching.layout_down_fraction,
+            balancer=BALANCERS.index(scheduling.balancer),
+            order=ORDERS.index(scheduling.order),
+            admission=ADMISSIONS.index(scheduling.admission),
             request_s=front.request_s,
             answer_s=front.answer_s,
             batch_s=front.batch_s,

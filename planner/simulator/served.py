@@ -49,7 +49,9 @@ def build_served(
         raise UsageError(f"the plan uses the endpoints {', '.join(sorted(missing))}, which the cluster does not have")
     models = list(family.models)
     answers = [cascade_answers(entry, records) for entry in family.ladder]
-    largest = max(model.max_batch for model in family.models.values())
+    points = [each for model in family.models.values() for each in (model.busy_s, *model.busy_s_on.values())]
+    # busy times are linear from each of these rows to the next, and beyond the last of all points
+    largest = max(*(model.max_batch for model in family.models.values()), *(each[-1][0] for each in points))
     planned_busy_s = [
         [_busy_by_rows_s(model.busy_s_on.get(endpoint, model.busy_s), largest) for endpoint in devices]
         for model in family.models.values()

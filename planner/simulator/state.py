@@ -2,7 +2,7 @@
 
 Axes: M models, P endpoints, E ladder entries, K stages (of the longest entry), G gears, L layouts, S states (the
 layouts first, then what is between them), R records, n requests, r rows, F batches in flight (of the endpoint with most
-slots), B largest batch + 1.
+slots), B largest batch, or number of rows that a busy time is stated for, + 1.
 """
 
 from __future__ import annotations
@@ -76,12 +76,15 @@ class Knobs(NamedTuple):
     """Numbers of a run; all durations in seconds."""
 
     slo_s: float
-    timeout_s: float
     dispersion: float
     gear_dwell_s: float
     layout_up_after_s: float
     layout_down_after_s: float
     layout_down_fraction: float
+    # numbers of `cascadeserve.policy`
+    balancer: int
+    order: int
+    admission: int
     # what the orchestrator's own core spends on a request, its answer, a batch, a row of a batch
     request_s: float
     answer_s: float
@@ -102,17 +105,23 @@ class Load(NamedTuple):
     offset: Ints  # [n + 1] first row of each request
     record: Ints  # [r]
     request: Ints  # [r] the request of a row
+    work: Floats  # [n] rows of the plan's busy times that one row of a request is
+    work_before: Floats  # [n + 1] of all requests before each
+    timeout_s: Floats  # [n]
 
 
 class Rows(NamedTuple):
     """Rows and requests on their way."""
 
     following: Ints  # [r] next row in the same queue or batch
+    preceding: Ints  # [r] the row before it in the same queue
+    rank_s: Floats  # [r] in that queue
     since_s: Floats  # [r]
     gear: NDArray[np.int16]  # [r] NONE until the row first leaves
     stage: NDArray[np.int8]  # [r]
     how: NDArray[np.int8]  # [r] OPEN, SURE or CUT
     seen_s: Floats  # [n] when the orchestrator took the request in
+    deadline_s: Floats  # [n]
     remaining: Ints  # [n] rows that are OPEN
     unheard: Ints  # [n] rows that no stage has answered
     done: NDArray[np.bool_]  # [n]
@@ -122,14 +131,14 @@ class Rows(NamedTuple):
 
 
 class Queues(NamedTuple):
-    """One queue per model, as a chain of rows, and room to compare them."""
+    """One queue per model, as a chain of rows by rank, and room to compare them."""
 
     first: Ints  # [M]
     last: Ints  # [M]
     rows: Ints  # [M]
+    work: Floats  # [M] the same in rows of the plan's busy times
     due: Ints  # [M]
-    deadline_s: Floats  # [M]
-    oldest_s: Floats  # [M]
+    rank_s: Floats  # [M]
 
 
 class Log(NamedTuple):
@@ -154,6 +163,7 @@ class Flights(NamedTuple):
     model: Ints  # [P * F]
     first: Ints  # [P * F] chain of rows
     rows: Ints  # [P * F]
+    work: Floats  # [P * F] the same in rows of the plan's busy times
     # end of the phase while GOING or COMING, device-seconds left while RUNNING
     until_s: Floats  # [P * F]
     planned_s: Floats  # [P * F]
@@ -171,6 +181,8 @@ class Devices(NamedTuple):
     next_s: Floats  # [P] when something happens there next
     done_s: Floats  # [P] device-seconds done
     room: NDArray[np.bool_]  # [P]
+    works_s: Floats  # [P] what a batch would take there
+    last: Ints  # [1] the endpoint that was sent to last
     batches: Ints  # [M] batches sent by model
     batch_rows: Ints  # [M] and rows in them
 
@@ -199,11 +211,14 @@ def empty_rows(load: Load, *, logged: bool = False) -> Rows:
     requests, rows = len(load.times_s), len(load.record)
     return Rows(
         following=np.full(rows, NONE, np.int64),
+        preceding=np.full(rows, NONE, np.int64),
+        rank_s=np.zeros(rows),
         since_s=np.zeros(rows),
         gear=np.full(rows, NONE, np.int16),
         stage=np.zeros(rows, np.int8),
         how=np.full(rows, OPEN, np.int8),
         seen_s=np.zeros(requests),
+        deadline_s=np.full(requests, np.inf),
         remaining=np.diff(load.offset),
         unheard=np.diff(load.offset),
         done=np.zeros(requests, np.bool_),
@@ -218,9 +233,9 @@ def empty_queues(models: int) -> Queues:
         first=np.full(models, NONE, np.int64),
         last=np.full(models, NONE, np.int64),
         rows=np.zeros(models, np.int64),
+        work=np.zeros(models),
         due=np.zeros(models, np.int64),
-        deadline_s=np.zeros(models),
-        oldest_s=np.zeros(models),
+        rank_s=np.zeros(models),
     )
 
 
@@ -244,6 +259,7 @@ def idle_flights(endpoints: int, places: int, *, logged_batches: int = 0) -> Fli
         model=ints[1],
         first=ints[2],
         rows=ints[3],
+        work=np.zeros(total),
         until_s=np.zeros(total),
         planned_s=np.zeros(total),
         turn=ints[4],
@@ -262,6 +278,8 @@ def idle_devices(endpoints: int, models: int) -> Devices:
         next_s=np.full(endpoints, np.inf),
         done_s=floats[3],
         room=np.zeros(endpoints, np.bool_),
+        works_s=np.zeros(endpoints),
+        last=np.full(1, NONE, np.int64),
         batches=np.zeros(models, np.int64),
         batch_rows=np.zeros(models, np.int64),
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from cascadeserve.cluster import Cluster, CpuDevice, Endpoint
 from cascadeserve.errors import InvalidArtefact
-from cascadeserve.gear_plan import PlannedModel, read_gear_plan
+from cascadeserve.gear_plan import PlannedModel, Scheduling, read_gear_plan
+from cascadeserve.policy.admission import ADMISSIONS
+from cascadeserve.policy.balancing import BALANCERS
+from cascadeserve.policy.ordering import ORDERS
 from tests.fakes.tiny import plan_document
 
 if TYPE_CHECKING:
@@ -425,3 +428,16 @@ def test_an_ensemble_that_cannot_stand_is_refused(
     error = refusal(written(tmp_path, document))
     assert field in str(error)
     assert what in str(error)
+
+
+def test_a_plan_without_scheduling_takes_the_default_and_an_unknown_policy_is_refused(tmp_path: Path) -> None:
+    assert read_gear_plan(written(tmp_path, plan_document())).scheduling == Scheduling()
+    error = refusal(written(tmp_path, plan_document() | {"scheduling": {"order": "lifo"}}))
+    assert error.field == "$.scheduling.order"
+    assert all(order in str(error) for order in ORDERS)
+
+
+def test_the_names_of_a_plan_are_those_of_the_policy() -> None:
+    hints = get_type_hints(Scheduling)
+    for field, names in (("balancer", BALANCERS), ("order", ORDERS), ("admission", ADMISSIONS)):
+        assert get_args(hints[field]) == names

@@ -43,13 +43,13 @@ class SharedDevice:
         want_scores: bool,
         timeout_s: float,
     ) -> BatchAnswer:
-        """Certainties stand in column 1 of the input; the label is 0."""
+        """Certainties stand in column 1 of the input, in column 2 what a row takes beyond one; the label is 0."""
         del specs, want_scores, timeout_s
         rows = inputs[0]
         await asyncio.sleep(self._way_s / 2)
         finished = self._loop.create_future()
         self._count_work()
-        busy_s = self._models[model.name].batch_busy_s(len(rows), self._endpoint)
+        busy_s = self._models[model.name].batch_busy_s(len(rows) + float(rows[:, 2].sum()), self._endpoint)
         self._queue.append((model.name, busy_s, finished))
         self._start()
         await finished

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascadeserve.errors import Unavailable
+from orchestrator.request_options import RequestOptions
 from orchestrator.rows import ModelQueue, Segment, Ticket, bind
 from tests.fakes import tiny
 
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def ticket(rows: int, *, first: int = 0, num_classes: int | None = None) -> Ticket:
+def ticket(rows: int, *, first: int = 0, num_classes: int | None = None, work_per_row: float = 1.0) -> Ticket:
     """A request whose row k holds the number first + k, in two inputs."""
     values = np.arange(first, first + rows, dtype=np.float32)
     future: Any = Future()  # a ticket needs of it only what both kinds of future have
     inputs: list[NDArray[Any]] = [values.reshape(-1, 1), np.stack([values, values], axis=1)]
-    return Ticket(inputs, arrived_s=0.0, deadline_s=1.0, num_classes=num_classes, future=future)
+    return Ticket(
+        inputs,
+        arrived_s=0.0,
+        deadline_s=1.0,
+        num_classes=num_classes,
+        future=future,
+        options=RequestOptions(work_per_row=work_per_row),
+    )
 
 
 def segment(of: Ticket, *, since_s: float = 0.0) -> Segment:
@@ -86,6 +94,7 @@ def test_a_whole_request_is_gathered_without_a_copy() -> None:
 operations = st.lists(
     st.one_of(
         st.tuples(st.just("push"), st.integers(1, 9)),
+        st.tuples(st.just("push ahead"), st.integers(1, 9)),
         st.tuples(st.just("take"), st.integers(1, 12)),
         st.tuples(st.just("abandon"), st.integers(0, 30)),
         st.tuples(st.just("forget head"), st.just(0)),
@@ -100,13 +109,19 @@ def test_rows_leave_a_queue_once_in_order_and_never_after_their_request_was_aban
     steps: list[tuple[str, int]],
 ) -> None:
     queue, requests, waiting = ModelQueue(), [], []
-    next_number = 0
+    next_number, front = 0, 0.0
     for step, value in steps:
-        if step == "push":
-            request = ticket(value, first=next_number)
+        if step.startswith("push"):
+            request = ticket(value, first=next_number, work_per_row=value / 4)
             requests.append(request)
-            queue.push(segment(request))
-            waiting += [(request, next_number + k) for k in range(value)]
+            rows = [(request, next_number + k) for k in range(value)]
+            if step == "push":
+                queue.push(segment(request), 0.0)
+                waiting += rows
+            else:
+                front -= 1.0
+                queue.push(segment(request), front)
+                waiting = rows + waiting
             next_number += value
         elif step == "abandon" and requests:
             requests[value % len(requests)].future.cancel()
@@ -116,13 +131,24 @@ def test_rows_leave_a_queue_once_in_order_and_never_after_their_request_was_aban
             del waiting[:value]
         elif step == "forget head":
             queue.drop_done_head()
-            assert not queue.segments or not queue.segments[0].ticket.done
+            assert queue.head is None or not queue.head.ticket.done
         elif step == "forget all":
             queue.drop_done()
             waiting = [(request, number) for request, number in waiting if not request.done]
             assert queue.rows == len(waiting)
         assert queue.rows == sum(each.rows for each in queue.segments)
+        assert queue.work == sum(each.rows * each.ticket.work_per_row for each in queue.segments)
+        assert queue.work_before(0.0) == queue.work
         assert queue.rows >= sum(not request.done for request, _ in waiting)
+
+
+def test_what_goes_before_a_rank_is_known() -> None:
+    queue = ModelQueue()
+    for rank_s, work in ((3.0, 0.5), (1.0, 2.0), (2.0, 1.0)):
+        queue.push(segment(ticket(2, work_per_row=work), since_s=10.0 - rank_s), rank_s)
+    assert [queue.work_before(rank_s) for rank_s in (0.5, 1.0, 2.5, 3.0)] == [0.0, 4.0, 6.0, 7.0]
+    assert queue.head_rank_s == 1.0
+    assert queue.oldest_since_s() == 7.0, "whatever its rank"
 
 
 def test_taking_from_an_empty_queue_gives_nothing() -> None:
@@ -148,8 +174,8 @@ def test_only_rows_without_a_gear_can_be_taken_to_another_queue() -> None:
     queue = ModelQueue()
     bound, unbound = segment(ticket(3)), segment(ticket(2, first=10))
     bind(bound, family.gears[0], family.ladder[0])
-    queue.push(unbound)
-    queue.push(bound)
+    queue.push(unbound, 0.0)
+    queue.push(bound, 0.0)
     assert numbers(queue.take_unbound()) == [10, 11]
     assert queue.rows == 3
     assert numbers(queue.take(9)) == [0, 1, 2]

@@ -14,6 +14,7 @@ from cascadeserve.gear_plan import GearPlan
 from cascadeserve.policy.gear_switch import TICK_S
 from cascadeserve.replay.arrivals import steps
 from orchestrator.app import Orchestrator
+from orchestrator.request_options import RequestOptions
 from planner.simulator import Load, Simulation, Simulator, draw_load
 from tests.fakes.plans import make_profile, make_records
 from tests.fakes.shared_device import SharedDevice
@@ -33,7 +34,7 @@ WAY_S = 0.0006
 RECORDS = 500
 
 
-def make_gears(*, two_kinds: bool) -> GearPlan:
+def make_gears(*, two_kinds: bool, scheduling: dict[str, str] | None = None) -> GearPlan:
     """Three gears: the reference alone, a careful cascade, a hasty one with larger batches; and one for overload."""
     family: dict[str, Any] = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [3]}],
@@ -77,12 +78,13 @@ def make_gears(*, two_kinds: bool) -> GearPlan:
         "layouts": [{"name": "all", "instances": {"a": both, "b": both}}],
         # no multiple of the tick: whether 8.1 - 6.1 reaches 2.0 is a matter of rounding
         "switching": {"gear_dwell_s": 1.95},
+        "scheduling": scheduling or {},
     }
     return decode_json(msgspec.json.encode(document), GearPlan)
 
 
 async def orchestrate(
-    plan: GearPlan, load: Load, certainty: NDArray[np.float32], timeout_s: float
+    plan: GearPlan, load: Load, certainty: NDArray[np.float32], timeout_s: float | NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str], list[str]]:
     """(latency [n], NaN where refused; rows cut short [n]; gears of each request; gear in force after each tick)."""
     loop = asyncio.get_running_loop()
@@ -101,12 +103,21 @@ async def orchestrate(
     gears = [""] * len(load.times_s)
     timeline: list[str] = []
     futures = []
+    timeouts_s = np.full(len(load.rows), timeout_s, np.float64).tolist()
+    works = [1.0] * len(load.rows) if load.work is None else load.work.tolist()
 
     def arrive(index: int, rows: NDArray[np.int64]) -> None:
         inputs = np.zeros((len(rows), 3), np.float32)
         inputs[:, 1] = certainty[rows]
-        orchestrator.gear_loop.on_arrival(family, len(rows))
-        future = orchestrator.dispatcher.submit(family, [inputs], timeout_s=timeout_s, want_scores=False)
+        inputs[:, 2] = works[index] - 1.0
+        orchestrator.gear_loop.on_arrival(family, len(rows) * works[index])
+        future = orchestrator.dispatcher.submit(
+            family,
+            [inputs],
+            timeout_s=timeouts_s[index],
+            want_scores=False,
+            options=RequestOptions(work_per_row=works[index]),
+        )
         future.add_done_callback(lambda done: answer(index, done))
         futures.append(future)
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from cascadeserve.policy.admission import (
     DEADLINE_SLOS,
     LAST_GEAR_SLOS,
+    NONE,
     NOT_STANDING,
+    PREDICTED_WORK,
     STANDING_AFTER_S,
     admits,
     in_time,
@@ -56,6 +58,10 @@ def test_what_waits_less_is_let_in_too(wait_s: float, less_s: float, since_s: fl
         assert ask(max(wait_s - less_s, 0.0), since_s=since_s)[0]
 
 
-def test_a_batch_is_in_time_until_its_deadline() -> None:
-    assert in_time(3.0, 1.0, 1.5, 0.5)
-    assert not in_time(3.0, 1.0, 1.5, 0.51)
+def test_what_cannot_be_answered_by_its_deadline_is_not_begun() -> None:
+    assert in_time(PREDICTED_WORK, 1.0, 0.2, 0.5, 0.25)
+    assert not in_time(PREDICTED_WORK, 1.0, 0.2, 0.5, 0.35)
+
+
+def test_without_admission_everything_is() -> None:
+    assert in_time(NONE, 1.0, 2.0, 5.0, 5.0)

@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import inspect
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadeserve.policy.balancing import least_expected_work
+from cascadeserve.policy import admission, balancing, batching, ordering
+from cascadeserve.policy.balancing import (
+    BALANCERS,
+    choose_endpoint,
+    join_shortest_queue,
+    least_expected_work,
+    power_of_two,
+    round_robin,
+)
 
 endpoints = st.lists(
     st.tuples(st.floats(0.0, 10.0), st.sampled_from([0.0, 0.5, 1.0, 3.0]), st.booleans(), st.floats(0.0, 1.0)),
@@ -52,3 +62,46 @@ def test_batches_that_are_never_answered_spread_in_the_proportion_of_the_weights
         work[least_expected_work(work, work, weights, [True] * len(weights), [1.0] * len(weights))] += 1.0
     shares = [batches * weight / sum(weights) for weight in weights]
     assert all(abs(got - wanted) <= len(weights) for got, wanted in zip(work, shares, strict=True))
+
+
+def test_round_robin_takes_turns_and_passes_over_what_has_no_room() -> None:
+    last, taken = -1, []
+    for _ in range(7):
+        last = round_robin(last, [1.0, 5.0, 0.0, 1.0], [True] * 4)
+        taken.append(last)
+    assert taken == [0, 1, 3, 0, 1, 3, 0]
+    assert round_robin(0, [1.0] * 3, [True, False, True]) == 2
+    assert round_robin(0, [1.0] * 3, [True, False, False]) == 0, "the last one again if no other has room"
+
+
+def test_the_shortest_queue_is_joined_by_weight_and_of_equals_the_one_that_was_sent_less() -> None:
+    assert join_shortest_queue([2, 1, 1], [0.0, 3.0, 2.0], [1.0] * 3, [True] * 3) == 2
+    assert join_shortest_queue([1, 0], [0.0, 0.0], [4.0, 1.0], [True] * 2) == 0
+
+
+def test_two_choices_never_take_the_longest_queue_and_spread_evenly_over_equals() -> None:
+    taken = [power_of_two(turn, [0, 0, 0, 0], [1.0] * 4, [True] * 4) for turn in range(8_000)]
+    assert all(abs(taken.count(index) - 2_000) < 150 for index in range(4))
+    # the longest is never the better of two different ones, the shortest is whenever it is drawn: half of the time
+    uneven = [power_of_two(turn, [3, 0, 1, 2], [1.0] * 4, [True] * 4) for turn in range(8_000)]
+    assert uneven.count(0) == 0
+    assert abs(uneven.count(1) - 4_000) < 200
+
+
+@given(st.sampled_from(range(len(BALANCERS))), endpoints, st.integers(0, 1 << 40), st.integers(-1, 5), st.data())
+def test_every_balancer_chooses_an_endpoint_with_room_and_weight_if_there_is_one(
+    balancer: int, state: list[tuple[float, float, bool, float]], turn: int, last: int, data: st.DataObject
+) -> None:
+    work, weights, room, batch_s = zip(*state, strict=True)
+    in_flight = data.draw(st.lists(st.integers(0, 3), min_size=len(state), max_size=len(state)))
+    last = min(last, len(state) - 1)
+    able = [index for index in range(len(state)) if room[index] and weights[index] > 0]
+    chosen = choose_endpoint(balancer, turn, last, in_flight, work, work, weights, room, batch_s)
+    assert chosen in able if able else chosen == -1
+
+
+def test_the_policies_are_short() -> None:
+    for module in (balancing, ordering, admission, batching):
+        for function in vars(module).values():
+            if inspect.isfunction(function):
+                assert len(inspect.getsource(function).splitlines()) < 60, function.__name__

@@ -1,0 +1,95 @@
+"""What a plan's scheduling does in the dispatcher; tests/parity holds every combination against the simulator."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cascadeserve.errors import DeadlineExceeded, Unavailable
+from orchestrator.request_options import RequestOptions
+from tests.fakes.tiny import plan_document, rows
+from tests.orchestrator.conftest import Rig, make_rig
+
+if TYPE_CHECKING:
+    from orchestrator.rows import Ticket
+
+pytestmark = pytest.mark.looptime
+
+
+def submit(rig: Rig, label: int, *, work: float = 1.0, timeout_s: float = 500.0) -> asyncio.Future[Ticket]:
+    return rig.orchestrator.dispatcher.submit(
+        rig.family,
+        [rows([label], [0.9])],
+        timeout_s=timeout_s,
+        want_scores=False,
+        options=RequestOptions(work_per_row=work),
+    )
+
+
+def document(**scheduling: str) -> dict[str, Any]:
+    """Batches of one row, which take a second, and an SLO that is far longer."""
+    found = plan_document() | {"scheduling": scheduling}
+    family = found["families"]["family"]
+    family["slo_s"] = 100.0
+    family["models"]["small"] |= {"max_batch": 1, "busy_s": [[1, 1.0]]}
+    return found
+
+
+async def order_of_answers(rig: Rig, works: list[float]) -> list[int]:
+    answered: list[int] = []
+    futures = []
+    for label, work in enumerate(works):
+        future = submit(rig, label, work=work)
+        future.add_done_callback(lambda done: answered.append(done.result().label[0]))
+        futures.append(future)
+    await asyncio.gather(*futures)
+    return answered
+
+
+async def test_little_work_goes_before_much_and_without_that_order_it_does_not() -> None:
+    # two leave at once
+    works = [1.0, 1.0, 3.0, 1.0, 2.0]
+    rig = await make_rig(document(order="least_remaining_work"), busy_s={"small": 1.0})
+    assert await order_of_answers(rig, works) == [0, 1, 3, 4, 2]
+    rig = await make_rig(document(order="fifo"), busy_s={"small": 1.0})
+    assert await order_of_answers(rig, works) == [0, 1, 2, 3, 4]
+
+
+async def test_a_request_that_cannot_be_answered_in_time_is_refused_when_it_comes() -> None:
+    rig = await make_rig(document(admission="predicted_work"), busy_s={"small": 1.0})
+    waiting = [submit(rig, label) for label in range(6)]
+    too_late = submit(rig, 9, timeout_s=5.0)
+    assert isinstance(too_late.exception(), Unavailable)
+    in_time = submit(rig, 8, timeout_s=20.0)
+    assert [ticket.label[0] for ticket in await asyncio.gather(*waiting, in_time)] == [0, 1, 2, 3, 4, 5, 8]
+
+
+async def test_more_work_ahead_is_more_time_ahead() -> None:
+    rig = await make_rig(document(admission="predicted_work", order="fifo"), busy_s={"small": 1.0})
+    futures = [submit(rig, 0), submit(rig, 1), submit(rig, 2, work=10.0)]
+    assert rig.orchestrator.dispatcher.queued_work_s(rig.family) >= 10.0
+    late = submit(rig, 3, timeout_s=11.0)
+    assert isinstance(late.exception(), Unavailable)
+    await asyncio.gather(*futures)
+
+
+async def test_without_admission_it_waits_until_its_deadline() -> None:
+    rig = await make_rig(document(admission="none"), busy_s={"small": 1.0})
+    waiting = [submit(rig, label) for label in range(6)]
+    late = submit(rig, 9, timeout_s=3.5)
+    await asyncio.sleep(3.4)
+    assert not late.done()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    await asyncio.gather(*waiting)
+
+
+async def test_round_robin_takes_turns_over_endpoints() -> None:
+    rig = await make_rig(
+        plan_document(("a", "b")) | {"scheduling": {"balancer": "round_robin"}}, names=("a", "b"), busy_s={"small": 0.1}
+    )
+    for label in range(6):
+        await submit(rig, label)
+    assert len(rig.fakes["a"].calls) == len(rig.fakes["b"].calls) == 3

@@ -1,0 +1,44 @@
+"""Every balancer x order x admission: orchestrator and simulator do the same, with rows of any amount of work."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import product
+
+import numpy as np
+import pytest
+
+from cascadeserve.policy.admission import ADMISSIONS
+from cascadeserve.policy.balancing import BALANCERS
+from cascadeserve.policy.ordering import ORDERS
+from cascadeserve.replay.arrivals import steps
+from planner.simulator import Simulator, draw_load
+from tests.fakes.plans import make_profile, make_records
+from tests.parity.test_simulator import BUSY_S, RECORDS, SLOW_S, WAY_S, make_gears, orchestrate
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.looptime(resolution=1e-9)]
+
+
+@pytest.mark.parametrize(("balancer", "order", "admission"), list(product(BALANCERS, ORDERS, ADMISSIONS)))
+async def test_both_schedule_alike(balancer: str, order: str, admission: str) -> None:
+    """A calm stretch, one far beyond what the gears are for, and a calm one, with deadlines of 0.5 to 4 SLOs."""
+    plan = make_gears(two_kinds=True, scheduling={"balancer": balancer, "order": order, "admission": admission})
+    rng = np.random.default_rng(12)
+    load = draw_load(steps([(1.0, 60), (1.0, 1300), (1.5, 150)], rng), 3.5, RECORDS, rng, (1, 3))
+    # eighths, which inputs of 32 bits hold exactly; and some of the least work of all
+    load = dataclasses.replace(load, work=np.maximum(np.round(8 * rng.exponential(1.0, len(load.rows))), 1) / 8)
+    timeout_s = 0.1 * rng.uniform(0.5, 4.0, len(load.rows))
+    certainty = rng.random(RECORDS).astype(np.float32)
+    devices = {
+        "a": make_profile(BUSY_S, overhead_s=WAY_S),
+        "b": make_profile(SLOW_S, overhead_s=WAY_S),
+    }
+    records = make_records({"small": certainty.tolist(), "large": certainty.tolist()})
+    simulated = Simulator(plan, "family", records, devices).run(load, timeout_s=timeout_s)
+    latency_s, _, _, timeline = await orchestrate(plan, load, certainty, timeout_s)
+
+    names = [gear.name for gear in plan.families["family"].gears]
+    assert [names[gear] for gear in simulated.tick_gear[: len(timeline)]] == timeline
+    np.testing.assert_array_equal(np.isnan(simulated.latency_s), np.isnan(latency_s))
+    np.testing.assert_allclose(simulated.latency_s, latency_s, atol=1e-6)
+    assert 0.0 < np.isnan(latency_s).mean() < 0.95
