@@ -22,7 +22,7 @@ class EndpointDown(BackendError):  # noqa: N818 - named by what happened
     """The server could not be reached, went away, or did not answer in time."""
 
 
-class BatchNotTaken(EndpointDown):  # noqa: N818
+class BatchNotTaken(EndpointDown):
     """The server said that it takes no work: the batch was not begun."""
 
 
@@ -30,7 +30,7 @@ class NoConnection(BatchNotTaken):
     """The batch was not sent: nobody listens, so that the next look finds the server down, too."""
 
 
-class ConnectionLost(EndpointDown):  # noqa: N818
+class ConnectionLost(EndpointDown):
     """The connection broke while the batch was under way, as it does when the server crashes."""
 
 
@@ -44,11 +44,11 @@ class CallRejected(BackendError):  # noqa: N818
         self.status = status
 
 
-class NotServed(CallRejected):  # noqa: N818
+class NotServed(CallRejected):
     """The server does not serve this model or version now."""
 
 
-class StubDead(CallRejected):  # noqa: N818
+class StubDead(CallRejected):
     """The Python process of a model has ended: all requests to it fail, while it and its server look ready (2.51).
 
     Loading it does nothing; unloading and loading it starts a new process.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cascadeserve.gear_plan import TensorSpec
-from orchestrator.backend import NoConnection, CallRejected, ConnectionLost, ModelVersion, NotServed, StubDead
+from orchestrator.backend import CallRejected, ConnectionLost, ModelVersion, NoConnection, NotServed, StubDead
 from orchestrator.triton import TritonBackend
 from tests.fakes.fake_backend import FakeTriton
 from tests.fakes.servers import Stack

@@ -38,7 +38,9 @@ def ask(stack: Stack, label: int, mark: float) -> tuple[int, str | int]:
     """Status, and the label or the error."""
     body = {
         "parameters": {"timeout": TIMEOUT_S * 1_000_000},
-        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [label, 0.1 if label % 5 else 0.9, mark]}],
+        "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [label, 0.1 if label % 5 else 0.9, mark]}
+        ],
     }
     request = urllib.request.Request(f"{stack.url}/v2/models/family/infer", json.dumps(body).encode(), method="POST")
     try:

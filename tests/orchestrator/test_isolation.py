@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from cascadeserve.errors import DeadlineExceeded, InternalError, InvalidRequest, Unavailable
 from orchestrator.backend import BatchNotTaken, CallRejected, ModelVersion, NotServed
-from tests.fakes.fake_backend import FakeTriton
 from tests.fakes.tiny import ERRS, EXITS, KILLS, marked
 from tests.orchestrator.conftest import Rig, make_rig
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from orchestrator.rows import Ticket
+    from tests.fakes.fake_backend import FakeTriton
 
 pytestmark = pytest.mark.looptime
 
