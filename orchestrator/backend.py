@@ -54,9 +54,9 @@ class StubDead(CallRejected):
     Loading it does nothing; unloading and loading it starts a new process.
     """
 
-    def __init__(self, text: str, *, model: str) -> None:
+    def __init__(self, text: str, *, model: str, answer: str | None = None) -> None:
         """`model` is the one whose process it was: that of the batch, or a part of it."""
-        super().__init__(text)
+        super().__init__(text, answer=answer)
         self.model = model
 
 

@@ -216,7 +216,7 @@ def _error_of(what: str, status: int, answer: str) -> BackendError:
     if status == _UNAVAILABLE:
         return BatchNotTaken(text)
     if dead := _STUB_DEAD.search(answer):
-        return StubDead(text, model=dead[1])
+        return StubDead(text, model=dead[1], answer=answer)
     return CallRejected(text, answer=answer, status=status)
 
 

@@ -169,7 +169,12 @@ class FakeTriton:
         """Wait, or break off when the server is killed."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(math.inf if self.hang else busy_s, lambda: ended.done() or ended.set_result(None))
+
+        def end() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        timer = loop.call_later(math.inf if self.hang else busy_s, end)
         self._running.add(ended)
         try:
             await ended
