@@ -108,7 +108,7 @@ class SchedulingResult(Artefact, frozen=True, kw_only=True):
     triton_cells: int
     triton_wanted_cells: int
     triton_seconds: float
-    # what a call takes a real server beside the sleep, which is counted in the capacity
+    # what a call takes a real server beside what is stated, while calls wait
     triton_call_ms: float | None
     triton_against: list[Against]
     triton: list[Cell]
@@ -203,15 +203,15 @@ async def on_triton(
         trace = traces["conv"]
         call_s = await sleepers.call_s(trace)
         for (name, each), servers in product(traces.items(), _ENDPOINTS):
-            sent, timeout_s = make_load(each, _TRITON_LOAD, servers, call_s=call_s, seconds=seconds)
+            sent, timeout_s = make_load(each, _TRITON_LOAD, servers, seconds=seconds)
             for how in track(schedulings(servers), f"Triton: {name}, {servers}", console=console):
-                latency_s = await sleepers.run(each, servers, how, sent, timeout_s, call_s=call_s)
+                latency_s = await sleepers.run(each, servers, how, sent, timeout_s)
                 cells.append(cell(name, servers, _TRITON_LOAD, how, sent, latency_s))
         for servers in _ENDPOINTS:
-            sent = poisson_load(trace, _STABLE_LOAD, servers, None, call_s=call_s, seconds=stable_s)
+            sent = poisson_load(trace, _STABLE_LOAD, servers, None, seconds=stable_s)
             no_timeout_s = np.full(len(sent.rows), 10 * stable_s)
-            measured_s = await sleepers.run(trace, servers, DEFAULT, sent, no_timeout_s, call_s=call_s)
-            simulated_s = simulate(make_plan(trace, servers, DEFAULT, call_s=call_s), sent, no_timeout_s).latency_s
+            measured_s = await sleepers.run(trace, servers, DEFAULT, sent, no_timeout_s)
+            simulated_s = simulate(make_plan(trace, servers, DEFAULT), sent, no_timeout_s).latency_s
             stable[str(servers)] = float(np.nan_to_num(measured_s, nan=np.inf).mean() / simulated_s.mean())
     return call_s, cells, stable
 

@@ -61,44 +61,40 @@ def read_trace(path: Path) -> Trace:
 
 
 def make_load(
-    trace: Trace, load: float, servers: int, *, call_s: float = 0.0, seconds: float | None = None
+    trace: Trace, load: float, servers: int, *, seconds: float | None = None
 ) -> tuple[Load, NDArray[np.float64]]:
     """The trace at a share of what so many servers can do, in its own rhythm; and the timeout of each request.
 
-    A call takes a server `call_s` beside its work. Of the trace as many requests from its beginning as last `seconds`.
+    Of the trace as many requests from its beginning as last `seconds`, about.
     """
-    service_s = MEAN_SERVICE_S + call_s
-    n = len(trace.times_s) if seconds is None else int(seconds * load * servers / service_s)
+    n = len(trace.times_s) if seconds is None else int(seconds * load * servers / MEAN_SERVICE_S)
     work, times_s = trace.work[:n], trace.times_s[:n]
-    duration_s = (float(work.sum()) * trace.row_s + n * call_s) / (load * servers)
+    duration_s = float(work.sum()) * trace.row_s / (load * servers)
     times_s = times_s * (duration_s / float(times_s[-1]))
     timeout_s = SLO_S * np.random.default_rng(0).uniform(*_TIMEOUT_SLOS, n)
     return Load(times_s, np.ones(n, np.int64), np.zeros(n, np.int64), duration_s, work), timeout_s
 
 
-def poisson_load(
-    trace: Trace, load: float, servers: int, requests: int | None, *, call_s: float = 0.0, seconds: float = 0.0
-) -> Load:
+def poisson_load(trace: Trace, load: float, servers: int, requests: int | None, *, seconds: float = 0.0) -> Load:
     """Poisson arrivals at that load, `requests` of them or for `seconds`, with work drawn from that of the trace."""
     rng = np.random.default_rng(1)
-    rate_per_s = load * servers / (MEAN_SERVICE_S + call_s)
+    rate_per_s = load * servers / MEAN_SERVICE_S
     n = int(seconds * rate_per_s) if requests is None else requests
     times_s = np.cumsum(rng.exponential(1.0, n))
     work = rng.choice(trace.work, n)
     # at that load exactly, whatever was drawn
-    duration_s = (float(work.sum()) * trace.row_s + n * call_s) / (load * servers)
+    duration_s = float(work.sum()) * trace.row_s / (load * servers)
     times_s *= duration_s / times_s[-1]
     return Load(times_s, np.ones(n, np.int64), np.zeros(n, np.int64), duration_s, work)
 
 
-def make_plan(trace: Trace, servers: int, scheduling: Scheduling, *, call_s: float = 0.0) -> GearPlan:
-    """One model that takes one request at a time, on every endpoint; a call takes `call_s` beside its work."""
-    most = int(trace.work.max()) + 1
+def make_plan(trace: Trace, servers: int, scheduling: Scheduling) -> GearPlan:
+    """One model that takes one request at a time, on every endpoint."""
     endpoints = [f"e{index}" for index in range(servers)]
     family = {
         "inputs": [{"name": "seconds", "datatype": "FP32", "shape": [1]}],
         "num_classes": None,
-        "models": {MODEL: {"max_batch": 1, "busy_s": [(rows, rows * trace.row_s + call_s) for rows in (1, most)]}},
+        "models": {MODEL: {"max_batch": 1, "busy_s": [(1, trace.row_s)]}},
         "reference_model": MODEL,
         "slo_s": SLO_S,
         "max_rows_per_request": 1,

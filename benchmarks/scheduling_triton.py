@@ -36,7 +36,8 @@ output [
 ]
 instance_group [ { kind: KIND_CPU count: 1 } ]
 """
-_CALLS = 300
+# for what a call takes beside its work: enough of it to be of the usual length
+_CALLS, _WORK = 200, 50.0
 _PATIENCE_S = 60.0
 
 
@@ -60,7 +61,7 @@ class Sleepers:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Sleepers]:
         """Start the servers, and stop them in the end."""
-        source = self._state / "model_repository"
+        source = self._state / "sleeper_repository"
         model = Path(__file__).with_name("sleeper") / "model.py"
         (source / MODEL / "1").mkdir(parents=True, exist_ok=True)
         write_atomically(source / MODEL / "config.pbtxt", f'name: "{MODEL}"\n{_CONFIG}'.encode())
@@ -75,12 +76,12 @@ class Sleepers:
             yield self
 
     async def call_s(self, trace: Trace) -> float:
-        """Seconds that a server is busy with a call beside the sleep, while calls wait: mean of some hundred."""
-        async with self._orchestrator(trace, 1, Scheduling(admission="none"), 0.0) as orchestrator:
+        """Seconds that a server is busy with a call beside what is stated, while calls wait: mean of some hundred."""
+        async with self._orchestrator(trace, 1, Scheduling(admission="none")) as orchestrator:
             loop = asyncio.get_running_loop()
             began_s = loop.time()
-            await asyncio.gather(*(_submit(orchestrator, 1.0, trace.row_s, _PATIENCE_S) for _ in range(_CALLS)))
-            return (loop.time() - began_s) / _CALLS - trace.row_s
+            await asyncio.gather(*(_submit(orchestrator, _WORK, trace.row_s, _PATIENCE_S) for _ in range(_CALLS)))
+            return max((loop.time() - began_s) / _CALLS - _WORK * trace.row_s, 0.0)
 
     async def run(
         self,
@@ -89,14 +90,12 @@ class Sleepers:
         how: Scheduling,
         sent: Load,
         timeout_s: NDArray[np.float64],
-        *,
-        call_s: float,
     ) -> NDArray[np.float64]:
         """Send a load to the first servers; returns latency [n] from the scheduled times, NaN where refused."""
         loop = asyncio.get_running_loop()
         latency_s = np.full(len(sent.times_s), np.nan)
         works = np.ones(len(sent.rows)) if sent.work is None else sent.work
-        async with self._orchestrator(trace, servers, how, call_s) as orchestrator:
+        async with self._orchestrator(trace, servers, how) as orchestrator:
             start_s = loop.time() + 0.1
             futures: list[asyncio.Future[Any]] = []
 
@@ -117,11 +116,9 @@ class Sleepers:
         return Cluster(schema_version=1, endpoints=tuple(self._endpoints[:servers]))
 
     @contextlib.asynccontextmanager
-    async def _orchestrator(
-        self, trace: Trace, servers: int, how: Scheduling, call_s: float
-    ) -> AsyncIterator[Orchestrator]:
+    async def _orchestrator(self, trace: Trace, servers: int, how: Scheduling) -> AsyncIterator[Orchestrator]:
         cluster = self._cluster(servers)
-        plan = make_plan(trace, servers, how, call_s=call_s)
+        plan = make_plan(trace, servers, how)
         orchestrator = Orchestrator(lambda: plan, cluster, repository=None)
         try:
             for monitor in orchestrator.monitors.values():
