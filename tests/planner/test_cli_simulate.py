@@ -152,7 +152,7 @@ def test_what_the_next_stage_would_answer_late_is_answered_before_it(
         options = ("--rate=3000", "--duration=5", "--gear=calm", "--rows-per-request=64", f"--timeout={timeout_s}")
         assert run(folder, capsys, *options, f"--report={report}")[0] == 0
         found = json.loads(report.read_bytes())
-        assert found["ledger"]["refused"] == 0
+        assert found["ledger"]["refused"] < 0.02 * found["ledger"]["sent"]
         assert found["p99_s"] <= timeout_s + 1e-9
         return [stage["share"] for stage in found["stages"]]
 
