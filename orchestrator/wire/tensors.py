@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cascadeserve.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
@@ -46,8 +48,9 @@ class InferRequest:
     inputs: list[Tensor]
     model_version: str = ""
     id: str = ""
-    parameters: dict[str, Parameter] = field(default_factory=dict)
-    outputs: list[RequestedOutput] = field(default_factory=list)
+    # shared by requests that say the same
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    outputs: Sequence[RequestedOutput] = ()
     # HTTP only: the form of the outputs that the client did not name
     binary_outputs: bool = False
     # time left until the client stops waiting, if the transport knows it (gRPC deadline)
@@ -121,9 +124,8 @@ def check_parameter(name: str, value: Parameter) -> None:
         raise InvalidRequest(f"the request parameter '{name}' does not fit into 64 bits")
 
 
-def check_unique(inputs: list[Tensor]) -> None:
+def check_unique(names: list[str]) -> None:
     """Refuse two inputs of one name."""
-    if len(inputs) > 1 and len({tensor.name for tensor in inputs}) < len(inputs):
-        names = [tensor.name for tensor in inputs]
+    if len(names) > 1 and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidRequest(f"input '{twice}' is given more than once")
