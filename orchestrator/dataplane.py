@@ -128,7 +128,7 @@ class CascadeDataPlane:
         if timeout:
             timeout_s = timeout / 1e6
         else:
-            busy_s = rows * family.work_per_row_s()
+            busy_s = rows * family.work_per_row_s
             timeout_s = DEADLINE_SLOS * max(family.plan.slo_s, busy_s)
         if request.client_timeout_s is not None:
             timeout_s = min(timeout_s, request.client_timeout_s)
@@ -138,12 +138,10 @@ class CascadeDataPlane:
 def _checked_inputs(family: FamilyState, request: InferRequest) -> list[NDArray[Any]]:
     """The request's tensors in the order of the family's inputs, each [n, *shape] with one n >= 1."""
     specs = family.plan.inputs
-    given = {tensor.name: tensor for tensor in request.inputs}
-    if len(given) != len(specs) or any(spec.name not in given for spec in specs):
-        expected = ", ".join(f"'{spec.name}'" for spec in specs)
-        got = ", ".join(f"'{name}'" for name in given) or "none"
-        raise InvalidRequest(f"model '{family.name}' takes the inputs {expected}, but the request has {got}")
-    arrays = [_checked_input(spec, given[spec.name]) for spec in specs]
+    tensors = request.inputs
+    if len(specs) > 1 or len(tensors) != 1 or tensors[0].name != specs[0].name:
+        tensors = _in_order(family, tensors)
+    arrays = [_checked_input(spec, tensor) for spec, tensor in zip(specs, tensors, strict=True)]
     rows = arrays[0].shape[0]
     for spec, array in zip(specs, arrays, strict=True):
         if array.shape[0] != rows:
@@ -151,6 +149,17 @@ def _checked_inputs(family: FamilyState, request: InferRequest) -> list[NDArray[
                 f"input '{spec.name}' has {array.shape[0]} rows but '{specs[0].name}' has {rows}; they must agree"
             )
     return arrays
+
+
+def _in_order(family: FamilyState, tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors in the order of the family's inputs, none too few and none too many."""
+    specs = family.plan.inputs
+    given = {tensor.name: tensor for tensor in tensors}
+    if len(given) != len(specs) or any(spec.name not in given for spec in specs):
+        expected = ", ".join(f"'{spec.name}'" for spec in specs)
+        got = ", ".join(f"'{name}'" for name in given) or "none"
+        raise InvalidRequest(f"model '{family.name}' takes the inputs {expected}, but the request has {got}")
+    return [given[spec.name] for spec in specs]
 
 
 def _checked_input(spec: TensorSpec, tensor: Tensor) -> NDArray[Any]:
@@ -174,10 +183,9 @@ def _scores_metadata(num_classes: int | None) -> tuple[TensorMetadata, ...]:
 
 def _checked_outputs(family: FamilyState, request: InferRequest) -> list[str]:
     names = [output.name for output in request.outputs] or ["label"]
-    known = [name for name in _OUTPUTS if name != "scores" or family.plan.num_classes is not None]
     for name in names:
-        if name not in known:
-            offered = ", ".join(known)
+        if name not in _OUTPUTS or (name == "scores" and family.plan.num_classes is None):
+            offered = ", ".join(name for name in _OUTPUTS if name != "scores" or family.plan.num_classes is not None)
             raise InvalidRequest(
                 f"unexpected inference output '{name}' for model '{request.model_name}'; it has {offered}"
             )

@@ -329,7 +329,7 @@ class Dispatcher:
             if threshold not in accepted_at:
                 accepted_at[threshold] = accepted(answer.certainty, threshold)
             taken = accepted_at[threshold][start:stop]
-            num_taken = int(np.count_nonzero(taken))
+            num_taken = int(taken[0]) if segment.rows == 1 else int(np.count_nonzero(taken))
             if num_taken:
                 answered_at[segment.stage] = answered_at.get(segment.stage, 0) + num_taken
                 if num_taken == segment.rows:
@@ -377,8 +377,10 @@ class Dispatcher:
         self._queues = [queue for family in families for queue in family.queues.values()]
 
     def _unserved_model(self, family: FamilyState) -> str | None:
-        stages = (stage.model for stage in family.entry.stages)
-        return next((model for model in stages if not is_hosted(family.queues[model].model, self.endpoints)), None)
+        for stage in family.entry.stages:
+            if not is_hosted(family.queues[stage.model].model, self.endpoints):
+                return stage.model
+        return None
 
     def _expire(self, ticket: Ticket) -> None:
         waited_s = self._loop.time() - ticket.arrived_s

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 def is_hosted(model: ModelVersion, endpoints: Sequence[EndpointState]) -> bool:
     """Whether any endpoint can be sent batches of the model at all."""
-    return any(endpoint.hosts(model) for endpoint in endpoints)
+    for endpoint in endpoints:  # noqa: SIM110 - asked for every request: any() takes twice as long
+        if endpoint.hosts(model):
+            return True
+    return False
 
 
 def load_weights(queue: FamilyQueue, endpoints: Sequence[EndpointState]) -> list[float]:

@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from orchestrator.backend import BatchAnswer
 
 
+_NO_LABEL: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+_NO_CERTAINTY: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+
+
 class Ticket:
     """One client request of n rows: its inputs, the answers that came so far, and its future."""
 
     __slots__ = (
-        "__weakref__", "arrived_s", "certainty", "certified", "deadline_s", "future", "gears", "inputs", "label",
-        "remaining", "rows", "scores", "stage",
+        "__weakref__", "_stage", "arrived_s", "certainty", "certified", "deadline_s", "future", "gears", "inputs",
+        "label", "remaining", "rows", "scores",
     )  # fmt: skip
 
     def __init__(
@@ -54,12 +58,18 @@ class Ticket:
         self.gears: list[str] = []
         # whether all its rows left under cascades that the plan's certificate covers
         self.certified = True
-        self.label: NDArray[np.int64] = np.empty(rows, dtype=np.int64)
-        self.certainty: NDArray[np.float32] = np.empty(rows, dtype=np.float32)
-        self.stage: NDArray[np.int32] = np.empty(rows, dtype=np.int32)
+        # [n] each once any row is answered; one number for the stage if all rows were answered at once
+        self.label: NDArray[np.int64] = _NO_LABEL
+        self.certainty: NDArray[np.float32] = _NO_CERTAINTY
+        self._stage: NDArray[np.int32] | int = 0
         self.scores: NDArray[np.float32] | None = (
             None if num_classes is None else np.empty((rows, num_classes), dtype=np.float32)
         )
+
+    @property
+    def stage(self) -> NDArray[np.int32]:
+        """Stage that answered each row, [n]."""
+        return np.full(self.rows, self._stage, dtype=np.int32)
 
     @property
     def done(self) -> bool:
@@ -77,12 +87,18 @@ class Ticket:
         self, indices: NDArray[np.intp] | None, answer: BatchAnswer, source: slice | NDArray[np.intp], stage: int
     ) -> None:
         """Take over a batch's answers: its rows at `source` are rows `indices` of this request (None: all of them)."""
-        where = slice(None) if indices is None else indices
-        self.label[where] = answer.label[source]
-        self.certainty[where] = answer.certainty[source]
-        self.stage[where] = stage
+        if indices is None:
+            self.label, self.certainty, self._stage = answer.label[source], answer.certainty[source], stage
+        else:
+            if not isinstance(self._stage, np.ndarray):
+                self.label = np.empty(self.rows, dtype=np.int64)
+                self.certainty = np.empty(self.rows, dtype=np.float32)
+                self._stage = np.empty(self.rows, dtype=np.int32)
+            self.label[indices] = answer.label[source]
+            self.certainty[indices] = answer.certainty[source]
+            self._stage[indices] = stage
         if self.scores is not None and answer.scores is not None:
-            self.scores[where] = answer.scores[source]
+            self.scores[slice(None) if indices is None else indices] = answer.scores[source]
 
     def finish_rows(self, count: int) -> bool:
         """Count answered rows; returns whether the request is complete now."""
