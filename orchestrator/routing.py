@@ -32,5 +32,7 @@ def load_weights(queue: FamilyQueue, endpoints: Sequence[EndpointState]) -> list
 
 def with_room(queue: FamilyQueue, endpoints: Sequence[EndpointState]) -> list[bool]:
     """Which endpoints a batch of the queue may leave for now."""
-    weights = load_weights(queue, endpoints)
-    return [w > 0.0 and endpoint.has_room(queue.occupied) for endpoint, w in zip(endpoints, weights, strict=True)]
+    free = [endpoint.has_room(queue.occupied) for endpoint in endpoints]
+    if True not in free:
+        return free  # as a rule: every row asks that comes while the slots are busy
+    return [w > 0.0 and room for w, room in zip(load_weights(queue, endpoints), free, strict=True)]
