@@ -111,7 +111,7 @@ class Orchestrator:
                 own_s=sum(family.full_batch_s(stage.model) for stage in family.entry.stages),
                 surge_slos=DEADLINE_SLOS if family.has_faster_gear else LAST_GEAR_SLOS,
                 wait_s=in_flight_s + family.queued_work_s() / family_slots,
-                row_s=family.work_per_row_s() / family_slots,
+                row_s=family.work_per_row_s / family_slots,
             )
         return queues
 

@@ -126,7 +126,7 @@ class CascadeDataPlane:
         """Seconds this request may still take: its `timeout` or the default, or its transport's deadline if sooner."""
         timeout_s = options.timeout_s
         if timeout_s is None:
-            busy_s = rows * options.work_per_row * family.work_per_row_s()
+            busy_s = rows * options.work_per_row * family.work_per_row_s
             timeout_s = DEADLINE_SLOS * max(family.plan.slo_s, busy_s)
         # it has waited to be read; the transport's deadline knows of that
         timeout_s -= self._entry.lag_s()

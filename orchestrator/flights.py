@@ -98,7 +98,7 @@ class Flights:
             self._failed(batch, error)
         except asyncio.CancelledError:
             self._cancelled(batch)
-        except BaseException:
+        except Exception:  # noqa: BLE001 - logged
             _log.exception("batch of %s for %s failed", batch.model, endpoint.name)
             self._give_up(batch)
         finally:

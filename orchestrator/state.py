@@ -106,9 +106,12 @@ class FamilyState:
     # device-seconds of the largest batch, by gear and model
     full_batches_s: Mapping[str, Mapping[str, float]]
     queues: dict[str, FamilyQueue] = field(init=False)
+    # device-seconds of one entry row through the cascade in force: every request asks for it
+    work_per_row_s: float = field(init=False)
 
     def __post_init__(self) -> None:
         """Nothing waits."""
+        self.work_per_row_s = work_from_s(self.entry.reach, self._row_works_s(), 0)
         self.queues = {model: FamilyQueue(family=self, occupied=self._occupied(model)) for model in self.plan.models}
 
     @classmethod
@@ -164,6 +167,7 @@ class FamilyState:
         """Put a gear in force."""
         self.gear = gear
         self.entry = self.plan.entry(gear.ladder_entry)
+        self.work_per_row_s = work_from_s(self.entry.reach, self._row_works_s(), 0)
 
     def trigger(self, model: str) -> tuple[int, int, float]:
         """(min_batch, max_batch, max_wait_s) of a model in this gear; a model without one drains at once."""
@@ -187,10 +191,6 @@ class FamilyState:
             if stage.model == model:
                 return work_from_s(self.entry.reach, self._row_works_s(), position)
         return self.row_work_s(model)
-
-    def work_per_row_s(self) -> float:
-        """Device-seconds of one entry row through the cascade in force."""
-        return work_from_s(self.entry.reach, self._row_works_s(), 0)
 
     def planned_work_s(self, rate_per_s: float, slots: float) -> float:
         """Device-seconds that wait in normal batching at this rate, on `slots` slots."""

@@ -76,7 +76,7 @@ def decode_infer_request(message: Any, client_timeout_s: float | None) -> InferR
     for key, value in parameters.items():
         check_parameter(key, value)
     tensors = [_decode_input(item, raw[index] if raw else None) for index, item in enumerate(inputs)]
-    check_unique(tensors)
+    check_unique([tensor.name for tensor in tensors])
     return InferRequest(
         model_name=message.model_name,
         model_version=message.model_version,

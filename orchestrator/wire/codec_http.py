@@ -7,7 +7,8 @@ says how long the JSON is; without it the whole body is JSON, and 0 means one ra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -17,9 +18,14 @@ from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, json_from_
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from orchestrator.wire.tensors import InferResponse, ModelMetadata
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+# A client writes the same JSON again and again and other data behind it. What holds data or an id is seldom met twice.
+_MAX_KNOWN = 512
+_MAX_KNOWN_BYTES = 2048
 
 _Dim = Annotated[int, msgspec.Meta(ge=0, le=MAX_DIM)]
 _Size = Annotated[int, msgspec.Meta(ge=0)]
@@ -85,23 +91,32 @@ def parse_header_length(value: str | None, body_length: int) -> int | None:
     return int(digits)
 
 
+class _Form(NamedTuple):
+    """What the JSON of a request says; several requests may share it."""
+
+    id: str
+    inputs: Sequence[_Input]
+    parameters: Mapping[str, Parameter]
+    outputs: Sequence[RequestedOutput]
+    binary_outputs: bool
+
+
 def decode_request(body: bytes, header_length: int | None, *, model_name: str, model_version: str = "") -> InferRequest:
     """Read the body of an infer request; a `header_length` of 0 is for `decode_raw_request`."""
-    head = _decode_head(body if header_length is None else memoryview(body)[:header_length])
-    parameters = head.parameters
-    binary_outputs = parameters.pop("binary_data_output", False)
-    if not isinstance(binary_outputs, bool):
-        raise InvalidRequest("the request parameter 'binary_data_output' must be true or false")
-    for key, value in parameters.items():
-        check_parameter(key, value)
+    if header_length is None:
+        form = _read_form(body)
+    elif header_length <= _MAX_KNOWN_BYTES:
+        form = _known_form(body[:header_length])
+    else:
+        form = _read_form(memoryview(body)[:header_length])
     return InferRequest(
         model_name=model_name,
         model_version=model_version,
-        id=head.id,
-        inputs=_decode_inputs(head.inputs, body, header_length),
-        parameters=parameters,
-        outputs=[_decode_output(output, binary_by_default=binary_outputs) for output in head.outputs],
-        binary_outputs=binary_outputs,
+        id=form.id,
+        inputs=_decode_inputs(form.inputs, body, header_length),
+        parameters=form.parameters,
+        outputs=form.outputs,
+        binary_outputs=form.binary_outputs,
     )
 
 
@@ -171,19 +186,38 @@ def _decode_head(data: bytes | memoryview) -> _Head:
         raise InvalidRequest(f"cannot read the request JSON: {error}{hint}") from None
 
 
-def _decode_inputs(inputs: list[_Input], body: bytes, header_length: int | None) -> list[Tensor]:
+def _read_form(data: bytes | memoryview) -> _Form:
+    """Read and check the JSON of a request."""
+    head = _decode_head(data)
+    parameters = head.parameters
+    binary_outputs = parameters.pop("binary_data_output", False)
+    if not isinstance(binary_outputs, bool):
+        raise InvalidRequest("the request parameter 'binary_data_output' must be true or false")
+    for key, value in parameters.items():
+        check_parameter(key, value)
+    for item in head.inputs:
+        if item.parameters.shared_memory_region is not None:
+            raise NotSupported(f"shared memory is not supported; send the data of input '{item.name}' in the request")
+        if (item.parameters.binary_data_size is None) is not bool(memoryview(item.data)):
+            raise InvalidRequest(
+                f"input '{item.name}' must set exactly one of 'data' and the parameter 'binary_data_size'"
+            )
+    check_unique([item.name for item in head.inputs])
+    outputs = [_decode_output(output, binary_by_default=binary_outputs) for output in head.outputs]
+    return _Form(head.id, head.inputs, parameters, outputs, binary_outputs)
+
+
+_known_form = lru_cache(_MAX_KNOWN)(_read_form)
+
+
+def _decode_inputs(inputs: Sequence[_Input], body: bytes, header_length: int | None) -> list[Tensor]:
     """Read each input from its JSON data or from its slice of the body behind the JSON."""
     buffers = memoryview(body)
     offset = len(body) if header_length is None else header_length
     tensors = []
     for item in inputs:
-        name, parameters = item.name, item.parameters
-        if parameters.shared_memory_region is not None:
-            raise NotSupported(f"shared memory is not supported; send the data of input '{name}' in the request")
-        size = parameters.binary_data_size
-        has_data = bool(memoryview(item.data))
-        if (size is None) is not has_data:
-            raise InvalidRequest(f"input '{name}' must set exactly one of 'data' and the parameter 'binary_data_size'")
+        name = item.name
+        size = item.parameters.binary_data_size
         if size is None:
             array = array_from_json(name, item.datatype, item.shape, memoryview(item.data))
         else:
@@ -198,7 +232,6 @@ def _decode_inputs(inputs: list[_Input], body: bytes, header_length: int | None)
         tensors.append(Tensor(name, item.datatype, array))
     if offset != len(body):
         raise InvalidRequest(f"{len(body) - offset} bytes follow the data of the last input")
-    check_unique(tensors)
     return tensors
 
 

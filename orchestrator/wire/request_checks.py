@@ -19,12 +19,10 @@ def unknown_model(name: str, version: str = "") -> NotFound:
 def checked_inputs(model: ModelMetadata, request: InferRequest) -> list[Array]:
     """Return the request's tensors in the order of the model's inputs, each [n, *shape] with one n >= 1."""
     specs = model.inputs
-    given = {tensor.name: tensor for tensor in request.inputs}
-    if len(given) != len(specs) or any(spec.name not in given for spec in specs):
-        expected = ", ".join(f"'{spec.name}'" for spec in specs)
-        got = ", ".join(f"'{name}'" for name in given) or "none"
-        raise InvalidRequest(f"model '{model.name}' takes the inputs {expected}, but the request has {got}")
-    arrays = [_checked_input(spec, given[spec.name]) for spec in specs]
+    tensors = request.inputs
+    if len(specs) > 1 or len(tensors) != 1 or tensors[0].name != specs[0].name:
+        tensors = _in_order(model, tensors)
+    arrays = [_checked_input(spec, tensor) for spec, tensor in zip(specs, tensors, strict=True)]
     rows = arrays[0].shape[0]
     for spec, array in zip(specs, arrays, strict=True):
         if array.shape[0] != rows:
@@ -44,6 +42,17 @@ def checked_outputs(model: ModelMetadata, request: InferRequest) -> list[str]:
                 f"unexpected inference output '{name}' for model '{model.name}'; it has {', '.join(offered)}"
             )
     return names
+
+
+def _in_order(model: ModelMetadata, tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors in the order of the model's inputs, none too few and none too many."""
+    specs = model.inputs
+    given = {tensor.name: tensor for tensor in tensors}
+    if len(given) != len(specs) or any(spec.name not in given for spec in specs):
+        expected = ", ".join(f"'{spec.name}'" for spec in specs)
+        got = ", ".join(f"'{name}'" for name in given) or "none"
+        raise InvalidRequest(f"model '{model.name}' takes the inputs {expected}, but the request has {got}")
+    return [given[spec.name] for spec in specs]
 
 
 def _checked_input(spec: TensorMetadata, tensor: Tensor) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Those that fields are written in are read at run time too: front processes send requests and answers by them.
+from collections.abc import Mapping, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,7 +11,6 @@ import numpy.typing as npt
 
 from cascadeserve.errors import InvalidRequest
 
-# Read at run time too: front processes send requests and answers by the types of their fields.
 Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
 
@@ -45,8 +46,9 @@ class InferRequest:
     inputs: list[Tensor]
     model_version: str = ""
     id: str = ""
-    parameters: dict[str, Parameter] = field(default_factory=dict)
-    outputs: list[RequestedOutput] = field(default_factory=list)
+    # shared by requests that say the same
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    outputs: Sequence[RequestedOutput] = ()
     # HTTP only: the form of the outputs that the client did not name
     binary_outputs: bool = False
     # time left until the client stops waiting, if the transport knows it (gRPC deadline)
@@ -123,9 +125,8 @@ def check_parameter(name: str, value: Parameter) -> None:
         raise InvalidRequest(f"the request parameter '{name}' does not fit into 64 bits")
 
 
-def check_unique(inputs: list[Tensor]) -> None:
+def check_unique(names: list[str]) -> None:
     """Refuse two inputs of one name."""
-    if len(inputs) > 1 and len({tensor.name for tensor in inputs}) < len(inputs):
-        names = [tensor.name for tensor in inputs]
+    if len(names) > 1 and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidRequest(f"input '{twice}' is given more than once")
