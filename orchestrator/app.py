@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import ServerStartFailed
@@ -14,6 +15,7 @@ from orchestrator.dispatcher import Dispatcher
 from orchestrator.gear_loop import GearLoop
 from orchestrator.health import EndpointMonitor
 from orchestrator.instance_config import InstanceConfig
+from orchestrator.loop_lag import watch_loop
 from orchestrator.metrics import Metrics
 from orchestrator.plan_change import PlanChange
 from orchestrator.reconciler import Reconciler
@@ -95,6 +97,7 @@ class Orchestrator:
             group.create_task(forever("reconciler", self.reconciler.run), name="reconciler")
             group.create_task(forever("gear-loop", self.gear_loop.run), name="gear-loop")
             group.create_task(forever("plan-change", self.plan_change.run), name="plan-change")
+            group.create_task(forever("loop-lag", partial(watch_loop, self.metrics)), name="loop-lag")
 
     async def close(self) -> None:
         """Refuse what is left and close the connections to the endpoints."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from orchestrator.backend import ModelVersion
 
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -127,6 +128,12 @@ class Metrics:
             ["endpoint", "model", "outcome"],
             registry=self.registry,
         )
+        self._loop_lag = Histogram(
+            "cascadeserve_event_loop_lag_seconds",
+            "How much later than it was due the event loop came to a timer, looked at 20 times a second.",
+            buckets=_LAG_BUCKETS_S,
+            registry=self.registry,
+        )
 
     def render(self) -> tuple[bytes, str]:
         """Exposition text and its content type."""
@@ -202,3 +209,7 @@ class Metrics:
     def instance_change(self, endpoint: str, model: str, outcome: str) -> None:
         """Count an instance-group change."""
         self._instance_changes.labels(endpoint, model, outcome).inc()
+
+    def loop_lag(self, lag_s: float) -> None:
+        """Record how late the event loop was."""
+        self._loop_lag.observe(max(lag_s, 0.0))
