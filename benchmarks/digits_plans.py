@@ -47,11 +47,11 @@ class Planned:
         return tuple(self.plan.families[FAMILY].entry(self.top_gear.ladder_entry).stages)
 
 
-async def make_plans(state: Path, policies: Sequence[str], steps: Steps) -> dict[str, Planned]:
+async def make_plans(state: Path, policies: Sequence[str], steps: Steps, goal: Path = GOAL) -> dict[str, Planned]:
     """Plans by policy. The state directory may be the demo's, whose records and profile are taken then.
 
     Raises:
-        UsageError: a policy has no plan that meets the demo's goal.
+        UsageError: a policy has no plan that meets the goal.
 
     """
     search, profile = state / "search.npz", state / "profile.json"
@@ -64,8 +64,8 @@ async def make_plans(state: Path, policies: Sequence[str], steps: Steps) -> dict
     made = {}
     with steps.timed("plan"):
         for policy in policies:
-            path = state / f"draft-{policy}.json"
+            path = state / f"{goal.stem}-{policy}.json"
             options = (f"--policy={policy}", f"--name={policy}")
-            plan = await make_plan(path, *options, goal=GOAL, search=search, profile=profile, calibration=None)
+            plan = await make_plan(path, *options, goal=goal, search=search, profile=profile, calibration=None)
             made[policy] = Planned(path, plan)
     return made
