@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from benchmarks.bursty import busiest_over_mean, read_run, summarise
+from benchmarks.bursty import goal_text, highest_rate_per_s, read_run, summarise
 from cascadeserve.report import Ledger, ServingReport
+from planner.goal import read_goal
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LEDGER = Ledger(sent=4, answered_correct=2, answered_wrong=1, refused=1, failed=0, lost=0, duplicated=0)
 REPORT = ServingReport(
@@ -16,10 +20,20 @@ REPORT = ServingReport(
 )  # fmt: skip
 
 
-def test_the_busiest_tenth_of_the_seconds() -> None:
+def test_the_busiest_second() -> None:
     # one second in ten has five times as many as the others
     times_s = np.concatenate([np.full(10 if second != 3 else 50, second + 0.5) for second in range(10)])
-    assert busiest_over_mean(times_s, 10.0) == pytest.approx(50 / 14)
+    assert highest_rate_per_s(times_s, 10.0, 1.0) == 50.0
+    assert highest_rate_per_s(times_s, 10.0, 0.25) == 200.0
+
+
+def test_the_goal_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "goal.toml"
+    path.write_text(goal_text(844.2, np.sort(np.random.default_rng(0).random(5_000)) * 20.0))
+    goal = read_goal(path).families["digits"]
+    assert goal.max_rate_per_s == 844
+    assert goal.rate_prior is not None
+    assert sum(share for _, share in goal.rate_prior) == pytest.approx(1.0, abs=0.01)
 
 
 def test_late_wrong_and_refused_answers_do_not_count() -> None:
