@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cascadeserve import __version__
 from cascadeserve.errors import InvalidRequest, NotFound, RequestError, Unavailable
 from cascadeserve.policy.admission import DEADLINE_SLOS
+from orchestrator.wire.descriptions import VERSION, IndexEntry, ModelConfig
 from orchestrator.wire.tensors import (
     InferRequest,
     InferResponse,
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     from orchestrator.metrics import Metrics
     from orchestrator.rows import Ticket
     from orchestrator.state import FamilyState
+    from orchestrator.wire.descriptions import ModelStatistics
 
-VERSION = "1"
+# in Triton's words; not "model_repository": what is loaded is the plan's matter
+_EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics")
 _OUTPUTS = ("label", "certainty", "scores", "stage")
+_PLATFORM = "cascade"
 
 
 class CascadeDataPlane:
@@ -56,7 +60,7 @@ class CascadeDataPlane:
 
     def server_metadata(self) -> ServerMetadata:
         """See `DataPlane.server_metadata`."""
-        return ServerMetadata("cascadeserve", __version__, ("binary_tensor_data", "parameters"))
+        return ServerMetadata("cascadeserve", __version__, _EXTENSIONS)
 
     def model_ready(self, name: str, version: str) -> bool:
         """See `DataPlane.model_ready`."""
@@ -69,7 +73,7 @@ class CascadeDataPlane:
         return ModelMetadata(
             name=name,
             versions=(VERSION,),
-            platform="cascade",
+            platform=_PLATFORM,
             inputs=tuple(TensorMetadata(spec.name, spec.datatype, (-1, *spec.shape)) for spec in plan.inputs),
             outputs=(
                 TensorMetadata("label", "INT64", (-1, 1)),
@@ -78,6 +82,27 @@ class CascadeDataPlane:
                 TensorMetadata("stage", "INT32", (-1, 1)),
             ),
         )
+
+    def model_config(self, name: str, version: str) -> ModelConfig:
+        """See `DataPlane.model_config`."""
+        metadata = self.model_metadata(name, version)
+        max_rows = self._family(name, version).plan.max_rows_per_request
+        return ModelConfig(name, metadata.platform, max_rows, metadata.inputs, metadata.outputs)
+
+    def repository_index(self) -> list[IndexEntry]:
+        """See `DataPlane.repository_index`."""
+        return [
+            IndexEntry(name, VERSION, self.model_ready(name, VERSION)) for name in sorted(self._dispatcher.families)
+        ]
+
+    async def statistics(self, name: str, version: str) -> list[ModelStatistics]:
+        """See `DataPlane.statistics`."""
+        families = self._dispatcher.families
+        if name and name not in families:
+            raise InvalidRequest(f"requested model '{name}' is not available")
+        if name and version not in ("", VERSION):
+            raise InvalidRequest(f"requested model version is not available for model '{name}'")
+        return [self._metrics.statistics.of(family) for family in ([name] if name else sorted(families))]
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Carry the request's rows through the cascade; without named outputs the answer is `label`."""
@@ -95,11 +120,15 @@ class CascadeDataPlane:
             ticket = await self._dispatcher.submit(family, inputs, timeout_s=timeout_s, want_scores="scores" in outputs)
         except RequestError as error:
             self._metrics.request(family.name, type(error).__name__, 0.0)
+            self._metrics.statistics.failed(family.name, self._loop.time() - arrived_s)
             raise
         except asyncio.CancelledError:
             self._metrics.request(family.name, "Cancelled", 0.0)
+            self._metrics.statistics.failed(family.name, self._loop.time() - arrived_s)
             raise
-        self._metrics.request(family.name, "ok", self._loop.time() - arrived_s)
+        latency_s = self._loop.time() - arrived_s
+        self._metrics.request(family.name, "ok", latency_s)
+        self._metrics.statistics.answered(family.name, ticket, latency_s)
         return InferResponse(
             model_name=request.model_name,
             model_version=VERSION,
@@ -140,10 +169,8 @@ def _checked_inputs(family: FamilyState, request: InferRequest) -> list[NDArray[
     specs = family.plan.inputs
     given = {tensor.name: tensor for tensor in request.inputs}
     if len(given) != len(specs) or any(spec.name not in given for spec in specs):
-        expected = ", ".join(f"'{spec.name}'" for spec in specs)
-        got = ", ".join(f"'{name}'" for name in given) or "none"
-        raise InvalidRequest(f"model '{family.name}' takes the inputs {expected}, but the request has {got}")
-    arrays = [_checked_input(spec, given[spec.name]) for spec in specs]
+        raise _wrong_inputs(family, [spec.name for spec in specs], list(given))
+    arrays = [_checked_input(family, spec, given[spec.name]) for spec in specs]
     rows = arrays[0].shape[0]
     for spec, array in zip(specs, arrays, strict=True):
         if array.shape[0] != rows:
@@ -153,10 +180,24 @@ def _checked_inputs(family: FamilyState, request: InferRequest) -> list[NDArray[
     return arrays
 
 
-def _checked_input(spec: TensorSpec, tensor: Tensor) -> NDArray[Any]:
+def _wrong_inputs(family: FamilyState, wanted: list[str], given: list[str]) -> InvalidRequest:
+    """Begin as Triton does, then say what would be right."""
+    takes = f"it takes {', '.join(map(repr, wanted))}"
+    if len(given) == len(wanted):
+        unexpected = next(name for name in given if name not in wanted)
+        return InvalidRequest(f"unexpected inference input '{unexpected}' for model '{family.name}'; {takes}")
+    return InvalidRequest(
+        f"expected {len(wanted)} inputs but got {len(given)} inputs for model '{family.name}'; {takes}"
+    )
+
+
+def _checked_input(family: FamilyState, spec: TensorSpec, tensor: Tensor) -> NDArray[Any]:
     array = tensor.array
     if tensor.datatype != spec.datatype:
-        raise InvalidRequest(f"input '{spec.name}' is {spec.datatype}, but the request has {tensor.datatype}")
+        raise InvalidRequest(
+            f"inference input '{spec.name}' data-type is '{tensor.datatype}', but model '{family.name}' expects "
+            f"'{spec.datatype}'"
+        )
     fits = array.shape[1:] == spec.shape or (
         array.ndim == len(spec.shape) + 1
         and all(wanted in (-1, size) for wanted, size in zip(spec.shape, array.shape[1:], strict=True))
@@ -164,7 +205,9 @@ def _checked_input(spec: TensorSpec, tensor: Tensor) -> NDArray[Any]:
     if not fits or array.shape[0] < 1:
         expected = ",".join(map(str, (-1, *spec.shape)))
         got = ",".join(map(str, array.shape))
-        raise InvalidRequest(f"unexpected shape for input '{spec.name}': expected [{expected}], got [{got}]")
+        raise InvalidRequest(
+            f"unexpected shape for input '{spec.name}' for model '{family.name}'. Expected [{expected}], got [{got}]"
+        )
     return array
 
 
@@ -173,7 +216,8 @@ def _scores_metadata(num_classes: int | None) -> tuple[TensorMetadata, ...]:
 
 
 def _checked_outputs(family: FamilyState, request: InferRequest) -> list[str]:
-    names = [output.name for output in request.outputs] or ["label"]
+    # an output that is named twice comes once, as from Triton
+    names = list(dict.fromkeys(output.name for output in request.outputs)) or ["label"]
     known = [name for name in _OUTPUTS if name != "scores" or family.plan.num_classes is not None]
     for name in names:
         if name not in known:

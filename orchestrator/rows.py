@@ -29,8 +29,8 @@ class Ticket:
     """One client request of n rows: its inputs, the answers that came so far, and its future."""
 
     __slots__ = (
-        "__weakref__", "arrived_s", "certainty", "certified", "deadline_s", "future", "gears", "inputs", "label",
-        "remaining", "rows", "scores", "stage",
+        "__weakref__", "arrived_s", "certainty", "certified", "computed_row_s", "deadline_s", "future", "gears",
+        "inputs", "label", "remaining", "rows", "scores", "stage", "waited_row_s",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,9 @@ class Ticket:
         self.gears: list[str] = []
         # whether all its rows left under cascades that the plan's certificate covers
         self.certified = True
+        # seconds in queues and with Triton, summed over its rows and their stages
+        self.waited_row_s = 0.0
+        self.computed_row_s = 0.0
         self.label: NDArray[np.int64] = np.empty(rows, dtype=np.int64)
         self.certainty: NDArray[np.float32] = np.empty(rows, dtype=np.float32)
         self.stage: NDArray[np.int32] = np.empty(rows, dtype=np.int32)

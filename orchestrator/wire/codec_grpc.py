@@ -6,6 +6,7 @@ of the two for all its inputs. Outputs are always raw.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from orchestrator.wire.tensors import Array, InferResponse, ModelMetadata, TensorMetadata
+    from orchestrator.wire.tensors import Array, InferResponse
 
 # The field of InferTensorContents that holds a datatype. FP16 and BF16 have none: they must be raw.
 _CONTENTS_FIELD = {
@@ -44,15 +45,22 @@ _CONTENTS_FIELD = {
     "BYTES": "bytes_contents",
 }
 _MAX_INT64 = 2**63 - 1
+# the one key that begins with triton_ and is not refused
+_EMPTY_FINAL = "triton_enable_empty_final_response"
+_VERSION = re.compile(r"[0-9]{1,19}")
 
 
 def decode_infer_request(message: Any, client_timeout_s: float | None) -> InferRequest:  # noqa: ANN401 - untyped protobuf
     """Read a ModelInferRequest."""
+    check_version(message.model_version)
     raw = list(message.raw_input_contents)
     inputs = message.inputs
     if raw and len(raw) != len(inputs):
         raise InvalidRequest(f"the request has {len(inputs)} inputs but {len(raw)} raw_input_contents")
     parameters = _decode_parameters(message.parameters)
+    # It asks for something that only comes from models with several answers per request.
+    if not isinstance(parameters.pop(_EMPTY_FINAL, True), bool):
+        raise InvalidRequest(f"invalid value type for '{_EMPTY_FINAL}' parameter, expected bool_param.")
     for key, value in parameters.items():
         check_parameter(key, value)
     tensors = [_decode_input(item, raw[index] if raw else None) for index, item in enumerate(inputs)]
@@ -66,6 +74,15 @@ def decode_infer_request(message: Any, client_timeout_s: float | None) -> InferR
         outputs=[_decode_output(item) for item in message.outputs],
         client_timeout_s=client_timeout_s,
     )
+
+
+def check_version(version: str) -> None:
+    """Refuse what is no version at all, as Triton does; empty stands for whichever there is."""
+    if version and not _VERSION.fullmatch(version):
+        raise InvalidRequest(
+            f"failed to get model version from specified version string '{version}', "
+            "version should be an integral value > 0"
+        )
 
 
 def encode_infer_response(request: InferRequest, response: InferResponse) -> Any:  # noqa: ANN401
@@ -85,23 +102,6 @@ def encode_infer_response(request: InferRequest, response: InferResponse) -> Any
     for key, value in response.parameters.items():
         _set_parameter(message.parameters[key], value)
     return message
-
-
-def encode_model_metadata(metadata: ModelMetadata) -> Any:  # noqa: ANN401
-    """Make a ModelMetadataResponse."""
-    return service_pb2.ModelMetadataResponse(
-        name=metadata.name,
-        versions=metadata.versions,
-        platform=metadata.platform,
-        inputs=[_encode_tensor_metadata(tensor) for tensor in metadata.inputs],
-        outputs=[_encode_tensor_metadata(tensor) for tensor in metadata.outputs],
-    )
-
-
-def _encode_tensor_metadata(tensor: TensorMetadata) -> Any:  # noqa: ANN401
-    return service_pb2.ModelMetadataResponse.TensorMetadata(
-        name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
-    )
 
 
 def _decode_input(item: Any, raw: bytes | None) -> Tensor:  # noqa: ANN401

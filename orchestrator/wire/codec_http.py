@@ -6,6 +6,7 @@ says how long the JSON is; without it the whole body is JSON, and 0 means one ra
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ import msgspec
 
 from cascadeserve.errors import InvalidRequest, NotSupported
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, raw_from_tensor
-from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, json_from_tensor
+from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, decode_json, json_from_tensor
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -163,12 +164,24 @@ def encode_response(request: InferRequest, response: InferResponse) -> EncodedRe
 
 def _decode_head(data: bytes | memoryview) -> _Head:
     try:
-        return _HEAD_DECODER.decode(data)
+        try:
+            return _HEAD_DECODER.decode(data)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            return _decode_not_finite(data)
     except JSON_ERRORS as error:
-        hint = ""
-        if isinstance(error, msgspec.DecodeError) and b"NaN" in bytes(data):
-            hint = "; JSON has no NaN, send such an input as binary data"
-        raise InvalidRequest(f"cannot read the request JSON: {error}{hint}") from None
+        raise InvalidRequest(f"cannot read the request JSON: {error}") from None
+
+
+def _decode_not_finite(data: bytes | memoryview) -> _Head:
+    """Decode what may be valid but for NaN and Infinity in the data of an input."""
+    head = decode_json(data)
+    inputs = head.get("inputs") if isinstance(head, dict) else None
+    for item in inputs if isinstance(inputs, list) else ():
+        if isinstance(item, dict) and "data" in item:
+            item["data"] = msgspec.Raw(json.dumps(item["data"]).encode())
+    return msgspec.convert(head, _Head)
 
 
 def _decode_inputs(inputs: list[_Input], body: bytes, header_length: int | None) -> list[Tensor]:

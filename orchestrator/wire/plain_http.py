@@ -18,7 +18,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from orchestrator.wire.codec_http import HEADER_LENGTH
-from orchestrator.wire.endpoints import Answer, Call, Route, answer_to
+from orchestrator.wire.endpoints import answer_to
+from orchestrator.wire.exchange import Answer, Call, Route
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,6 +58,7 @@ class _Head:
     model: str
     version: str
     header_length: str | None
+    accept_encoding: str | None
     body_bytes: int
 
 
@@ -139,11 +141,13 @@ class PlainHttp:
             if wanted == method and (match := pattern.fullmatch(path.decode())) is not None:
                 places = match.groupdict()
                 header_length = headers.get(_JSON_LENGTH)
+                accept_encoding = headers.get(b"accept-encoding")
                 return _Head(
                     handler,
                     places.get("model", ""),
                     places.get("version", ""),
                     None if header_length is None else header_length.decode(),
+                    None if accept_encoding is None else accept_encoding.decode(),
                     int(length),
                 )
         return None
@@ -258,7 +262,8 @@ class _Connection(asyncio.Protocol):
             self._keep(data, body_end)
             return
         self._keep(data[body_end:], 1)
-        call = Call(head.model, head.version, head.header_length, data[body_start:body_end])
+        body = data[body_start:body_end]
+        call = Call(head.model, head.version, head.header_length, body, head.accept_encoding)
         self._task = self._loop.create_task(self._answer(head.handler, call))
 
     def _keep(self, data: bytes, needed: int) -> None:

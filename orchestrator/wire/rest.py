@@ -13,7 +13,8 @@ from aiohttp import web
 
 from cascadeserve.errors import InvalidRequest, NotSupported, RequestTooLarge
 from orchestrator.wire.codec_http import HEADER_LENGTH
-from orchestrator.wire.endpoints import Answer, Call, Route, answer_to, error_answer, routes
+from orchestrator.wire.endpoints import answer_to, routes
+from orchestrator.wire.exchange import Answer, Call, Route, error_answer
 from orchestrator.wire.plain_http import PlainHttp
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def _adapted(route: Route, max_body_bytes: int) -> Handler:
             request.match_info.get("version", ""),
             request.headers.get(HEADER_LENGTH),
             await _read_body(request, max_body_bytes) if takes_body else b"",
+            request.headers.get("Accept-Encoding"),
         )
         return _response(await route.handler(call))
 
@@ -149,12 +151,16 @@ async def _answer_errors_as_json(request: web.Request, handler: Handler) -> web.
     try:
         return await handler(request)
     except web.HTTPMethodNotAllowed as error:
-        answer = error_answer(error.status, f"the method {error.method} is not allowed here")
+        answer = error_answer(
+            error.status, f"Method Not Allowed: {error.method}; allowed here is {error.headers['Allow']}"
+        )
         answer.headers["Allow"] = error.headers["Allow"]
         return _response(answer)
     except web.HTTPException as error:
         # The router's own: no such path.
-        sentence = "no such path" if error.status == web.HTTPNotFound.status_code else error.reason
+        sentence = (
+            "Not Found: this server has no such path" if error.status == web.HTTPNotFound.status_code else error.reason
+        )
         return _response(error_answer(error.status, sentence))
     except Exception as error:  # noqa: BLE001 - logged there
         return _response(answer_to(error))

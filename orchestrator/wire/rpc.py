@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from cascadeserve.errors import NotFound, RequestError
-from orchestrator.wire.codec_grpc import decode_infer_request, encode_infer_response, encode_model_metadata
+from cascadeserve.errors import NotFound, NotSupported, RequestError
+from orchestrator.wire.codec_grpc import check_version, decode_infer_request, encode_infer_response
+from orchestrator.wire.codec_grpc_models import (
+    encode_model_config,
+    encode_model_metadata,
+    encode_repository_index,
+    encode_statistics,
+)
+from orchestrator.wire.not_offered import RPCS
+from orchestrator.wire.rpc_health import add_services
+from orchestrator.wire.rpc_stream import answer_stream
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from orchestrator.wire.tensors import DataPlane
 
@@ -25,6 +34,16 @@ if TYPE_CHECKING:
     Rpc = Callable[["InferenceServicer", Any, Context], Awaitable[Any]]
 
 logger = logging.getLogger(__name__)
+
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_KEEPALIVE = (
+    # A client that is gone without a word is noticed: this long without a byte and it is asked, then waited for.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Clients may ask the same of us, also while no call is open. One that asks more often is sent away.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
 
 
 def build_rpc_server(data_plane: DataPlane, *, max_message_bytes: int, reuse_port: bool = False) -> grpc.aio.Server:
@@ -38,28 +57,36 @@ def build_rpc_server(data_plane: DataPlane, *, max_message_bytes: int, reuse_por
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", int(reuse_port)),
+            *_KEEPALIVE,
         ]
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(data_plane), server)
+    add_services(server, data_plane, _SERVICE)
     return server
 
 
+async def _outcome(answer: Awaitable[Any]) -> tuple[Any, grpc.StatusCode, str]:
+    """Await an answer: it and OK, or the code and the sentence of what went wrong; cancellation passes."""
+    try:
+        return await answer, grpc.StatusCode.OK, ""
+    except RequestError as error:
+        code, sentence = status_of(error).grpc, message_of(error)
+        if code is grpc.StatusCode.INTERNAL:
+            logger.error("request failed: %s", error)  # noqa: TRY400 - where it was raised says nothing more
+    except Exception:
+        logger.exception("request failed")
+        code, sentence = grpc.StatusCode.INTERNAL, INTERNAL_ERROR
+    return None, code, sentence
+
+
 def _answered(rpc: Rpc) -> Rpc:
-    """Wrap an RPC so that it ends in an answer or in one clean status; cancellation passes."""
+    """Wrap an RPC so that it ends in an answer or in one clean status."""
 
     async def answer(self: InferenceServicer, request: Any, context: Context) -> Any:  # noqa: ANN401 - untyped protobuf
-        try:
-            return await rpc(self, request, context)
-        except RequestError as error:
-            code, sentence = status_of(error).grpc, message_of(error)
-            if code is grpc.StatusCode.INTERNAL:
-                logger.error("request failed: %s", error)  # noqa: TRY400 - where it was raised says nothing more
-        except Exception:
-            logger.exception("request failed")
-            code, sentence = grpc.StatusCode.INTERNAL, INTERNAL_ERROR
-        # Outside the handlers: abort raises, and the cause is no part of the answer.
-        await context.abort(code, sentence)
-        return None
+        response, code, sentence = await _outcome(rpc(self, request, context))
+        if code is not grpc.StatusCode.OK:
+            await context.abort(code, sentence)
+        return response
 
     return answer
 
@@ -68,7 +95,7 @@ def _not_offered(name: str) -> Rpc:
     """Make an RPC that says it is not offered; the inherited one would answer with a Python exception's name."""
 
     async def refuse(_self: InferenceServicer, _request: Any, context: Context) -> None:  # noqa: ANN401
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not offered by this server")
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name}: {RPCS[name]}")
 
     return refuse
 
@@ -92,6 +119,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     @_answered
     async def ModelReady(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
         """Answer whether a model can be asked now; an unknown one cannot, as in Triton."""
+        check_version(request.version)
         try:
             ready = self._data_plane.model_ready(request.name, request.version)
         except NotFound:
@@ -109,18 +137,48 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     @_answered
     async def ModelMetadata(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
         """Describe a model."""
+        check_version(request.version)
         return encode_model_metadata(self._data_plane.model_metadata(request.name, request.version))
+
+    @_answered
+    async def ModelConfig(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
+        """Tell how a model is configured."""
+        check_version(request.version)
+        return encode_model_config(self._data_plane.model_config(request.name, request.version))
+
+    @_answered
+    async def ModelStatistics(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
+        """Count what was asked of a model, or of all."""
+        check_version(request.version)
+        return encode_statistics(await self._data_plane.statistics(request.name, request.version))
+
+    @_answered
+    async def RepositoryIndex(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
+        """List the models."""
+        if request.repository_name:
+            raise NotSupported("'repository_name' specification is not supported")
+        entries = self._data_plane.repository_index()
+        return encode_repository_index([entry for entry in entries if entry.ready or not request.ready])
 
     @_answered
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: ANN401, N802
         """Answer an inference request."""
+        return await self._infer(request, context)
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:  # noqa: N802
+        """Answer the requests of a stream, in their order."""
+
+        async def infer(request: Any) -> tuple[Any, str]:  # noqa: ANN401
+            response, _, sentence = await _outcome(self._infer(request, context))
+            return response, sentence
+
+        async for answer in answer_stream(requests, infer):
+            yield answer
+
+    async def _infer(self, request: Any, context: Context) -> Any:  # noqa: ANN401
         infer_request = decode_infer_request(request, context.time_remaining())
         return encode_infer_response(infer_request, await self._data_plane.infer(infer_request))
 
-    ModelStreamInfer = _not_offered("ModelStreamInfer")
-    ModelConfig = _not_offered("ModelConfig")
-    ModelStatistics = _not_offered("ModelStatistics")
-    RepositoryIndex = _not_offered("RepositoryIndex")
     RepositoryModelLoad = _not_offered("RepositoryModelLoad")
     RepositoryModelUnload = _not_offered("RepositoryModelUnload")
     SystemSharedMemoryStatus = _not_offered("SystemSharedMemoryStatus")

@@ -10,6 +10,8 @@ from cascadeserve.errors import InvalidRequest
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from orchestrator.wire.descriptions import IndexEntry, ModelConfig, ModelStatistics
+
     Array = npt.NDArray[Any]
 
 Parameter = bool | int | float | str
@@ -109,6 +111,15 @@ class DataPlane(Protocol):
     def model_metadata(self, name: str, version: str) -> ModelMetadata:
         """Describe a model; raises NotFound for an unknown one."""
 
+    def model_config(self, name: str, version: str) -> ModelConfig:
+        """Tell how a model is configured; raises NotFound for an unknown one."""
+
+    def repository_index(self) -> list[IndexEntry]:
+        """List the models, by name."""
+
+    async def statistics(self, name: str, version: str) -> list[ModelStatistics]:
+        """Count what was asked of a model, or of all if `name` is empty; raises InvalidRequest for an unknown one."""
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer a request or raise one RequestError."""
 
@@ -116,7 +127,9 @@ class DataPlane(Protocol):
 def check_parameter(name: str, value: Parameter) -> None:
     """Refuse a request parameter that Triton refuses."""
     if name.startswith("triton_"):
-        raise InvalidRequest("parameter keys starting with 'triton_' are reserved and must not be specified")
+        raise InvalidRequest(
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+        )
     if isinstance(value, int) and not _MIN_INT <= value <= _MAX_INT:
         raise InvalidRequest(f"the request parameter '{name}' does not fit into 64 bits")
 
