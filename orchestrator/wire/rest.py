@@ -131,7 +131,7 @@ async def _read_body(request: web.Request, max_body_bytes: int) -> bytes:
     """Read the whole body, decompressed, within the limit."""
     encoding = request.headers.get("Content-Encoding", "").lower()
     if encoding not in _ENCODINGS:
-        raise NotSupported(f"the content encoding '{encoding}' is not supported; use gzip, deflate or none")
+        raise NotSupported(f"Unsupported compression type '{encoding}'; use gzip, deflate or none")
     if request.content_length is not None and request.content_length > max_body_bytes:
         # Refused unread: this is what the limit is for.
         raise _too_large(max_body_bytes)

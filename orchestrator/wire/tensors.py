@@ -139,4 +139,4 @@ def check_unique(inputs: list[Tensor]) -> None:
     if len(inputs) > 1 and len({tensor.name for tensor in inputs}) < len(inputs):
         names = [tensor.name for tensor in inputs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"input '{twice}' is given more than once")
+        raise InvalidRequest(f"input '{twice}' already exists in request; give each input once")

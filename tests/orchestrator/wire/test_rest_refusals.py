@@ -71,7 +71,7 @@ if TYPE_CHECKING:
         (head(tensor([1.0], "FP16")), "receiving FP16 data via JSON is not supported"),
         (head(tensor([1.0], "BF16")), "receiving BF16 data via JSON is not supported"),
         (head(tensor(json.loads("[" * 40 + "1" + "]" * 40), shape=[1])), "nested more than 32 levels"),
-        (head(tensor([1]), tensor([1])), "'x' is given more than once"),
+        (head(tensor([1]), tensor([1])), "'x' already exists in request"),
         (head(binary(4)), "only 0 bytes follow"),
         (head(binary(-4)), "binary_data_size"),
         (head(binary(2**70)), "binary_data_size"),

@@ -105,7 +105,7 @@ async def test_typed_contents_may_be_empty(rpc_address: str) -> None:
         (message(typed("INT8", [1], int_contents=[128])), "outside the range of INT8"),
         (message(typed("UINT16", [1], uint_contents=[65536])), "outside the range of UINT16"),
         (message(typed("INT8", [1])), "has 0 elements"),
-        (message(typed("BOOL", [1], bool_contents=[True]), typed("BOOL", [1], bool_contents=[True])), "more than once"),
+        (message(typed("BOOL", [1], bool_contents=[True]), typed("BOOL", [1], bool_contents=[True])), "already exists"),
         (message(parameters={"triton_x": {"bool_param": True}}), "reserved"),
         (message(parameters={"a": {}}), "'a' has no value"),
         (

@@ -213,7 +213,7 @@ async def test_duplicate_inputs(client: StockClient) -> None:
     inputs = [client.input("x", "INT8", np.ones((1, 1), np.int8)) for _ in range(2)]
     status, sentence = await refused(client, "echo", inputs)
     assert status == ("400" if client.is_http else "StatusCode.INVALID_ARGUMENT")
-    assert sentence == "input 'x' is given more than once"
+    assert sentence == "input 'x' already exists in request; give each input once"
 
 
 async def test_wrong_byte_count(client: StockClient) -> None:
