@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import ServerStartFailed
-from orchestrator.dataplane import CascadeDataPlane
+from orchestrator.dataplane import MAX_ROWS, CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.gear_loop import GearLoop
 from orchestrator.health import EndpointMonitor
@@ -20,6 +20,7 @@ from orchestrator.reconciler import Reconciler
 from orchestrator.state import EndpointState, FamilyState
 from orchestrator.supervise import forever
 from orchestrator.triton import TritonBackend
+from orchestrator.wire.limits import Limits, allow_connections
 from orchestrator.wire.rest import RestServer
 from orchestrator.wire.rpc import build_rpc_server
 
@@ -44,6 +45,8 @@ class ServeSettings:
     http_port: int
     grpc_port: int
     max_request_bytes: int
+    max_rows: int
+    limits: Limits
     # seconds after a stop signal in which open connections are still answered, and are closed one by one
     linger_s: float
     # seconds that requests in flight may take after that
@@ -60,10 +63,12 @@ class Orchestrator:
         *,
         repository: Path | None,
         backends: dict[str, Backend] | None = None,
+        max_rows: int = MAX_ROWS,
     ) -> None:
         """`read_plan` reads the plan to serve, now and whenever `plan_change` is asked for another.
 
         `repository` is what the endpoints serve, needed for changing instances; `backends` replaces Triton in tests.
+        A request may have `max_rows`.
         """
         self.metrics = Metrics()
         plan = read_plan()
@@ -85,7 +90,9 @@ class Orchestrator:
         self.plan_change = PlanChange(read_plan, self.dispatcher, self.reconciler, self.gear_loop, self.metrics)
         self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
         self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
-        self.data_plane = CascadeDataPlane(self.dispatcher, self.metrics, on_arrival=self.gear_loop.on_arrival)
+        self.data_plane = CascadeDataPlane(
+            self.dispatcher, self.metrics, on_arrival=self.gear_loop.on_arrival, max_rows=max_rows
+        )
 
     async def run_loops(self) -> None:
         """Run every control loop; if one ends, all end and the error is raised."""
@@ -114,7 +121,7 @@ async def serve(
 
     At SIGHUP the plan is read again and put in force without a pause.
     """
-    orchestrator = Orchestrator(read_plan, cluster, repository=repository)
+    orchestrator = Orchestrator(read_plan, cluster, repository=repository, max_rows=settings.max_rows)
     plan = orchestrator.reconciler.plan
     if repository is None and len(plan.layouts) > 1:
         _log.warning(
@@ -142,14 +149,20 @@ async def serve(
 
 async def _listen(orchestrator: Orchestrator, settings: ServeSettings) -> tuple[RestServer, grpc.aio.Server]:
     data_plane = orchestrator.data_plane
+    limits = settings.limits
+    allowed = allow_connections(limits)
+    if allowed < limits.max_connections:
+        _log.warning("only %d connections are taken: more need a higher limit of open files (ulimit -n)", allowed)
+        limits = replace(limits, max_connections=allowed)
     rest_server = RestServer(
         data_plane,
         max_body_bytes=settings.max_request_bytes,
         metrics=orchestrator.metrics.render,
         closing=lambda: data_plane.draining,
         close_timeout_s=settings.drain_s,
+        limits=limits,
     )
-    rpc_server = build_rpc_server(data_plane, max_message_bytes=settings.max_request_bytes)
+    rpc_server = build_rpc_server(data_plane, max_message_bytes=settings.max_request_bytes, limits=limits)
     try:
         await rest_server.start(settings.host, settings.http_port)
     except OSError as error:

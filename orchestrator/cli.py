@@ -14,9 +14,13 @@ from cascadeserve.gear_plan import read_gear_plan
 from cascadeserve.plan_fits import check_plan_fits_repository
 from orchestrator.app import ServeSettings
 from orchestrator.app import serve as run_serve
+from orchestrator.dataplane import MAX_ROWS
+from orchestrator.wire.limits import Limits
 
 if TYPE_CHECKING:
     from cascadeserve.gear_plan import GearPlan
+
+_LIMITS = Limits()
 
 
 @click.command()
@@ -30,6 +34,19 @@ if TYPE_CHECKING:
 @click.option("--http-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 @click.option("--grpc-port", type=click.IntRange(1, 65535), default=8081, show_default=True)
 @click.option("--max-request-bytes", type=click.IntRange(min=1), default=64 << 20, show_default=True)
+@click.option("--max-rows", type=click.IntRange(min=1), default=MAX_ROWS, show_default=True, help="Of one request.")
+@click.option(
+    "--max-listed-elements", type=click.IntRange(min=1), default=_LIMITS.max_listed_elements, show_default=True,
+    help="Elements of one request in JSON, in typed gRPC contents or of text.",
+)  # fmt: skip
+@click.option(
+    "--max-connections", type=click.IntRange(min=1), default=_LIMITS.max_connections, show_default=True,
+    help="Open at a time, by each transport; as many gRPC calls.",
+)  # fmt: skip
+@click.option(
+    "--client-timeout", "client_timeout_s", type=click.FloatRange(min=0.1), default=_LIMITS.client_timeout_s,
+    show_default=True, help="Seconds in which a client must have sent its request, or read its answer, over HTTP.",
+)  # fmt: skip
 @click.option(
     "--linger", "linger_s", type=click.FloatRange(min=0.0), default=1.0, show_default=True,
     help="Seconds after a stop signal in which open connections are still answered.",
@@ -46,6 +63,10 @@ def serve(
     http_port: int,
     grpc_port: int,
     max_request_bytes: int,
+    max_rows: int,
+    max_listed_elements: int,
+    max_connections: int,
+    client_timeout_s: float,
     linger_s: float,
     drain_s: float,
 ) -> None:
@@ -64,5 +85,6 @@ def serve(
             check_plan_fits_repository(plan, repository, path=plan_path)
         return plan
 
-    settings = ServeSettings(host, http_port, grpc_port, max_request_bytes, linger_s, drain_s)
+    limits = Limits(max_listed_elements, max_connections, client_timeout_s)
+    settings = ServeSettings(host, http_port, grpc_port, max_request_bytes, max_rows, limits, linger_s, drain_s)
     asyncio.run(run_serve(read_plan, cluster, settings, repository=repository))

@@ -37,18 +37,26 @@ if TYPE_CHECKING:
 _EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics")
 _OUTPUTS = ("label", "certainty", "scores", "stage")
 _PLATFORM = "cascade"
+# rows of one request: each takes its own way, and some memory until the last one is answered
+MAX_ROWS = 1 << 16
 
 
 class CascadeDataPlane:
     """Answers for every family of the plan under the family's name."""
 
     def __init__(
-        self, dispatcher: Dispatcher, metrics: Metrics, *, on_arrival: Callable[[FamilyState, int], None]
+        self,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        *,
+        on_arrival: Callable[[FamilyState, int], None],
+        max_rows: int = MAX_ROWS,
     ) -> None:
-        """`on_arrival` is told of every valid request and its number of rows."""
+        """`on_arrival` is told of every valid request and its number of rows, which is `max_rows` at most."""
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._on_arrival = on_arrival
+        self._max_rows = max_rows
         self._loop = asyncio.get_running_loop()
         # set in this order while shutting down: not ready any more, then no new request is taken
         self.draining = False
@@ -112,6 +120,8 @@ class CascadeDataPlane:
             inputs = _checked_inputs(family, request)
             outputs = _checked_outputs(family, request)
             rows = inputs[0].shape[0]
+            if rows > self._max_rows:
+                raise InvalidRequest(f"inference request batch-size must be <= {self._max_rows} for '{family.name}'")
             timeout_s = self._timeout_s(family, request, rows)
             self._metrics.arrived(family.name, rows)
             self._on_arrival(family, rows)

@@ -22,6 +22,7 @@ from orchestrator.wire.datatypes import (
     shaped,
     shown_shape,
 )
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_listed_elements
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ _EMPTY_FINAL = "triton_enable_empty_final_response"
 _VERSION = re.compile(r"[0-9]{1,19}")
 
 
-def decode_infer_request(message: Any, client_timeout_s: float | None) -> InferRequest:  # noqa: ANN401 - untyped protobuf
+def decode_infer_request(
+    message: Any,  # noqa: ANN401 - untyped protobuf
+    client_timeout_s: float | None,
+    *,
+    max_listed_elements: int = MAX_LISTED_ELEMENTS,
+) -> InferRequest:
     """Read a ModelInferRequest."""
     check_version(message.model_version)
     raw = list(message.raw_input_contents)
@@ -63,6 +69,9 @@ def decode_infer_request(message: Any, client_timeout_s: float | None) -> InferR
         raise InvalidRequest(f"invalid value type for '{_EMPTY_FINAL}' parameter, expected bool_param.")
     for key, value in parameters.items():
         check_parameter(key, value)
+    for item in inputs:
+        if not raw or item.datatype == "BYTES":
+            check_listed_elements(item.name, item.shape, max_listed_elements)
     tensors = [_decode_input(item, raw[index] if raw else None) for index, item in enumerate(inputs)]
     check_unique(tensors)
     return InferRequest(

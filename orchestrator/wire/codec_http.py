@@ -15,6 +15,7 @@ import msgspec
 from cascadeserve.errors import InvalidRequest, NotSupported
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, raw_from_tensor
 from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, decode_json, json_from_tensor
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_json_elements, check_listed_elements
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -86,9 +87,18 @@ def parse_header_length(value: str | None, body_length: int) -> int | None:
     return int(digits)
 
 
-def decode_request(body: bytes, header_length: int | None, *, model_name: str, model_version: str = "") -> InferRequest:
+def decode_request(
+    body: bytes,
+    header_length: int | None,
+    *,
+    model_name: str,
+    model_version: str = "",
+    max_listed_elements: int = MAX_LISTED_ELEMENTS,
+) -> InferRequest:
     """Read the body of an infer request; a `header_length` of 0 is for `decode_raw_request`."""
-    head = _decode_head(body if header_length is None else memoryview(body)[:header_length])
+    json_part = body if header_length is None else memoryview(body)[:header_length]
+    check_json_elements(json_part, max_listed_elements)
+    head = _decode_head(json_part)
     parameters = head.parameters
     binary_outputs = parameters.pop("binary_data_output", False)
     if not isinstance(binary_outputs, bool):
@@ -99,7 +109,7 @@ def decode_request(body: bytes, header_length: int | None, *, model_name: str, m
         model_name=model_name,
         model_version=model_version,
         id=head.id,
-        inputs=_decode_inputs(head.inputs, body, header_length),
+        inputs=_decode_inputs(head.inputs, body, header_length, max_listed_elements),
         parameters=parameters,
         outputs=[_decode_output(output, binary_by_default=binary_outputs) for output in head.outputs],
         binary_outputs=binary_outputs,
@@ -184,7 +194,9 @@ def _decode_not_finite(data: bytes | memoryview) -> _Head:
     return msgspec.convert(head, _Head)
 
 
-def _decode_inputs(inputs: list[_Input], body: bytes, header_length: int | None) -> list[Tensor]:
+def _decode_inputs(
+    inputs: list[_Input], body: bytes, header_length: int | None, max_listed_elements: int
+) -> list[Tensor]:
     """Read each input from its JSON data or from its slice of the body behind the JSON."""
     buffers = memoryview(body)
     offset = len(body) if header_length is None else header_length
@@ -206,6 +218,8 @@ def _decode_inputs(inputs: list[_Input], body: bytes, header_length: int | None)
                     f"input '{name}' has binary_data_size {size} but only {len(body) - offset} bytes follow "
                     f"(does the header {HEADER_LENGTH} give the length of the JSON?)"
                 )
+            if item.datatype == "BYTES":
+                check_listed_elements(name, item.shape, max_listed_elements)
             array = array_from_raw(name, item.datatype, item.shape, buffers[offset:end])
             offset = end
         tensors.append(Tensor(name, item.datatype, array))

@@ -21,6 +21,7 @@ from orchestrator.wire.codec_http import (
 )
 from orchestrator.wire.compression import compressed
 from orchestrator.wire.exchange import OCTETS, OK, Answer, Call, Route, error_answer, json_answer
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS
 from orchestrator.wire.model_endpoints import model_routes
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
 
@@ -39,9 +40,14 @@ _NOT_READY = 400
 _MODEL_PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
 
-def routes(data_plane: DataPlane, metrics: Callable[[], tuple[bytes, str]] | None) -> list[Route]:
+def routes(
+    data_plane: DataPlane,
+    metrics: Callable[[], tuple[bytes, str]] | None,
+    *,
+    max_listed_elements: int = MAX_LISTED_ELEMENTS,
+) -> list[Route]:
     """Make the table; `metrics` returns the body and the content type of `GET /metrics`."""
-    endpoints = _Endpoints(data_plane)
+    endpoints = _Endpoints(data_plane, max_listed_elements)
     # The hot path first: routes are tried in order.
     table = [Route("POST", f"{model}/infer", endpoints.infer) for model in _MODEL_PATHS]
     table += model_routes(data_plane)
@@ -82,8 +88,9 @@ def answer_to(error: Exception) -> Answer:
 class _Endpoints:
     """One coroutine per route."""
 
-    def __init__(self, data_plane: DataPlane) -> None:
+    def __init__(self, data_plane: DataPlane, max_listed_elements: int) -> None:
         self._data_plane = data_plane
+        self._max_listed_elements = max_listed_elements
 
     async def live(self, _call: Call) -> Answer:
         return Answer()
@@ -112,7 +119,13 @@ class _Endpoints:
             metadata = self._data_plane.model_metadata(call.model, call.version)
             request = decode_raw_request(call.body, metadata, model_version=call.version)
         else:
-            request = decode_request(call.body, header_length, model_name=call.model, model_version=call.version)
+            request = decode_request(
+                call.body,
+                header_length,
+                model_name=call.model,
+                model_version=call.version,
+                max_listed_elements=self._max_listed_elements,
+            )
         # Cancelled here when the client hangs up: the data plane drops the request, nothing is held on this side.
         response = await self._data_plane.infer(request)
         encoded = encode_response(request, response)

@@ -168,11 +168,12 @@ class _Connection(asyncio.Protocol):
 
     __slots__ = (
         "_chunks", "_drained", "_idle_check", "_loop", "_needed", "_reading_paused", "_server", "_size", "_task",
-        "_transport", "_used",
+        "_transport", "_used", "num_requests",
     )  # fmt: skip
 
     def __init__(self, server: PlainHttp) -> None:
         self._server = server
+        self.num_requests = 0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
@@ -235,6 +236,20 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
         return self._task
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way; the beginning of one may be there."""
+        return self._task is None
+
+    @property
+    def owes(self) -> bool:
+        """Whether its client must do something: send the rest of a request or read an answer."""
+        return self._drained is not None or (self._task is None and self._size > 0)
+
+    def abort(self) -> None:
+        """Cut it off, with what was not read yet."""
+        self._transport.abort()
+
     def end(self) -> None:
         """Close, and cancel what is under way."""
         if self._task is not None:
@@ -263,6 +278,7 @@ class _Connection(asyncio.Protocol):
             return
         self._keep(data[body_end:], 1)
         body = data[body_start:body_end]
+        self.num_requests += 1
         call = Call(head.model, head.version, head.header_length, body, head.accept_encoding)
         self._task = self._loop.create_task(self._answer(head.handler, call))
 

@@ -7,18 +7,23 @@ to aiohttp.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
 from cascadeserve.errors import InvalidRequest, NotSupported, RequestTooLarge
 from orchestrator.wire.codec_http import HEADER_LENGTH
 from orchestrator.wire.endpoints import answer_to, routes
-from orchestrator.wire.exchange import Answer, Call, Route, error_answer
+from orchestrator.wire.exchange import JSON, Answer, Call, Route, error_answer
+from orchestrator.wire.limits import Limits
 from orchestrator.wire.plain_http import PlainHttp
+from orchestrator.wire.slow_clients import SlowClients
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from aiohttp.web_protocol import RequestHandler
 
     from orchestrator.wire.tensors import DataPlane
 
@@ -29,6 +34,17 @@ _ENCODINGS = ("", "identity", "gzip", "deflate")
 # Connections that wait to be accepted; the kernel caps it at net.core.somaxconn. Where it is full the kernel drops the
 # client's SYN, which is sent again after a second: longer than most requests may take.
 _BACKLOG = 4096
+
+
+class _Refused(asyncio.Protocol):
+    """A connection too many: told so and closed."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        body = error_answer(503, "too many connections are open; try again shortly").body
+        head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n"
+        with contextlib.suppress(OSError):
+            cast("asyncio.Transport", transport).write(f"{head}Connection: close\r\n\r\n".encode() + body)
+        transport.close()
 
 
 class RestServer:
@@ -42,6 +58,7 @@ class RestServer:
         metrics: Callable[[], tuple[bytes, str]] | None = None,
         closing: Callable[[], bool] = lambda: False,
         close_timeout_s: float = 60.0,
+        limits: Limits | None = None,
     ) -> None:
         """`metrics` returns the body and the content type of `GET /metrics`.
 
@@ -51,8 +68,14 @@ class RestServer:
         if max_body_bytes < 1:
             # aiohttp would read 0 as "no limit"
             raise ValueError("max_body_bytes must be at least 1")
-        table = routes(data_plane, metrics)
-        app = _build_app(table, max_body_bytes, closing)
+        self._limits = limits or Limits()
+        # aiohttp's connections: how many requests each made, and those that one is under way on
+        self._handled: dict[RequestHandler, int] = {}
+        self._under_way: set[RequestHandler] = set()
+        self._watch: asyncio.Task[None] | None = None
+        table = routes(data_plane, metrics, max_listed_elements=self._limits.max_listed_elements)
+        app = _build_app(table, max_body_bytes, closing, self._limits.client_timeout_s)
+        app.middlewares.append(self._note_under_way)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=close_timeout_s)
         self._plain = PlainHttp(table, max_body_bytes=max_body_bytes, closing=closing, hand_over=self._other_protocol)
         self._close_timeout_s = close_timeout_s
@@ -68,10 +91,11 @@ class RestServer:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(self._plain.new_connection, host, port, backlog=_BACKLOG)
+            self._listener = await loop.create_server(self._new_connection, host, port, backlog=_BACKLOG)
         except OSError:
             await self._runner.cleanup()
             raise
+        self._watch = asyncio.create_task(self._cut_off_slow_clients(), name="slow-clients")
 
     @property
     def address(self) -> str:
@@ -90,6 +114,55 @@ class RestServer:
         """Close idle connections at once and the others with their answers."""
         self.stop_listening()
         await asyncio.gather(self._plain.close(self._close_timeout_s), self._runner.cleanup())
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+
+    def _new_connection(self) -> asyncio.Protocol:
+        if len(self._plain.connections) + len(self._others()) >= self._limits.max_connections and not self._make_room():
+            return _Refused()
+        return self._plain.new_connection()
+
+    def _make_room(self) -> bool:
+        """Close some connections that nothing is under way on, first those that never made a request."""
+        idle = [connection for connection in self._plain.connections if connection.is_idle]
+        idle.sort(key=lambda connection: connection.num_requests > 0)
+        # many at once: whoever opens them goes on, and looking for them takes time
+        for connection in idle[: max(self._limits.max_connections // 100, 1)]:
+            connection.abort()
+            self._plain.connections.discard(connection)
+        return bool(idle)
+
+    def _others(self) -> list[RequestHandler]:
+        """Connections that aiohttp has."""
+        return [] if self._runner.server is None else self._runner.server.connections
+
+    async def _cut_off_slow_clients(self) -> None:
+        timeout_s = self._limits.client_timeout_s
+        plain: SlowClients[Any] = SlowClients(timeout_s)
+        others: SlowClients[RequestHandler] = SlowClients(timeout_s)
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(timeout_s / 4, 1.0))
+            owing = [(each, each.num_requests) for each in self._plain.connections if each.owes]
+            for connection in plain.overdue(owing, loop.time()):
+                connection.abort()
+            # What aiohttp waits for it does not say: it may also be the next request.
+            self._handled = {each: self._handled.get(each, 0) for each in self._others()}
+            waiting = [(each, number) for each, number in self._handled.items() if each not in self._under_way]
+            for other in others.overdue(waiting, loop.time()):
+                if other.transport is not None:
+                    other.transport.abort()
+
+    @web.middleware
+    async def _note_under_way(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        connection = request.protocol
+        self._under_way.add(connection)
+        self._handled[connection] = self._handled.get(connection, 0) + 1
+        try:
+            return await handler(request)
+        finally:
+            self._under_way.discard(connection)
 
     def _other_protocol(self) -> asyncio.Protocol:
         if self._runner.server is None:
@@ -97,10 +170,12 @@ class RestServer:
         return self._runner.server()
 
 
-def _build_app(table: list[Route], max_body_bytes: int, closing: Callable[[], bool]) -> web.Application:
+def _build_app(
+    table: list[Route], max_body_bytes: int, closing: Callable[[], bool], client_timeout_s: float
+) -> web.Application:
     app = web.Application(client_max_size=max_body_bytes, middlewares=[_answer_errors_as_json])
     for route in table:
-        app.router.add_route(route.method, route.path, _adapted(route, max_body_bytes))
+        app.router.add_route(route.method, route.path, _adapted(route, max_body_bytes, client_timeout_s))
 
     async def close_connection(_request: web.Request, response: web.StreamResponse) -> None:
         if closing():
@@ -111,7 +186,7 @@ def _build_app(table: list[Route], max_body_bytes: int, closing: Callable[[], bo
     return app
 
 
-def _adapted(route: Route, max_body_bytes: int) -> Handler:
+def _adapted(route: Route, max_body_bytes: int, client_timeout_s: float) -> Handler:
     takes_body = route.method == "POST"
 
     async def handle(request: web.Request) -> web.Response:
@@ -119,7 +194,7 @@ def _adapted(route: Route, max_body_bytes: int) -> Handler:
             request.match_info.get("model", ""),
             request.match_info.get("version", ""),
             request.headers.get(HEADER_LENGTH),
-            await _read_body(request, max_body_bytes) if takes_body else b"",
+            await _read_body(request, max_body_bytes, client_timeout_s) if takes_body else b"",
             request.headers.get("Accept-Encoding"),
         )
         return _response(await route.handler(call))
@@ -127,7 +202,7 @@ def _adapted(route: Route, max_body_bytes: int) -> Handler:
     return handle
 
 
-async def _read_body(request: web.Request, max_body_bytes: int) -> bytes:
+async def _read_body(request: web.Request, max_body_bytes: int, timeout_s: float) -> bytes:
     """Read the whole body, decompressed, within the limit."""
     encoding = request.headers.get("Content-Encoding", "").lower()
     if encoding not in _ENCODINGS:
@@ -136,7 +211,10 @@ async def _read_body(request: web.Request, max_body_bytes: int) -> bytes:
         # Refused unread: this is what the limit is for.
         raise _too_large(max_body_bytes)
     try:
-        return await request.read()
+        async with asyncio.timeout(timeout_s):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(reason=f"the request body did not arrive within {timeout_s:g} s") from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(max_body_bytes) from None
     except web.RequestPayloadError:

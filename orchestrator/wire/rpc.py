@@ -20,6 +20,7 @@ from orchestrator.wire.codec_grpc_models import (
     encode_repository_index,
     encode_statistics,
 )
+from orchestrator.wire.limits import Limits
 from orchestrator.wire.not_offered import RPCS
 from orchestrator.wire.rpc_health import add_services
 from orchestrator.wire.rpc_stream import answer_stream
@@ -43,24 +44,31 @@ _KEEPALIVE = (
     # Clients may ask the same of us, also while no call is open. One that asks more often is sent away.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # A connection without a call holds a place that others may need; its client connects again when it has one.
+    ("grpc.max_connection_idle_ms", 300_000),
 )
 
 
-def build_rpc_server(data_plane: DataPlane, *, max_message_bytes: int, reuse_port: bool = False) -> grpc.aio.Server:
+def build_rpc_server(
+    data_plane: DataPlane, *, max_message_bytes: int, reuse_port: bool = False, limits: Limits | None = None
+) -> grpc.aio.Server:
     """Make the gRPC server; the caller binds its port.
 
     `max_message_bytes` bounds a request; gRPC itself refuses a larger one with RESOURCE_EXHAUSTED. `reuse_port` lets
     several front processes share a port; gRPC's own default would let a second orchestrator take one by accident.
     """
+    limits = limits or Limits()
     server = grpc.aio.server(
+        maximum_concurrent_rpcs=limits.max_connections,
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", int(reuse_port)),
+            ("grpc.max_allowed_incoming_connections", limits.max_connections),
             *_KEEPALIVE,
-        ]
+        ],
     )
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(data_plane), server)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(data_plane, limits), server)
     add_services(server, data_plane, _SERVICE)
     return server
 
@@ -103,8 +111,9 @@ def _not_offered(name: str) -> Rpc:
 class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """`inference.GRPCInferenceService` over the data plane; its RPCs are named by the protocol."""
 
-    def __init__(self, data_plane: DataPlane) -> None:
+    def __init__(self, data_plane: DataPlane, limits: Limits) -> None:
         self._data_plane = data_plane
+        self._max_listed_elements = limits.max_listed_elements
 
     @_answered
     async def ServerLive(self, _request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
@@ -176,7 +185,9 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
             yield answer
 
     async def _infer(self, request: Any, context: Context) -> Any:  # noqa: ANN401
-        infer_request = decode_infer_request(request, context.time_remaining())
+        infer_request = decode_infer_request(
+            request, context.time_remaining(), max_listed_elements=self._max_listed_elements
+        )
         return encode_infer_response(infer_request, await self._data_plane.infer(infer_request))
 
     RepositoryModelLoad = _not_offered("RepositoryModelLoad")
