@@ -23,6 +23,7 @@ from orchestrator.triton import TritonBackend
 from orchestrator.wire.limits import Limits, allow_connections
 from orchestrator.wire.rest import RestServer
 from orchestrator.wire.rpc import build_rpc_server
+from orchestrator.wire.tls import Tls, TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,7 @@ class ServeSettings:
     max_request_bytes: int
     max_rows: int
     limits: Limits
+    tls: TlsFiles | None
     # seconds after a stop signal in which open connections are still answered, and are closed one by one
     linger_s: float
     # seconds that requests in flight may take after that
@@ -127,19 +129,23 @@ async def serve(
         _log.warning(
             "the plan has %d layouts but no --repository was given: counts stay as they are", len(plan.layouts)
         )
+    tls = None if settings.tls is None else Tls(settings.tls)
     stop = asyncio.Event()
     _install_signal_handlers(stop)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, orchestrator.plan_change.ask)
     loops = asyncio.create_task(orchestrator.run_loops(), name="control-loops")
-    rest_server, rpc_server = await _listen(orchestrator, settings)
-    _log.info("listening on http://%s:%d and grpc://%s:%d", settings.host, settings.http_port, settings.host,
-              settings.grpc_port)  # fmt: skip
+    rest_server, rpc_server = await _listen(orchestrator, settings, tls)
+    following = None if tls is None else asyncio.create_task(forever("tls-files", tls.follow_files), name="tls-files")
+    _log.info("listening on %s://%s:%d and grpc://%s:%d", "http" if tls is None else "https", settings.host,
+              settings.http_port, settings.host, settings.grpc_port)  # fmt: skip
     stopping = asyncio.create_task(stop.wait(), name="stop-signal")
     try:
         await asyncio.wait({loops, stopping}, return_when=asyncio.FIRST_COMPLETED)
         await _shut_down(orchestrator, settings, rest_server, rpc_server)
     finally:
         stopping.cancel()
+        if following is not None:
+            following.cancel()
         await orchestrator.close()
         loops.cancel()
         results = await asyncio.gather(loops, return_exceptions=True)
@@ -147,7 +153,9 @@ async def serve(
         raise results[0]
 
 
-async def _listen(orchestrator: Orchestrator, settings: ServeSettings) -> tuple[RestServer, grpc.aio.Server]:
+async def _listen(
+    orchestrator: Orchestrator, settings: ServeSettings, tls: Tls | None
+) -> tuple[RestServer, grpc.aio.Server]:
     data_plane = orchestrator.data_plane
     limits = settings.limits
     allowed = allow_connections(limits)
@@ -164,7 +172,7 @@ async def _listen(orchestrator: Orchestrator, settings: ServeSettings) -> tuple[
     )
     rpc_server = build_rpc_server(data_plane, max_message_bytes=settings.max_request_bytes, limits=limits)
     try:
-        await rest_server.start(settings.host, settings.http_port)
+        await rest_server.start(settings.host, settings.http_port, tls=None if tls is None else tls.http_context())
     except OSError as error:
         where = f"{settings.host}:{settings.http_port}"
         raise ServerStartFailed(
@@ -172,7 +180,11 @@ async def _listen(orchestrator: Orchestrator, settings: ServeSettings) -> tuple[
         ) from error
     try:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        rpc_server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        address = f"{host}:{settings.grpc_port}"
+        if tls is None:
+            rpc_server.add_insecure_port(address)
+        else:
+            rpc_server.add_secure_port(address, tls.grpc_credentials())
     except RuntimeError as error:
         await rest_server.close()
         raise ServerStartFailed(

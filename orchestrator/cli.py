@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from cascadeserve.cluster import read_cluster
-from cascadeserve.errors import InvalidArtefact
+from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.gear_plan import read_gear_plan
 from cascadeserve.plan_fits import check_plan_fits_repository
 from orchestrator.app import ServeSettings
 from orchestrator.app import serve as run_serve
 from orchestrator.dataplane import MAX_ROWS
 from orchestrator.wire.limits import Limits
+from orchestrator.wire.tls import TlsFiles
 
 if TYPE_CHECKING:
     from cascadeserve.gear_plan import GearPlan
@@ -48,6 +49,15 @@ _LIMITS = Limits()
     show_default=True, help="Seconds in which a client must have sent its request, or read its answer, over HTTP.",
 )  # fmt: skip
 @click.option(
+    "--tls-cert", type=click.Path(path_type=Path), default=None,
+    help="Speak TLS with this certificate (PEM, with its chain); the files are read again when they change.",
+)  # fmt: skip
+@click.option("--tls-key", type=click.Path(path_type=Path), default=None, help="Its key (PEM, without a password).")
+@click.option(
+    "--tls-client-ca", type=click.Path(path_type=Path), default=None,
+    help="Let in only clients with a certificate that one of these has signed (PEM).",
+)  # fmt: skip
+@click.option(
     "--linger", "linger_s", type=click.FloatRange(min=0.0), default=1.0, show_default=True,
     help="Seconds after a stop signal in which open connections are still answered.",
 )  # fmt: skip
@@ -67,6 +77,9 @@ def serve(
     max_listed_elements: int,
     max_connections: int,
     client_timeout_s: float,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
     linger_s: float,
     drain_s: float,
 ) -> None:
@@ -75,6 +88,7 @@ def serve(
     At SIGHUP the plan is read again: what it needs is loaded beside what serves, and it comes into force without a
     pause. A plan that is wrong or cannot be loaded is refused in the log, and the one in force stays.
     """
+    tls = _tls_files(tls_cert, tls_key, tls_client_ca)
     cluster = read_cluster(cluster_path)
     if repository is not None and not repository.is_dir():
         raise InvalidArtefact("is no folder; give the repository that the endpoints serve", path=repository)
@@ -86,5 +100,13 @@ def serve(
         return plan
 
     limits = Limits(max_listed_elements, max_connections, client_timeout_s)
-    settings = ServeSettings(host, http_port, grpc_port, max_request_bytes, max_rows, limits, linger_s, drain_s)
+    settings = ServeSettings(host, http_port, grpc_port, max_request_bytes, max_rows, limits, tls, linger_s, drain_s)
     asyncio.run(run_serve(read_plan, cluster, settings, repository=repository))
+
+
+def _tls_files(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
+    if certificate is not None and key is not None:
+        return TlsFiles(certificate, key, client_ca)
+    if certificate is None and key is None and client_ca is None:
+        return None
+    raise UsageError("--tls-cert and --tls-key belong together, and --tls-client-ca needs both; give what is missing")

@@ -21,6 +21,7 @@ from orchestrator.wire.plain_http import PlainHttp
 from orchestrator.wire.slow_clients import SlowClients
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
     from aiohttp.web_protocol import RequestHandler
@@ -34,6 +35,8 @@ _ENCODINGS = ("", "identity", "gzip", "deflate")
 # Connections that wait to be accepted; the kernel caps it at net.core.somaxconn. Where it is full the kernel drops the
 # client's SYN, which is sent again after a second: longer than most requests may take.
 _BACKLOG = 4096
+# seconds for a greeting, and for a farewell
+_TLS_TIMES: dict[str, Any] = {"ssl_handshake_timeout": 15.0, "ssl_shutdown_timeout": 5.0}
 
 
 class _Refused(asyncio.Protocol):
@@ -81,7 +84,7 @@ class RestServer:
         self._close_timeout_s = close_timeout_s
         self._listener: asyncio.Server | None = None
 
-    async def start(self, host: str, port: int) -> None:
+    async def start(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         """Listen.
 
         Raises:
@@ -91,7 +94,9 @@ class RestServer:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         try:
-            self._listener = await loop.create_server(self._new_connection, host, port, backlog=_BACKLOG)
+            self._listener = await loop.create_server(
+                self._new_connection, host, port, backlog=_BACKLOG, ssl=tls, **(_TLS_TIMES if tls else {})
+            )
         except OSError:
             await self._runner.cleanup()
             raise
