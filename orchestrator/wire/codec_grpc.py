@@ -22,7 +22,7 @@ from orchestrator.wire.datatypes import (
     shaped,
     shown_shape,
 )
-from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_listed_elements
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_listed_elements, num_texts
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -69,9 +69,12 @@ def decode_infer_request(
         raise InvalidRequest(f"invalid value type for '{_EMPTY_FINAL}' parameter, expected bool_param.")
     for key, value in parameters.items():
         check_parameter(key, value)
-    for item in inputs:
-        if not raw or item.datatype == "BYTES":
-            check_listed_elements(item.name, item.shape, max_listed_elements)
+    for index, item in enumerate(inputs):
+        if not raw:
+            for _, values in item.contents.ListFields():
+                check_listed_elements(item.name, len(values), max_listed_elements)
+        elif item.datatype == "BYTES":
+            check_listed_elements(item.name, num_texts(item.shape, len(raw[index])), max_listed_elements)
     tensors = [_decode_input(item, raw[index] if raw else None) for index, item in enumerate(inputs)]
     check_unique(tensors)
     return InferRequest(

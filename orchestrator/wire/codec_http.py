@@ -15,7 +15,7 @@ import msgspec
 from cascadeserve.errors import InvalidRequest, NotSupported
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, raw_from_tensor
 from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, decode_json, json_from_tensor
-from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_json_elements, check_listed_elements
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_json_elements, check_listed_elements, num_texts
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _decode_inputs(
                     f"(does the header {HEADER_LENGTH} give the length of the JSON?)"
                 )
             if item.datatype == "BYTES":
-                check_listed_elements(name, item.shape, max_listed_elements)
+                check_listed_elements(name, num_texts(item.shape, size), max_listed_elements)
             array = array_from_raw(name, item.datatype, item.shape, buffers[offset:end])
             offset = end
         tensors.append(Tensor(name, item.datatype, array))

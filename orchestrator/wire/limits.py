@@ -34,9 +34,14 @@ def check_json_elements(json_part: bytes | memoryview, limit: int) -> None:
         raise RequestTooLarge(f"the request JSON has more than {limit} values; send binary data or fewer rows")
 
 
-def check_listed_elements(name: str, shape: Sequence[int], limit: int) -> None:
+def num_texts(shape: Sequence[int], num_bytes: int) -> int:
+    """How many elements a raw BYTES tensor can have at most: each takes at least the four bytes of its length."""
+    return min(math.prod(shape), num_bytes // 4)
+
+
+def check_listed_elements(name: str, count: int, limit: int) -> None:
     """Refuse an input whose elements become one Python object each, if they are more than `limit`."""
-    if math.prod(shape) > limit:
+    if count > limit:
         raise RequestTooLarge(f"input '{name}' lists more than {limit} elements; send raw data or fewer rows")
 
 

@@ -10,6 +10,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from cascadeserve.errors import NotFound, NotSupported, RequestError
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+_UNREADABLE = "the request cannot be read: it is no message of this call's type"
 _KEEPALIVE = (
     # A client that is gone without a word is noticed: this long without a byte and it is asked, then waited for.
     ("grpc.keepalive_time_ms", 60_000),
@@ -68,9 +71,37 @@ def build_rpc_server(
             *_KEEPALIVE,
         ],
     )
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(data_plane, limits), server)
-    add_services(server, data_plane, _SERVICE)
+    server.add_generic_rpc_handlers((_handlers(InferenceServicer(data_plane, limits)),))
+    add_services(server, data_plane, _SERVICE.full_name)
     return server
+
+
+class _Unreadable:
+    """Stands for a request that is no message of its type: gRPC would log a traceback and answer UNKNOWN."""
+
+
+def _handlers(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
+    """Bind the servicer's RPCs to their names, as generated code does, but for what reads their requests."""
+
+    def reader(kind: Any) -> Callable[[bytes], Any]:  # noqa: ANN401 - a class made by protobuf
+        def read(data: bytes) -> Any:  # noqa: ANN401
+            try:
+                return kind.FromString(data)
+            except DecodeError:
+                return _Unreadable()
+
+        return read
+
+    handlers = {}
+    for method in _SERVICE.methods:
+        streams = method.client_streaming
+        make = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = make(
+            getattr(servicer, method.name),
+            request_deserializer=reader(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
 
 
 async def _outcome(answer: Awaitable[Any]) -> tuple[Any, grpc.StatusCode, str]:
@@ -91,6 +122,8 @@ def _answered(rpc: Rpc) -> Rpc:
     """Wrap an RPC so that it ends in an answer or in one clean status."""
 
     async def answer(self: InferenceServicer, request: Any, context: Context) -> Any:  # noqa: ANN401 - untyped protobuf
+        if isinstance(request, _Unreadable):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _UNREADABLE)
         response, code, sentence = await _outcome(rpc(self, request, context))
         if code is not grpc.StatusCode.OK:
             await context.abort(code, sentence)
@@ -178,6 +211,8 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         """Answer the requests of a stream, in their order."""
 
         async def infer(request: Any) -> tuple[Any, str]:  # noqa: ANN401
+            if isinstance(request, _Unreadable):
+                return None, _UNREADABLE
             response, _, sentence = await _outcome(self._infer(request, context))
             return response, sentence
 

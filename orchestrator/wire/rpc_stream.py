@@ -70,6 +70,8 @@ async def _answer(request: Any, infer: Callable[[Any], Awaitable[tuple[Any, str]
     response, wrong = await infer(request)
     if wrong:
         # Triton's clients find the request by its id.
-        return service_pb2.ModelStreamInferResponse(error_message=wrong, infer_response={"id": request.id})
+        return service_pb2.ModelStreamInferResponse(
+            error_message=wrong, infer_response={"id": getattr(request, "id", "")}
+        )
     response.parameters[_FINAL].bool_param = True
     return service_pb2.ModelStreamInferResponse(infer_response=response)

@@ -53,6 +53,19 @@ async def test_an_error_takes_no_other_request_with_it(rpc_address: str) -> None
     assert [answer.error_message for answer in answers] == ["", "no model 'nope'", ""]
 
 
+async def test_bytes_that_are_no_message(rpc_address: str) -> None:
+    async with grpc.aio.insecure_channel(rpc_address) as channel:
+        for rpc in ("ModelInfer", "ModelReady"):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary(f"/inference.GRPCInferenceService/{rpc}")(b"\xff\xff")
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        good = numbered(1)[0].SerializeToString()
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(iter([b"\xff\xff", good]))
+        answers = [service_pb2.ModelStreamInferResponse.FromString(data) async for data in stream]
+    assert "cannot be read" in answers[0].error_message
+    assert answers[1].infer_response.id == "0"
+
+
 async def test_an_empty_stream_ends(rpc_address: str) -> None:
     async with connect(rpc_address) as stub:
         assert [answer async for answer in stub.ModelStreamInfer(iter([]))] == []
