@@ -10,6 +10,7 @@ _GENERATE = "the generate extension is not offered; use infer"
 
 # method and path over HTTP -> sentence
 PATHS = {
+    ("POST", "/v2/repository/{repository}/index"): "'repository_name' specification is not supported",
     ("POST", "/v2/repository/models/{model}/load"): _LOADING,
     ("POST", "/v2/repository/models/{model}/unload"): _LOADING,
     ("POST", "/v2/repository/{repository}/models/{model}/load"): _LOADING,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
-from cascadeserve.errors import InvalidRequest, NotSupported, RequestTooLarge
+from cascadeserve.errors import InvalidRequest, RequestTooLarge
 from orchestrator.wire.codec_http import HEADER_LENGTH
+from orchestrator.wire.compression import unfolded
 from orchestrator.wire.endpoints import answer_to, routes
 from orchestrator.wire.exchange import JSON, Answer, Call, Route, error_answer
 from orchestrator.wire.limits import Limits
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# What the HTTP parser takes off a body before a handler reads it.
-_ENCODINGS = ("", "identity", "gzip", "deflate")
 # Connections that wait to be accepted; the kernel caps it at net.core.somaxconn. Where it is full the kernel drops the
 # client's SYN, which is sent again after a second: longer than most requests may take.
 _BACKLOG = 4096
@@ -79,7 +78,9 @@ class RestServer:
         table = routes(data_plane, metrics, max_listed_elements=self._limits.max_listed_elements)
         app = _build_app(table, max_body_bytes, closing, self._limits.client_timeout_s)
         app.middlewares.append(self._note_under_way)
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=close_timeout_s)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=close_timeout_s, auto_decompress=False
+        )
         self._plain = PlainHttp(table, max_body_bytes=max_body_bytes, closing=closing, hand_over=self._other_protocol)
         self._close_timeout_s = close_timeout_s
         self._listener: asyncio.Server | None = None
@@ -209,23 +210,19 @@ def _adapted(route: Route, max_body_bytes: int, client_timeout_s: float) -> Hand
 
 async def _read_body(request: web.Request, max_body_bytes: int, timeout_s: float) -> bytes:
     """Read the whole body, decompressed, within the limit."""
-    encoding = request.headers.get("Content-Encoding", "").lower()
-    if encoding not in _ENCODINGS:
-        raise NotSupported(f"Unsupported compression type '{encoding}'; use gzip, deflate or none")
     if request.content_length is not None and request.content_length > max_body_bytes:
         # Refused unread: this is what the limit is for.
         raise _too_large(max_body_bytes)
     try:
         async with asyncio.timeout(timeout_s):
-            return await request.read()
+            body = await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout(reason=f"the request body did not arrive within {timeout_s:g} s") from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(max_body_bytes) from None
     except web.RequestPayloadError:
-        raise InvalidRequest(
-            f"the request body cannot be read as {encoding or 'sent'}; it is broken or cut short"
-        ) from None
+        raise InvalidRequest("the request body cannot be read; it is broken or cut short") from None
+    return await unfolded(body, request.headers.get("Content-Encoding", "").strip().lower(), max_body_bytes)
 
 
 @web.middleware
