@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.wire.descriptions import ModelStatistics
 
 # in Triton's words; not "model_repository": what is loaded is the plan's matter
-_EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "statistics")
+_EXTENSIONS = ("classification", "binary_tensor_data", "parameters", "model_configuration", "statistics")
 _OUTPUTS = ("label", "certainty", "scores", "stage")
 _PLATFORM = "cascade"
 # rows of one request: each takes its own way, and some memory until the last one is answered
@@ -110,7 +110,8 @@ class CascadeDataPlane:
             raise InvalidRequest(f"requested model '{name}' is not available")
         if name and version not in ("", VERSION):
             raise InvalidRequest(f"requested model version is not available for model '{name}'")
-        return [self._metrics.statistics.of(family) for family in ([name] if name else sorted(families))]
+        now_s = self._loop.time()
+        return [self._metrics.statistics.of(family, now_s) for family in ([name] if name else sorted(families))]
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Carry the request's rows through the cascade; without named outputs the answer is `label`."""
@@ -130,15 +131,15 @@ class CascadeDataPlane:
             ticket = await self._dispatcher.submit(family, inputs, timeout_s=timeout_s, want_scores="scores" in outputs)
         except RequestError as error:
             self._metrics.request(family.name, type(error).__name__, 0.0)
-            self._metrics.statistics.failed(family.name, self._loop.time() - arrived_s)
+            self._count_failed(family, arrived_s)
             raise
         except asyncio.CancelledError:
             self._metrics.request(family.name, "Cancelled", 0.0)
-            self._metrics.statistics.failed(family.name, self._loop.time() - arrived_s)
+            self._count_failed(family, arrived_s)
             raise
-        latency_s = self._loop.time() - arrived_s
-        self._metrics.request(family.name, "ok", latency_s)
-        self._metrics.statistics.answered(family.name, ticket, latency_s)
+        now_s = self._loop.time()
+        self._metrics.request(family.name, "ok", now_s - arrived_s)
+        self._metrics.statistics.answered(family.name, ticket, now_s - arrived_s, now_s)
         return InferResponse(
             model_name=request.model_name,
             model_version=VERSION,
@@ -150,6 +151,10 @@ class CascadeDataPlane:
             },
             outputs=[_output(ticket, name) for name in outputs],
         )
+
+    def _count_failed(self, family: FamilyState, arrived_s: float) -> None:
+        now_s = self._loop.time()
+        self._metrics.statistics.failed(family.name, now_s - arrived_s, now_s)
 
     def _family(self, name: str, version: str) -> FamilyState:
         family = self._dispatcher.families.get(name)

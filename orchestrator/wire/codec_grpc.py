@@ -13,6 +13,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from cascadeserve.errors import InvalidRequest, NotSupported
+from orchestrator.wire.classification import PARAMETER, classified, num_classes
 from orchestrator.wire.datatypes import (
     DTYPES,
     array_from_raw,
@@ -99,6 +100,7 @@ def check_version(version: str) -> None:
 
 def encode_infer_response(request: InferRequest, response: InferResponse) -> Any:  # noqa: ANN401
     """Make a ModelInferResponse."""
+    outputs = classified(request, response.outputs)
     message = service_pb2.ModelInferResponse(
         model_name=response.model_name,
         model_version=response.model_version,
@@ -107,9 +109,9 @@ def encode_infer_response(request: InferRequest, response: InferResponse) -> Any
             service_pb2.ModelInferResponse.InferOutputTensor(
                 name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape
             )
-            for tensor in response.outputs
+            for tensor in outputs
         ],
-        raw_output_contents=[raw_from_tensor(tensor) for tensor in response.outputs],
+        raw_output_contents=[raw_from_tensor(tensor) for tensor in outputs],
     )
     for key, value in response.parameters.items():
         _set_parameter(message.parameters[key], value)
@@ -157,9 +159,8 @@ def _array_from_contents(name: str, datatype: str, shape: tuple[int, ...], conte
 def _decode_output(item: Any) -> RequestedOutput:  # noqa: ANN401
     if "shared_memory_region" in item.parameters:
         raise NotSupported(f"shared memory is not supported; output '{item.name}' is sent in the response")
-    if "classification" in item.parameters:
-        raise NotSupported(f"the classification extension is not supported; ask for the values of '{item.name}'")
-    return RequestedOutput(item.name, binary=True)
+    asked = item.parameters[PARAMETER].int64_param if PARAMETER in item.parameters else None
+    return RequestedOutput(item.name, binary=True, num_classes=num_classes(item.name, asked))
 
 
 def _decode_parameters(parameters: Mapping[str, Any]) -> dict[str, Parameter]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from cascadeserve.errors import InvalidRequest, NotSupported
+from orchestrator.wire.classification import classified, num_classes
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, raw_from_tensor
 from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, decode_json, json_from_tensor
 from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_json_elements, check_listed_elements, num_texts
@@ -147,7 +148,7 @@ def encode_response(request: InferRequest, response: InferResponse) -> EncodedRe
     forms = {output.name: output.binary for output in request.outputs}
     buffers: list[bytes] = []
     outputs: list[dict[str, Any]] = []
-    for tensor in response.outputs:
+    for tensor in classified(request, response.outputs):
         rendered: dict[str, Any] = {
             "name": tensor.name,
             "datatype": tensor.datatype,
@@ -233,10 +234,8 @@ def _decode_output(output: _Output, *, binary_by_default: bool) -> RequestedOutp
     parameters = output.parameters
     if parameters.shared_memory_region is not None:
         raise NotSupported(f"shared memory is not supported; output '{output.name}' is sent in the response")
-    if parameters.classification is not None:
-        raise NotSupported(f"the classification extension is not supported; ask for the values of '{output.name}'")
     binary = binary_by_default if parameters.binary_data is None else parameters.binary_data
-    return RequestedOutput(output.name, binary)
+    return RequestedOutput(output.name, binary, num_classes(output.name, parameters.classification))
 
 
 def _filled_shape(name: str, datatype: str, shape: list[int], body: bytes) -> list[int]:

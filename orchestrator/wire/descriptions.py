@@ -33,20 +33,15 @@ class IndexEntry:
     ready: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, frozen=True)
 class Duration:
     """How often something happened and how long it took altogether."""
 
     count: int = 0
     ns: int = 0
 
-    def add(self, duration_s: float) -> None:
-        """Count one more."""
-        self.count += 1
-        self.ns += round(duration_s * 1e9)
 
-
-@dataclass(slots=True)
+@dataclass(slots=True, frozen=True)
 class ModelStatistics:
     """Counts of one model since the server started, as Triton names them; they only grow.
 
@@ -62,9 +57,9 @@ class ModelStatistics:
     inference_count: int = 0
     # batches sent, over all stages
     execution_count: int = 0
-    success: Duration = field(default_factory=Duration)
-    fail: Duration = field(default_factory=Duration)
-    queue: Duration = field(default_factory=Duration)
-    compute: Duration = field(default_factory=Duration)
+    success: Duration = Duration()
+    fail: Duration = Duration()
+    queue: Duration = Duration()
+    compute: Duration = Duration()
     # by rows of the batch
     batches: dict[int, Duration] = field(default_factory=dict)

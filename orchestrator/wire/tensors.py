@@ -38,6 +38,8 @@ class RequestedOutput:
 
     name: str
     binary: bool = False
+    # so many of its largest values, as text; 0: the values
+    num_classes: int = 0
 
 
 @dataclass(slots=True)

@@ -137,6 +137,9 @@ CASES |= {
     "infer-too-many-rows": _infer(rows([5] * (MAX_BATCH + 1), [0.9] * (MAX_BATCH + 1)), outputs=("label",)),
     "infer-reserved-parameter": _infer(parameters={"triton_x": 1}),
     "infer-classes": _infer(outputs=("scores",), output={"class_count": 2}),
+    "infer-classes-of-labels": _infer(outputs=("label", "stage"), output={"class_count": 3}),
+    "infer-more-classes-than-there-are": _infer(outputs=("scores",), output={"class_count": 9}),
+    "infer-classes-json": _infer(outputs=("scores",), output={"class_count": 1}, binary=False),
     "infer-compressed": _infer(
         rows([1] * MAX_BATCH, [0.9] * MAX_BATCH),
         binary=False,

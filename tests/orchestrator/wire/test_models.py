@@ -53,9 +53,11 @@ async def test_index_of_what_is_ready(rest_address: str) -> None:
 
 
 async def test_statistics(client: StockClient, plane: EchoPlane) -> None:
-    counted = ModelStatistics("echo", "1", 7, 5, 3)
-    counted.success, counted.queue, counted.compute = Duration(2, 900), Duration(2, 100), Duration(2, 700)
-    counted.batches = {4: Duration(1, 300), 1: Duration(2, 400)}
+    counted = ModelStatistics(
+        "echo", "1", 7, 5, 3,
+        success=Duration(2, 900), queue=Duration(2, 100), compute=Duration(2, 700),
+        batches={4: Duration(1, 300), 1: Duration(2, 400)},
+    )  # fmt: skip
     plane.counted["echo"] = counted
     stats = (await asked(client, "get_inference_statistics", "echo"))["model_stats"]
     (echo,) = stats
