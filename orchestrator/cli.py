@@ -45,6 +45,10 @@ _LIMITS = Limits()
     help="Open at a time, by each transport; as many gRPC calls.",
 )  # fmt: skip
 @click.option(
+    "--max-received-bytes", type=click.IntRange(min=1), default=_LIMITS.max_received_bytes, show_default=True,
+    help="Of all HTTP requests that are not complete yet.",
+)  # fmt: skip
+@click.option(
     "--client-timeout", "client_timeout_s", type=click.FloatRange(min=0.1), default=_LIMITS.client_timeout_s,
     show_default=True, help="Seconds in which a client must have sent its request, or read its answer, over HTTP.",
 )  # fmt: skip
@@ -76,6 +80,7 @@ def serve(
     max_rows: int,
     max_listed_elements: int,
     max_connections: int,
+    max_received_bytes: int,
     client_timeout_s: float,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -99,7 +104,7 @@ def serve(
             check_plan_fits_repository(plan, repository, path=plan_path)
         return plan
 
-    limits = Limits(max_listed_elements, max_connections, client_timeout_s)
+    limits = Limits(max_listed_elements, max_connections, max_received_bytes, client_timeout_s)
     settings = ServeSettings(host, http_port, grpc_port, max_request_bytes, max_rows, limits, tls, linger_s, drain_s)
     asyncio.run(run_serve(read_plan, cluster, settings, repository=repository))
 

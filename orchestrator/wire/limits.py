@@ -23,6 +23,8 @@ class Limits:
     max_listed_elements: int = MAX_LISTED_ELEMENTS
     # open HTTP connections, and as many gRPC connections and calls
     max_connections: int = 10_000
+    # bytes of all HTTP requests that are not complete yet
+    max_received_bytes: int = 1 << 30
     # seconds that a request may take to arrive and an answer to be read
     client_timeout_s: float = 60.0
 

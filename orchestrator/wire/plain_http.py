@@ -246,6 +246,11 @@ class _Connection(asyncio.Protocol):
         """Whether its client must do something: send the rest of a request or read an answer."""
         return self._drained is not None or (self._task is None and self._size > 0)
 
+    @property
+    def received_bytes(self) -> int:
+        """What it holds of requests that are not under way."""
+        return self._size
+
     def abort(self) -> None:
         """Cut it off, with what was not read yet."""
         self._transport.abort()

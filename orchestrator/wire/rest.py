@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
-from cascadeserve.errors import InvalidRequest, RequestTooLarge
+from cascadeserve.errors import InvalidRequest, RequestTooLarge, Unavailable
 from orchestrator.wire.codec_http import HEADER_LENGTH
 from orchestrator.wire.compression import unfolded
 from orchestrator.wire.endpoints import answer_to, routes
@@ -76,7 +76,7 @@ class RestServer:
         self._under_way: set[RequestHandler] = set()
         self._watch: asyncio.Task[None] | None = None
         table = routes(data_plane, metrics, max_listed_elements=self._limits.max_listed_elements)
-        app = _build_app(table, max_body_bytes, closing, self._limits.client_timeout_s)
+        app = _build_app(table, max_body_bytes, closing, self._limits)
         app.middlewares.append(self._note_under_way)
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=close_timeout_s, auto_decompress=False
@@ -153,12 +153,25 @@ class RestServer:
             owing = [(each, each.num_requests) for each in self._plain.connections if each.owes]
             for connection in plain.overdue(owing, loop.time()):
                 connection.abort()
+            self._cut_off_largest()
             # What aiohttp waits for it does not say: it may also be the next request.
             self._handled = {each: self._handled.get(each, 0) for each in self._others()}
             waiting = [(each, number) for each, number in self._handled.items() if each not in self._under_way]
             for other in others.overdue(waiting, loop.time()):
                 if other.transport is not None:
                     other.transport.abort()
+
+    def _cut_off_largest(self) -> None:
+        """Keep what all clients together have sent of unfinished requests within its limit."""
+        received = sum(connection.received_bytes for connection in self._plain.connections)
+        if received <= self._limits.max_received_bytes:
+            return
+        unfinished = sorted(self._plain.connections, key=lambda connection: -connection.received_bytes)
+        for connection in unfinished:
+            if received <= self._limits.max_received_bytes:
+                break
+            received -= connection.received_bytes
+            connection.abort()
 
     @web.middleware
     async def _note_under_way(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -176,12 +189,54 @@ class RestServer:
         return self._runner.server()
 
 
-def _build_app(
-    table: list[Route], max_body_bytes: int, closing: Callable[[], bool], client_timeout_s: float
-) -> web.Application:
+class _Bodies:
+    """Reads the bodies of requests that aiohttp has, within the limits of each and of all."""
+
+    def __init__(self, max_body_bytes: int, limits: Limits) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._limits = limits
+        self._reserved_bytes = 0
+
+    async def read(self, request: web.Request) -> bytes:
+        """Read a whole body, decompressed."""
+        length = request.content_length
+        if length is not None and length > self._max_body_bytes:
+            # Refused unread: this is what the limit is for.
+            raise self._too_large()
+        # How long chunks will be is not said.
+        reserved = self._max_body_bytes if length is None else length
+        if self._reserved_bytes + reserved > max(self._limits.max_received_bytes, self._max_body_bytes):
+            raise Unavailable("too much is being received from all clients; try again shortly")
+        self._reserved_bytes += reserved
+        try:
+            return await self._read(request)
+        finally:
+            self._reserved_bytes -= reserved
+
+    async def _read(self, request: web.Request) -> bytes:
+        timeout_s = self._limits.client_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await request.read()
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(reason=f"the request body did not arrive within {timeout_s:g} s") from None
+        except web.HTTPRequestEntityTooLarge:
+            raise self._too_large() from None
+        except web.RequestPayloadError:
+            raise InvalidRequest("the request body cannot be read; it is broken or cut short") from None
+        encoding = request.headers.get("Content-Encoding", "").strip().lower()
+        return await unfolded(body, encoding, self._max_body_bytes)
+
+    def _too_large(self) -> RequestTooLarge:
+        limit = self._max_body_bytes
+        return RequestTooLarge(f"the request body is larger than the limit of {limit} bytes; send fewer rows")
+
+
+def _build_app(table: list[Route], max_body_bytes: int, closing: Callable[[], bool], limits: Limits) -> web.Application:
     app = web.Application(client_max_size=max_body_bytes, middlewares=[_answer_errors_as_json])
+    bodies = _Bodies(max_body_bytes, limits)
     for route in table:
-        app.router.add_route(route.method, route.path, _adapted(route, max_body_bytes, client_timeout_s))
+        app.router.add_route(route.method, route.path, _adapted(route, bodies))
 
     async def close_connection(_request: web.Request, response: web.StreamResponse) -> None:
         if closing():
@@ -192,7 +247,7 @@ def _build_app(
     return app
 
 
-def _adapted(route: Route, max_body_bytes: int, client_timeout_s: float) -> Handler:
+def _adapted(route: Route, bodies: _Bodies) -> Handler:
     takes_body = route.method == "POST"
 
     async def handle(request: web.Request) -> web.Response:
@@ -200,29 +255,12 @@ def _adapted(route: Route, max_body_bytes: int, client_timeout_s: float) -> Hand
             request.match_info.get("model", ""),
             request.match_info.get("version", ""),
             request.headers.get(HEADER_LENGTH),
-            await _read_body(request, max_body_bytes, client_timeout_s) if takes_body else b"",
+            await bodies.read(request) if takes_body else b"",
             request.headers.get("Accept-Encoding"),
         )
         return _response(await route.handler(call))
 
     return handle
-
-
-async def _read_body(request: web.Request, max_body_bytes: int, timeout_s: float) -> bytes:
-    """Read the whole body, decompressed, within the limit."""
-    if request.content_length is not None and request.content_length > max_body_bytes:
-        # Refused unread: this is what the limit is for.
-        raise _too_large(max_body_bytes)
-    try:
-        async with asyncio.timeout(timeout_s):
-            body = await request.read()
-    except TimeoutError:
-        raise web.HTTPRequestTimeout(reason=f"the request body did not arrive within {timeout_s:g} s") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(max_body_bytes) from None
-    except web.RequestPayloadError:
-        raise InvalidRequest("the request body cannot be read; it is broken or cut short") from None
-    return await unfolded(body, request.headers.get("Content-Encoding", "").strip().lower(), max_body_bytes)
 
 
 @web.middleware
@@ -248,7 +286,3 @@ async def _answer_errors_as_json(request: web.Request, handler: Handler) -> web.
 
 def _response(answer: Answer) -> web.Response:
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
-
-
-def _too_large(max_body_bytes: int) -> RequestTooLarge:
-    return RequestTooLarge(f"the request body is larger than the limit of {max_body_bytes} bytes; send fewer rows")

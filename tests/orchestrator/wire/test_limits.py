@@ -120,6 +120,34 @@ async def test_where_all_are_busy_one_more_is_told_so(plane: EchoPlane) -> None:
             assert (await client.reply())[0] == 200
 
 
+async def test_unfinished_requests_together_take_so_much(plane: EchoPlane) -> None:
+    body = head(tensor([1])) + b" " * 100_000
+    async with serving(plane, max_received_bytes=250_000) as address, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(address)) for _ in range(4)]
+        for client in clients:
+            client.send(post(body)[:-1])
+        async with asyncio.timeout(10):
+            while sum(client.reader.at_eof() or client.reader.exception() is not None for client in clients) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        left = [client for client in clients if not client.reader.at_eof() and client.reader.exception() is None]
+        for client in left:
+            client.send(b" ")
+            assert (await client.reply())[0] == 200
+
+
+async def test_unfinished_odd_requests_together_take_so_much(plane: EchoPlane) -> None:
+    body = head(tensor([1])) + b" " * 100_000
+    async with serving(plane, max_received_bytes=250_000) as address, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(address)) for _ in range(4)]
+        for client in clients:
+            client.send(post(body, "X_y: goes to aiohttp")[:-1])
+            await asyncio.sleep(0.05)
+        for client in clients:
+            client.send(b" ")
+        # the limit of one body is larger than that of all: it counts then
+        assert sorted([(await client.reply())[0] for client in clients]) == [200, 200, 503, 503]
+
+
 async def test_listed_elements_over_http(plane: EchoPlane) -> None:
     async with serving(plane, max_listed_elements=100) as address:
         assert (await send(address, INFER, head(tensor([1] * 90)))).status == 200
