@@ -35,8 +35,9 @@ class Ticket:
     """One client request of n rows: its inputs, the answers that came so far, and its future."""
 
     __slots__ = (
-        "__weakref__", "_stage", "arrived_s", "certainty", "certified", "cut_rows", "deadline_s", "future", "gears",
-        "handicap_s", "inputs", "label", "options", "remaining", "rows", "scores", "unheard", "work_per_row",
+        "__weakref__", "_stage", "arrived_s", "certainty", "certified", "computed_row_s", "cut_rows", "deadline_s",
+        "future", "gears", "handicap_s", "inputs", "label", "options", "remaining", "rows", "scores", "unheard",
+        "waited_row_s", "work_per_row",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +72,9 @@ class Ticket:
         self.gears: list[str] = []
         # whether all its rows went through cascades that the plan's certificate covers, to their end
         self.certified = True
+        # seconds in queues and with Triton, summed over its rows and their stages
+        self.waited_row_s = 0.0
+        self.computed_row_s = 0.0
         # [n] each once any row is answered; one number for the stage if all rows were answered at once
         self.label: NDArray[np.int64] = _NO_LABEL
         self.certainty: NDArray[np.float32] = _NO_CERTAINTY

@@ -6,6 +6,7 @@ says how long the JSON is; without it the whole body is JSON, and 0 means one ra
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 
 from cascadeserve.errors import InvalidRequest, NotSupported
+from orchestrator.wire.classification import classified, num_classes
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, raw_from_tensor
-from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, json_from_tensor
+from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, decode_json, json_from_tensor
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_json_elements, check_listed_elements, num_texts
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -101,19 +104,26 @@ class _Form(NamedTuple):
     binary_outputs: bool
 
 
-def decode_request(body: bytes, header_length: int | None, *, model_name: str, model_version: str = "") -> InferRequest:
+def decode_request(
+    body: bytes,
+    header_length: int | None,
+    *,
+    model_name: str,
+    model_version: str = "",
+    max_listed_elements: int = MAX_LISTED_ELEMENTS,
+) -> InferRequest:
     """Read the body of an infer request; a `header_length` of 0 is for `decode_raw_request`."""
-    if header_length is None:
-        form = _read_form(body)
-    elif header_length <= _MAX_KNOWN_BYTES:
-        form = _known_form(body[:header_length])
+    json_part = body if header_length is None else memoryview(body)[:header_length]
+    check_json_elements(json_part, max_listed_elements)
+    if header_length is not None and header_length <= _MAX_KNOWN_BYTES:
+        form = _known_form(bytes(json_part))
     else:
-        form = _read_form(memoryview(body)[:header_length])
+        form = _read_form(json_part)
     return InferRequest(
         model_name=model_name,
         model_version=model_version,
         id=form.id,
-        inputs=_decode_inputs(form.inputs, body, header_length),
+        inputs=_decode_inputs(form.inputs, body, header_length, max_listed_elements),
         parameters=form.parameters,
         outputs=form.outputs,
         binary_outputs=form.binary_outputs,
@@ -151,7 +161,7 @@ def encode_response(request: InferRequest, response: InferResponse) -> EncodedRe
     forms = {output.name: output.binary for output in request.outputs}
     buffers: list[bytes] = []
     outputs: list[dict[str, Any]] = []
-    for tensor in response.outputs:
+    for tensor in classified(request, response.outputs):
         rendered: dict[str, Any] = {
             "name": tensor.name,
             "datatype": tensor.datatype,
@@ -178,12 +188,24 @@ def encode_response(request: InferRequest, response: InferResponse) -> EncodedRe
 
 def _decode_head(data: bytes | memoryview) -> _Head:
     try:
-        return _HEAD_DECODER.decode(data)
+        try:
+            return _HEAD_DECODER.decode(data)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            return _decode_not_finite(data)
     except JSON_ERRORS as error:
-        hint = ""
-        if isinstance(error, msgspec.DecodeError) and b"NaN" in bytes(data):
-            hint = "; JSON has no NaN, send such an input as binary data"
-        raise InvalidRequest(f"cannot read the request JSON: {error}{hint}") from None
+        raise InvalidRequest(f"cannot read the request JSON: {error}") from None
+
+
+def _decode_not_finite(data: bytes | memoryview) -> _Head:
+    """Decode what may be valid but for NaN and Infinity in the data of an input."""
+    head = decode_json(data)
+    inputs = head.get("inputs") if isinstance(head, dict) else None
+    for item in inputs if isinstance(inputs, list) else ():
+        if isinstance(item, dict) and "data" in item:
+            item["data"] = msgspec.Raw(json.dumps(item["data"]).encode())
+    return msgspec.convert(head, _Head)
 
 
 def _read_form(data: bytes | memoryview) -> _Form:
@@ -210,7 +232,9 @@ def _read_form(data: bytes | memoryview) -> _Form:
 _known_form = lru_cache(_MAX_KNOWN)(_read_form)
 
 
-def _decode_inputs(inputs: Sequence[_Input], body: bytes, header_length: int | None) -> list[Tensor]:
+def _decode_inputs(
+    inputs: Sequence[_Input], body: bytes, header_length: int | None, max_listed_elements: int
+) -> list[Tensor]:
     """Read each input from its JSON data or from its slice of the body behind the JSON."""
     buffers = memoryview(body)
     offset = len(body) if header_length is None else header_length
@@ -227,6 +251,8 @@ def _decode_inputs(inputs: Sequence[_Input], body: bytes, header_length: int | N
                     f"input '{name}' has binary_data_size {size} but only {len(body) - offset} bytes follow "
                     f"(does the header {HEADER_LENGTH} give the length of the JSON?)"
                 )
+            if item.datatype == "BYTES":
+                check_listed_elements(name, num_texts(item.shape, size), max_listed_elements)
             array = array_from_raw(name, item.datatype, item.shape, buffers[offset:end])
             offset = end
         tensors.append(Tensor(name, item.datatype, array))
@@ -239,10 +265,8 @@ def _decode_output(output: _Output, *, binary_by_default: bool) -> RequestedOutp
     parameters = output.parameters
     if parameters.shared_memory_region is not None:
         raise NotSupported(f"shared memory is not supported; output '{output.name}' is sent in the response")
-    if parameters.classification is not None:
-        raise NotSupported(f"the classification extension is not supported; ask for the values of '{output.name}'")
     binary = binary_by_default if parameters.binary_data is None else parameters.binary_data
-    return RequestedOutput(output.name, binary)
+    return RequestedOutput(output.name, binary, num_classes(output.name, parameters.classification))
 
 
 def _filled_shape(name: str, datatype: str, shape: list[int], body: bytes) -> list[int]:

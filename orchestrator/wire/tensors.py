@@ -5,11 +5,14 @@ from __future__ import annotations
 # Those that fields are written in are read at run time too: front processes send requests and answers by them.
 from collections.abc import Mapping, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
 
 from cascadeserve.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from orchestrator.wire.descriptions import IndexEntry, ModelConfig, ModelStatistics
 
 Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
@@ -36,6 +39,8 @@ class RequestedOutput:
 
     name: str
     binary: bool = False
+    # so many of its largest values, as text; 0: the values
+    num_classes: int = 0
 
 
 @dataclass(slots=True)
@@ -113,6 +118,15 @@ class DataPlane(Protocol):
     def admit(self, name: str, version: str) -> None:
         """Let a request in whose body is not read yet, or raise Overloaded; it must cost next to nothing."""
 
+    def model_config(self, name: str, version: str) -> ModelConfig:
+        """Tell how a model is configured; raises NotFound for an unknown one."""
+
+    def repository_index(self) -> list[IndexEntry]:
+        """List the models, by name."""
+
+    async def statistics(self, name: str, version: str) -> list[ModelStatistics]:
+        """Count what was asked of a model, or of all if `name` is empty; raises InvalidRequest for an unknown one."""
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer a request that was let in or raise one RequestError."""
 
@@ -120,7 +134,9 @@ class DataPlane(Protocol):
 def check_parameter(name: str, value: Parameter) -> None:
     """Refuse a request parameter that Triton refuses."""
     if name.startswith("triton_"):
-        raise InvalidRequest("parameter keys starting with 'triton_' are reserved and must not be specified")
+        raise InvalidRequest(
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+        )
     if isinstance(value, int) and not _MIN_INT <= value <= _MAX_INT:
         raise InvalidRequest(f"the request parameter '{name}' does not fit into 64 bits")
 
@@ -129,4 +145,4 @@ def check_unique(names: list[str]) -> None:
     """Refuse two inputs of one name."""
     if len(names) > 1 and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"input '{twice}' is given more than once")
+        raise InvalidRequest(f"input '{twice}' already exists in request; give each input once")
