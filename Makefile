@@ -36,8 +36,9 @@ check: $(INSTALLED) ## formatting, lint, types, import rules
 docs: $(INSTALLED) ## build the documentation as .cascadeserve/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-bench: $(INSTALLED) ## measure what the orchestrator adds to a request
+bench: $(INSTALLED) ## measure what the orchestrator adds to a request, in time and in CPU time (needs wrk)
 	$(BIN)/python -m benchmarks.gateway
+	$(BIN)/python -m benchmarks.gateway_cost
 
 bars: $(INSTALLED) ## decide the bars of benchmarks/bars.toml: make bars TIER=quick|full|soak|gpu [ONLY=prefix]
 	$(BIN)/python -m benchmarks.bars --tier $(TIER) --only '$(ONLY)'

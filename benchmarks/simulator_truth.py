@@ -34,7 +34,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks import python_models
 from cascadeserve.artefacts import digest_bytes, read_json, write_atomically, write_json
 from cascadeserve.cluster import read_cluster
 from cascadeserve.demo.family import EXAMPLE, FAMILY, REPOSITORY
@@ -53,12 +53,10 @@ from cascadeserve.demo.offline import OfflineTriton, draw_rows, run_command
 from cascadeserve.demo.steps import Steps
 from cascadeserve.gear_plan import GearPlan, read_gear_plan
 from cascadeserve.local_stack import LocalStack
-from cascadeserve.local_triton import onnxruntime_backend
 from cascadeserve.local_triton.working_copy import prepare_state_directory
 from cascadeserve.replay.rows import choose_rows
 from cascadeserve.replay.settings import LoadSettings, parse_steps
 from cascadeserve.report import ServingReport
-from cascadeserve.triton_config import format_config, parse_config
 from cascadeserve.virtual_machine import cores_kept_awake, stolen_s
 from planner.host import describe_host
 from planner.profile import read_profile
@@ -78,7 +76,6 @@ _CALM_SHARE = 1 / 3
 # seconds of processor time of a batch: so much for itself, and for each row; the slowest seen of the models themselves
 # is 0.7 + 0.03 and 0.3 + 4 ms. Triton and its Python backend take some 0.4 ms beside that, more and less by turns.
 _PACES = {"digits_cnn": (2.5e-3, 0.1e-3), "digits_resnet": (6e-3, 5e-3)}
-_PACED = Path(__file__).with_name("paced") / "model.py"
 # A run from which the host took more of the machine's time than that is run again, and the least disturbed one counts.
 _MAX_STOLEN_FRAC, _TRIES = 0.02, 3
 _WATCH_S, _WAIT_QUIET_S = 2.0, 60.0
@@ -193,16 +190,7 @@ def summarise(judged: Sequence[Judged]) -> dict[str, Any]:
 def write_paced(repository: Path) -> None:
     """Make a repository of the paced models."""
     for model, (first_s, row_s) in _PACES.items():
-        source, version = REPOSITORY / model, repository / model / "1"
-        config = parse_config((source / "config.pbtxt").read_text(), path=source / "config.pbtxt")
-        config.backend, config.default_model_filename = "python", "model.py"
-        config.parameters["pace_first_s"].string_value = str(first_s)
-        config.parameters["pace_row_s"].string_value = str(row_s)
-        version.mkdir(parents=True, exist_ok=True)
-        write_atomically(repository / model / "config.pbtxt", format_config(config).encode())
-        shutil.copyfile(source / "1" / "model.onnx", version / "model.onnx")
-        shutil.copyfile(_PACED, version / "model.py")
-        shutil.copyfile(onnxruntime_backend.__path__[0] + "/model.py", version / "onnx_backend.py")
+        python_models.write_paced(repository, model, first_s, row_s)
 
 
 async def _offline(state: Path, repository: Path, console: Console) -> None:

@@ -76,6 +76,7 @@ class LocalStack:
         http, grpc, metrics, self._http_port, self._grpc_port = free_ports(5)
         self.triton_url = f"http://127.0.0.1:{http}"
         self.url = self.triton_url if plan is None else f"http://127.0.0.1:{self._http_port}"
+        self.grpc_address = f"127.0.0.1:{grpc if plan is None else self._grpc_port}"
         self.log = state / "up.log"
         self.cluster = state / "cluster.toml"
         self.cluster.write_text(

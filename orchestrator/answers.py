@@ -56,7 +56,7 @@ def absorb(
         if not segment.stage:
             ticket.unheard -= segment.rows
         taken = landed.taken(segment)[start:stop]
-        done = num_taken = int(np.count_nonzero(taken))
+        done = num_taken = int(taken[0]) if segment.rows == 1 else int(np.count_nonzero(taken))
         if num_taken:
             answered_at[segment.stage] = answered_at.get(segment.stage, 0) + num_taken
         if num_taken < segment.rows and (num_cut := landed.escalate(segment, np.flatnonzero(~taken))):

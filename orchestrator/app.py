@@ -22,6 +22,7 @@ from orchestrator.reconciler import Reconciler
 from orchestrator.state import EndpointState, FamilyState
 from orchestrator.supervise import forever
 from orchestrator.triton import TritonBackend
+from orchestrator.wire.limits import MAX_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,10 +46,12 @@ class Orchestrator:
         *,
         repository: Path | None,
         backends: dict[str, Backend] | None = None,
+        max_rows: int = MAX_ROWS,
     ) -> None:
         """`read_plan` reads the plan to serve, now and whenever `plan_change` is asked for another.
 
         `repository` is what the endpoints serve, needed for changing instances; `backends` replaces Triton in tests.
+        A request may have `max_rows`.
         """
         self.metrics = Metrics()
         plan = read_plan()
@@ -75,7 +78,7 @@ class Orchestrator:
         # told at every look what is ahead of requests
         self.on_look: Callable[[Mapping[str, Ahead]], None] = lambda _: None
         self.data_plane = CascadeDataPlane(
-            self.dispatcher, self.metrics, self.entry, on_arrival=self.gear_loop.on_arrival
+            self.dispatcher, self.metrics, self.entry, on_arrival=self.gear_loop.on_arrival, max_rows=max_rows
         )
 
     async def run_loops(self) -> None:
@@ -113,7 +116,7 @@ class Orchestrator:
                 own_s=sum(family.full_batch_s(stage.model) for stage in family.entry.stages),
                 surge_slos=DEADLINE_SLOS if family.has_faster_gear else LAST_GEAR_SLOS,
                 wait_s=in_flight_s + family.queued_work_s() / family_slots,
-                row_s=family.work_per_row_s() / family_slots,
+                row_s=family.work_per_row_s / family_slots,
             )
         return queues
 
@@ -126,6 +129,7 @@ class Orchestrator:
     def refused(self, name: str, rows: int) -> None:
         """Count a request that an entry refused: demand is what comes, not what is let in."""
         self.metrics.request(name, "Overloaded", 0.0)
+        self.metrics.statistics.failed(name, 0.0, asyncio.get_running_loop().time())
         if (family := self.dispatcher.families.get(name)) is not None:
             self.gear_loop.on_arrival(family, rows)
 
@@ -145,7 +149,7 @@ async def serve(
 
     At SIGHUP the plan is read again and put in force without a pause.
     """
-    orchestrator = Orchestrator(read_plan, cluster, repository=repository)
+    orchestrator = Orchestrator(read_plan, cluster, repository=repository, max_rows=settings.max_rows)
     plan = orchestrator.reconciler.plan
     if repository is None and len(plan.layouts) > 1:
         _log.warning(
@@ -161,8 +165,8 @@ async def serve(
         await door.open()
         if isinstance(door, Hub):
             loops.append(asyncio.create_task(door.run(), name="keep-fronts"))
-        _log.info("listening on http://%s:%d and grpc://%s:%d", settings.host, settings.http_port, settings.host,
-                  settings.grpc_port)  # fmt: skip
+        _log.info("listening on %s://%s:%d and grpc://%s:%d", "http" if settings.tls is None else "https",
+                  settings.host, settings.http_port, settings.host, settings.grpc_port)  # fmt: skip
         await asyncio.wait({*loops, stopping}, return_when=asyncio.FIRST_COMPLETED)
         _log.info("stopping: not ready from now on, no new connections")
         await door.close()

@@ -9,9 +9,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from cascadeserve import __version__
-from cascadeserve.errors import RequestError, Unavailable
+from cascadeserve.errors import InvalidRequest, RequestError, Unavailable
 from cascadeserve.policy.admission import DEADLINE_SLOS
 from orchestrator.request_options import read_options
+from orchestrator.wire.descriptions import VERSION, IndexEntry, ModelConfig
+from orchestrator.wire.limits import MAX_ROWS
 from orchestrator.wire.request_checks import checked_inputs, checked_outputs, unknown_model
 from orchestrator.wire.tensors import (
     InferRequest,
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from orchestrator.request_options import RequestOptions
     from orchestrator.rows import Ticket
     from orchestrator.state import FamilyState
+    from orchestrator.wire.descriptions import ModelStatistics
 
-VERSION = "1"
+# in Triton's words; not "model_repository": what is loaded is the plan's matter
+_EXTENSIONS = ("classification", "binary_tensor_data", "parameters", "model_configuration", "statistics")
 
 
 class CascadeDataPlane:
@@ -45,12 +49,14 @@ class CascadeDataPlane:
         entry: Entry,
         *,
         on_arrival: Callable[[FamilyState, float], None],
+        max_rows: int = MAX_ROWS,
     ) -> None:
-        """`on_arrival` is told of every valid request and its number of rows."""
+        """`on_arrival` is told of every valid request and its number of rows, which is `max_rows` at most."""
         self._dispatcher = dispatcher
         self._entry = entry
         self._metrics = metrics
         self._on_arrival = on_arrival
+        self._max_rows = max_rows
         self._loop = asyncio.get_running_loop()
         # the same under every plan: one that would change it is refused (`plan_change`)
         self._metadata = {name: _metadata(family) for name, family in dispatcher.families.items()}
@@ -64,7 +70,7 @@ class CascadeDataPlane:
 
     def server_metadata(self) -> ServerMetadata:
         """See `DataPlane.server_metadata`."""
-        return ServerMetadata("cascadeserve", __version__, ("binary_tensor_data", "parameters"))
+        return ServerMetadata("cascadeserve", __version__, _EXTENSIONS)
 
     def model_ready(self, name: str, version: str) -> bool:
         """See `DataPlane.model_ready`."""
@@ -74,6 +80,28 @@ class CascadeDataPlane:
     def model_metadata(self, name: str, version: str) -> ModelMetadata:
         """See `DataPlane.model_metadata`."""
         return self._metadata[self._family(name, version).name]
+
+    def model_config(self, name: str, version: str) -> ModelConfig:
+        """See `DataPlane.model_config`."""
+        metadata = self.model_metadata(name, version)
+        max_rows = self._family(name, version).plan.max_rows_per_request
+        return ModelConfig(name, metadata.platform, max_rows, metadata.inputs, metadata.outputs)
+
+    def repository_index(self) -> list[IndexEntry]:
+        """See `DataPlane.repository_index`."""
+        return [
+            IndexEntry(name, VERSION, self.model_ready(name, VERSION)) for name in sorted(self._dispatcher.families)
+        ]
+
+    async def statistics(self, name: str, version: str) -> list[ModelStatistics]:
+        """See `DataPlane.statistics`."""
+        families = self._dispatcher.families
+        if name and name not in families:
+            raise InvalidRequest(f"requested model '{name}' is not available")
+        if name and version not in ("", VERSION):
+            raise InvalidRequest(f"requested model version is not available for model '{name}'")
+        now_s = self._loop.time()
+        return [self._metrics.statistics.of(family, now_s) for family in ([name] if name else sorted(families))]
 
     def admit(self, name: str, version: str) -> None:
         """See `DataPlane.admit`; what is wrong with the name is left to `infer`."""
@@ -85,7 +113,7 @@ class CascadeDataPlane:
         family = self._family(request.model_name, request.model_version)
         arrived_s = self._loop.time()
         try:
-            inputs = checked_inputs(self._metadata[family.name], request)
+            inputs = checked_inputs(self._metadata[family.name], request, self._max_rows)
             outputs = checked_outputs(self._metadata[family.name], request)
             rows = inputs[0].shape[0]
             options = read_options(request.parameters, rows)
@@ -100,11 +128,15 @@ class CascadeDataPlane:
             )
         except RequestError as error:
             self._metrics.request(family.name, type(error).__name__, 0.0)
+            self._count_failed(family, arrived_s)
             raise
         except asyncio.CancelledError:
             self._metrics.request(family.name, "Cancelled", 0.0)
+            self._count_failed(family, arrived_s)
             raise
-        self._metrics.request(family.name, "ok", self._loop.time() - arrived_s)
+        now_s = self._loop.time()
+        self._metrics.request(family.name, "ok", now_s - arrived_s)
+        self._metrics.statistics.answered(family.name, ticket, now_s - arrived_s, now_s)
         if ticket.cut_rows:
             self._metrics.cut_short(family.name, ticket.cut_rows)
         return InferResponse(
@@ -119,6 +151,10 @@ class CascadeDataPlane:
             outputs=[_output(ticket, name) for name in outputs],
         )
 
+    def _count_failed(self, family: FamilyState, arrived_s: float) -> None:
+        now_s = self._loop.time()
+        self._metrics.statistics.failed(family.name, now_s - arrived_s, now_s)
+
     def _family(self, name: str, version: str) -> FamilyState:
         family = self._dispatcher.families.get(name)
         if family is None:
@@ -131,7 +167,7 @@ class CascadeDataPlane:
         """Seconds this request may still take: its `timeout` or the default, or its transport's deadline if sooner."""
         timeout_s = options.timeout_s
         if timeout_s is None:
-            busy_s = rows * options.work_per_row * family.work_per_row_s()
+            busy_s = rows * options.work_per_row * family.work_per_row_s
             timeout_s = DEADLINE_SLOS * max(family.plan.slo_s, busy_s)
         # it has waited to be read; the transport's deadline knows of that
         timeout_s -= self._entry.lag_s()

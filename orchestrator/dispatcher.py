@@ -337,8 +337,10 @@ class Dispatcher:
         self._queues = [queue for family in families for queue in family.queues.values()]
 
     def _unserved_model(self, family: FamilyState, entry: LadderEntry | None = None) -> str | None:
-        stages = (stage.model for stage in (entry or family.entry).stages)
-        return next((model for model in stages if not is_hosted(family.queues[model].model, self.endpoints)), None)
+        for stage in (entry or family.entry).stages:
+            if not is_hosted(family.queues[stage.model].model, self.endpoints):
+                return stage.model
+        return None
 
     def _expire(self, ticket: Ticket) -> None:
         if not ticket.unheard:

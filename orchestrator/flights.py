@@ -92,7 +92,9 @@ class Flights:
             answer = await endpoint.backend.infer(
                 batch.model, specs, inputs, want_scores=want_scores, timeout_s=HANG_LIMIT_S
             )
-            self._metrics.batch(endpoint.name, batch.model.name, batch.rows, self._loop.time() - started_s)
+            duration_s = self._loop.time() - started_s
+            self._metrics.batch(endpoint.name, batch.model.name, batch.rows, duration_s)
+            self._metrics.statistics.batch(batch, started_s, duration_s)
             taken = absorb(batch, answer, self._endpoints, self._metrics, self._loop.time())
         except BackendError as error:
             self._failed(batch, error)

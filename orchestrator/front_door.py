@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from cascadeserve.errors import ServerStartFailed
+from orchestrator.supervise import forever
+from orchestrator.wire.limits import MAX_ROWS, Limits, allow_connections
 from orchestrator.wire.rest import RestServer
 from orchestrator.wire.rpc import build_rpc_server
 from orchestrator.wire.tensors import DataPlane
+from orchestrator.wire.tls import Tls, TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,6 +35,10 @@ class ServeSettings:
     drain_s: float
     # processes that listen and parse in front of the dispatcher; 0: it does so itself
     fronts: int = 0
+    max_rows: int = MAX_ROWS
+    # of each process that listens
+    limits: Limits = field(default_factory=Limits)
+    tls: TlsFiles | None = None
 
 
 class ClosableDataPlane(DataPlane, Protocol):
@@ -70,19 +77,33 @@ class FrontDoor:
         """`requests` are those of the data plane; `metrics` gives body and content type of `GET /metrics`.
 
         `shares_ports` says that other front processes listen on the same ports.
+
+        Raises:
+            InvalidArtefact: the files for TLS cannot be used.
+
         """
         self._data_plane = data_plane
         self._requests = requests
         self._settings = settings
         self._shares_ports = shares_ports
+        self._tls = None if settings.tls is None else Tls(settings.tls)
+        self._following: asyncio.Task[None] | None = None
+        limits = settings.limits
+        allowed = allow_connections(limits)
+        if allowed < limits.max_connections:
+            _log.warning("only %d connections are taken: more need a higher limit of open files (ulimit -n)", allowed)
+            limits = replace(limits, max_connections=allowed)
         self._rest = RestServer(
             data_plane,
             max_body_bytes=settings.max_request_bytes,
             metrics=metrics,
             closing=lambda: data_plane.draining,
             close_timeout_s=settings.drain_s,
+            limits=limits,
         )
-        self._rpc = build_rpc_server(data_plane, max_message_bytes=settings.max_request_bytes, reuse_port=shares_ports)
+        self._rpc = build_rpc_server(
+            data_plane, max_message_bytes=settings.max_request_bytes, reuse_port=shares_ports, limits=limits
+        )
 
     async def open(self) -> None:
         """Listen on both ports.
@@ -91,18 +112,25 @@ class FrontDoor:
             ServerStartFailed: one of them cannot be listened on.
 
         """
-        settings = self._settings
+        settings, tls = self._settings, self._tls
+        context = None if tls is None else tls.http_context()
         try:
-            await self._rest.start(settings.host, settings.http_port, reuse_port=self._shares_ports)
+            await self._rest.start(settings.host, settings.http_port, reuse_port=self._shares_ports, tls=context)
         except OSError as error:
             raise cannot_listen(settings.host, settings.http_port, "--http-port", error) from error
         try:
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            self._rpc.add_insecure_port(f"{host}:{settings.grpc_port}")
+            address = f"{host}:{settings.grpc_port}"
+            if tls is None:
+                self._rpc.add_insecure_port(address)
+            else:
+                self._rpc.add_secure_port(address, tls.grpc_credentials())
         except RuntimeError as error:
             await self._rest.close()
             raise cannot_listen(settings.host, settings.grpc_port, "--grpc-port") from error
         await self._rpc.start()
+        if tls is not None:
+            self._following = asyncio.create_task(forever("tls-files", tls.follow_files), name="tls-files")
 
     async def close(self) -> None:
         """Stop accepting, answer what is open, close."""
@@ -120,6 +148,8 @@ class FrontDoor:
             await self._requests.close()
         await rpc_stopped
         await self._rest.close()
+        if self._following is not None:
+            self._following.cancel()
 
 
 def cannot_listen(host: str, port: int, option: str, error: OSError | None = None) -> ServerStartFailed:

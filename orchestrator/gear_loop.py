@@ -114,7 +114,7 @@ class GearLoop:
             rate_per_s,
             self._dispatcher.queued_work_s(family),
             family.planned_work_s(rate_per_s, slots),
-            family.work_per_row_s(),
+            family.work_per_row_s,
             family.plan.slo_s / 2,
         )
         self._metrics.load(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from orchestrator.statistics import Statistics
+
 if TYPE_CHECKING:
     from orchestrator.backend import ModelVersion
 
@@ -21,6 +23,8 @@ class Metrics:
     def __init__(self) -> None:
         """A fresh registry, so that several orchestrators may live in one process (tests)."""
         self.registry = CollectorRegistry()
+        # beside the registry: what clients ask for in the words of the protocol
+        self.statistics = Statistics()
         self._models_seen: dict[str, set[ModelVersion]] = {}
         # Cached on the hot path: looking up a child costs twice what counting does.
         self._requests = cache(

@@ -29,12 +29,17 @@ if TYPE_CHECKING:
     from orchestrator.request_options import RequestOptions
 
 
+_NO_LABEL: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+_NO_CERTAINTY: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+
+
 class Ticket:
     """One client request of n rows: its inputs, the answers that came so far, and its future."""
 
     __slots__ = (
-        "__weakref__", "arrived_s", "certainty", "certified", "cut_rows", "deadline_s", "future", "gears",
-        "handicap_s", "inputs", "label", "options", "remaining", "rows", "scores", "stage", "unheard", "work_per_row",
+        "__weakref__", "_stage", "arrived_s", "certainty", "certified", "computed_row_s", "cut_rows", "deadline_s",
+        "future", "gears", "handicap_s", "inputs", "label", "options", "remaining", "rows", "scores", "unheard",
+        "waited_row_s", "work_per_row",
     )  # fmt: skip
 
     def __init__(
@@ -70,12 +75,21 @@ class Ticket:
         self.gears: list[str] = []
         # whether all its rows went through cascades that the plan's certificate covers, to their end
         self.certified = True
-        self.label: NDArray[np.int64] = np.empty(rows, dtype=np.int64)
-        self.certainty: NDArray[np.float32] = np.empty(rows, dtype=np.float32)
-        self.stage: NDArray[np.int32] = np.empty(rows, dtype=np.int32)
+        # seconds in queues and with Triton, summed over its rows and their stages
+        self.waited_row_s = 0.0
+        self.computed_row_s = 0.0
+        # [n] each once any row is answered; one number for the stage if all rows were answered at once
+        self.label: NDArray[np.int64] = _NO_LABEL
+        self.certainty: NDArray[np.float32] = _NO_CERTAINTY
+        self._stage: NDArray[np.int32] | int = 0
         self.scores: NDArray[np.float32] | None = (
             None if num_classes is None else np.empty((rows, num_classes), dtype=np.float32)
         )
+
+    @property
+    def stage(self) -> NDArray[np.int32]:
+        """Stage that answered each row, [n]."""
+        return np.full(self.rows, self._stage, dtype=np.int32)
 
     @property
     def done(self) -> bool:
@@ -93,12 +107,25 @@ class Ticket:
         self, indices: NDArray[np.intp] | None, answer: BatchAnswer, source: slice | NDArray[np.intp], stage: int
     ) -> None:
         """Take over a batch's answers: its rows at `source` are rows `indices` of this request (None: all of them)."""
-        where = slice(None) if indices is None else indices
-        self.label[where] = answer.label[source]
-        self.certainty[where] = answer.certainty[source]
-        self.stage[where] = stage
+        if indices is None:
+            self.label, self.certainty, self._stage = answer.label[source], answer.certainty[source], stage
+        else:
+            stages = self._stage if isinstance(self._stage, np.ndarray) else self._take_apart()
+            self.label[indices] = answer.label[source]
+            self.certainty[indices] = answer.certainty[source]
+            stages[indices] = stage
         if self.scores is not None and answer.scores is not None:
-            self.scores[where] = answer.scores[source]
+            self.scores[slice(None) if indices is None else indices] = answer.scores[source]
+
+    def _take_apart(self) -> NDArray[np.int32]:
+        """Keep what all rows were answered with, which may be views of a batch's answers: they will differ now."""
+        if self.label is _NO_LABEL:
+            self.label = np.empty(self.rows, dtype=np.int64)
+            self.certainty = np.empty(self.rows, dtype=np.float32)
+        else:
+            self.label, self.certainty = self.label.copy(), self.certainty.copy()
+        stages = self._stage = self.stage
+        return stages
 
     def cut(self, count: int) -> None:
         """Note that rows will keep the answers they have though their stage was not certain of them."""

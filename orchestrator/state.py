@@ -200,9 +200,10 @@ class FamilyState:
         """Device-seconds that a row waiting for `model` takes from there on, expected under this gear."""
         return self._onward_work_s[model]
 
+    @property
     def work_per_row_s(self) -> float:
         """Device-seconds of one entry row through the cascade in force."""
-        return work_from_s(self.entry.reach, self._row_works_s(), 0)
+        return self._onward_work_s[self.entry.stages[0].model]
 
     def planned_work_s(self, rate_per_s: float, slots: float) -> float:
         """Device-seconds that wait in normal batching at this rate, on `slots` slots."""

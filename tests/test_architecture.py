@@ -29,7 +29,7 @@ NOT_IMPORTABLE = {
 }
 TALKS_TO_TRITON = re.compile(
     r"cascadeserve/triton_config\.py|cascadeserve/replay/grpc\w*\.py|orchestrator/triton\.py"
-    r"|orchestrator/wire/(rpc|codec_grpc)\.py|planner/triton_calls\.py|export/served\.py"
+    r"|orchestrator/wire/(rpc|codec_grpc)\w*\.py|planner/triton_calls\.py|export/served\.py"
 )
 MAX_LINES = 400
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -17,6 +18,7 @@ import numpy as np
 from orchestrator.entry import Ahead
 from orchestrator.front_door import ServeSettings
 from orchestrator.wire.datatypes import bytes_array
+from orchestrator.wire.descriptions import ModelConfig, ModelStatistics
 from orchestrator.wire.tensors import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 
 if TYPE_CHECKING:
@@ -68,7 +70,15 @@ class ShowMetrics(_Message, frozen=True):
     number: int
 
 
-FromFront = Listening | Infer | Cancel | Refused | ShowMetrics
+class ShowStatistics(_Message, frozen=True):
+    """What was asked of a model, or of all if `name` is empty."""
+
+    number: int
+    name: str
+    version: str
+
+
+FromFront = Listening | Infer | Cancel | Refused | ShowMetrics | ShowStatistics
 
 
 # -- from the dispatcher ------------------------------------------------------------------------------------------
@@ -86,6 +96,7 @@ class Service(_Message, frozen=True):
     ready: bool
     server: ServerMetadata
     models: dict[str, ModelMetadata]
+    configs: dict[str, ModelConfig]
     models_ready: list[str]
 
 
@@ -119,20 +130,31 @@ class Metrics(_Message, frozen=True):
     content_type: str
 
 
-FromDispatcher = Welcome | Service | Waiting | Answer | Failed | Metrics
+class Counted(_Message, frozen=True):
+    """The answer to `ShowStatistics`."""
+
+    number: int
+    models: list[ModelStatistics]
+
+
+FromDispatcher = Welcome | Service | Waiting | Answer | Failed | Metrics | Counted
 
 
 # -- the socket ---------------------------------------------------------------------------------------------------
 
 
-def _array_to_plain(value: object) -> Any:  # noqa: ANN401 - what msgspec encodes
+def _to_plain(value: object) -> Any:  # noqa: ANN401 - what msgspec encodes
+    if isinstance(value, Path):
+        return str(value)
     if not isinstance(value, np.ndarray):
         raise NotImplementedError(f"cannot send a {type(value).__name__}")
     data = value.ravel().tolist() if value.dtype == object else np.ascontiguousarray(value).data
     return value.dtype.str, value.shape, data
 
 
-def _array_from_plain(_kind: object, value: Any) -> Array:  # noqa: ANN401 - what msgspec decoded
+def _from_plain(kind: object, value: Any) -> Array | Path:  # noqa: ANN401 - what msgspec decoded
+    if kind is Path:
+        return Path(value)
     dtype, shape, data = value
     if isinstance(data, list):
         return bytes_array(data).reshape(shape)
@@ -141,7 +163,7 @@ def _array_from_plain(_kind: object, value: Any) -> Array:  # noqa: ANN401 - wha
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-_encode = msgspec.msgpack.Encoder(enc_hook=_array_to_plain).encode
+_encode = msgspec.msgpack.Encoder(enc_hook=_to_plain).encode
 
 
 class Link(asyncio.Protocol):
@@ -149,7 +171,7 @@ class Link(asyncio.Protocol):
 
     def __init__(self, kind: Any, on_message: Callable[[Any], None], on_lost: Callable[[], None]) -> None:  # noqa: ANN401
         """`kind` is what the other end sends, FromFront or FromDispatcher; `on_lost` is called once, at its end."""
-        self._decode = msgspec.msgpack.Decoder(kind, dec_hook=_array_from_plain).decode
+        self._decode = msgspec.msgpack.Decoder(kind, dec_hook=_from_plain).decode
         self._on_message = on_message
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()

@@ -20,6 +20,7 @@ from orchestrator.front_door import FrontDoor, ServeSettings
 from orchestrator.fronts.frames import (
     Answer,
     Cancel,
+    Counted,
     Failed,
     FromDispatcher,
     Infer,
@@ -29,14 +30,17 @@ from orchestrator.fronts.frames import (
     Refused,
     Service,
     ShowMetrics,
+    ShowStatistics,
     Waiting,
     Welcome,
 )
 from orchestrator.supervise import forever
+from orchestrator.wire.descriptions import IndexEntry
 from orchestrator.wire.request_checks import checked_inputs, checked_outputs, unknown_model
 from orchestrator.wire.status import STATUS
 
 if TYPE_CHECKING:
+    from orchestrator.wire.descriptions import ModelConfig, ModelStatistics
     from orchestrator.wire.tensors import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 
 _log = logging.getLogger("orchestrator.fronts.front")  # not __main__
@@ -63,6 +67,7 @@ class FrontPlane:
         self._settings: asyncio.Future[ServeSettings] = self._loop.create_future()
         self._served: asyncio.Future[None] = self._loop.create_future()
         self._service: Service
+        self._max_rows: int
         self._entry = Entry(on_refusal=self._overloaded, on_lag=lambda _: None)
 
     async def connect(self, sock: socket.socket) -> ServeSettings:
@@ -74,6 +79,7 @@ class FrontPlane:
         """
         await self._loop.create_unix_connection(lambda: self._link, sock=sock)
         settings = await self._settings
+        self._max_rows = settings.max_rows
         await self._served
         return settings
 
@@ -105,6 +111,21 @@ class FrontPlane:
             raise unknown_model(name, version)
         return model
 
+    def model_config(self, name: str, version: str) -> ModelConfig:
+        """See `DataPlane.model_config`."""
+        return self._service.configs[self.model_metadata(name, version).name]
+
+    def repository_index(self) -> list[IndexEntry]:
+        """See `DataPlane.repository_index`."""
+        models = self._service.models
+        return [IndexEntry(name, models[name].versions[-1], self.model_ready(name, "")) for name in sorted(models)]
+
+    async def statistics(self, name: str, version: str) -> list[ModelStatistics]:
+        """See `DataPlane.statistics`: the dispatcher counts for all fronts."""
+        self._check_open()
+        counted: list[ModelStatistics] = await self._answer_to(ShowStatistics(next(self._numbers), name, version))
+        return counted
+
     def admit(self, name: str, version: str) -> None:
         """See `DataPlane.admit`."""
         model = self._service.models.get(name)
@@ -115,7 +136,7 @@ class FrontPlane:
         """Check the request and have the dispatcher answer it; see `DataPlane.infer`."""
         model = self.model_metadata(request.model_name, request.model_version)
         try:
-            rows = checked_inputs(model, request)[0].shape[0]
+            rows = checked_inputs(model, request, self._max_rows)[0].shape[0]
             checked_outputs(model, request)
             self._check_open()
         except (InvalidRequest, Unavailable) as error:
@@ -166,7 +187,7 @@ class FrontPlane:
         if len(self._open) >= MAX_OPEN:
             raise Unavailable(f"{MAX_OPEN} requests are open here already; try again shortly")
 
-    async def _answer_to(self, question: Infer | ShowMetrics) -> Any:  # noqa: ANN401 - what the question asks for
+    async def _answer_to(self, question: Infer | ShowMetrics | ShowStatistics) -> Any:  # noqa: ANN401 - what the question asks for
         number = question.number
         future: asyncio.Future[Any] = self._loop.create_future()
         self._open[number] = future
@@ -180,7 +201,7 @@ class FrontPlane:
         finally:
             del self._open[number]
 
-    def _take(self, message: Answer | Failed | Metrics | Service | Waiting | Welcome) -> None:
+    def _take(self, message: Answer | Counted | Failed | Metrics | Service | Waiting | Welcome) -> None:
         match message:
             case Answer():
                 self._settle(message.number, message.response)
@@ -191,6 +212,8 @@ class FrontPlane:
                 self._settle(message.number, error)
             case Metrics():
                 self._settle(message.number, (message.body, message.content_type))
+            case Counted():
+                self._settle(message.number, message.models)
             case Service():
                 self._service = message
                 if not self._served.done():

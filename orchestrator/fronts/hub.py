@@ -18,6 +18,7 @@ from orchestrator.front_door import cannot_listen
 from orchestrator.fronts.frames import (
     Answer,
     Cancel,
+    Counted,
     Failed,
     FromFront,
     Infer,
@@ -27,11 +28,13 @@ from orchestrator.fronts.frames import (
     Refused,
     Service,
     ShowMetrics,
+    ShowStatistics,
     Waiting,
     Welcome,
 )
 from orchestrator.supervise import forever
 from orchestrator.wire.status import INTERNAL_ERROR, STATUS
+from orchestrator.wire.tls import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -81,10 +84,13 @@ class Hub:
         """Start the fronts and wait until all listen.
 
         Raises:
+            InvalidArtefact: the files for TLS cannot be used.
             ServerStartFailed: a port is taken, or a front ended.
 
         """
         settings = self._settings
+        if settings.tls is not None:
+            Tls(settings.tls)  # what is wrong with them is said once, not by every front
         await _check_free(settings.host, settings.http_port, "--http-port")
         await _check_free(settings.host, settings.grpc_port, "--grpc-port")
         try:
@@ -129,7 +135,8 @@ class Hub:
         plane = self._data_plane
         models = {name: plane.model_metadata(name, "") for name in self._models()}
         ready = [name for name in models if plane.model_ready(name, "")]
-        return Service(plane.ready(), plane.server_metadata(), models, ready)
+        configs = {name: plane.model_config(name, "") for name in models}
+        return Service(plane.ready(), plane.server_metadata(), models, configs, ready)
 
 
 class Front:
@@ -231,9 +238,9 @@ class Front:
 
     # -- the socket ---------------------------------------------------------------------------------------------
 
-    def _take(self, message: Cancel | Infer | Listening | Refused | ShowMetrics) -> None:
+    def _take(self, message: Cancel | Infer | Listening | Refused | ShowMetrics | ShowStatistics) -> None:
         match message:
-            case Infer():
+            case Infer() | ShowStatistics():
                 self._open[message.number] = self._loop.create_task(self._answer(message))
             case Cancel():
                 if (task := self._open.pop(message.number, None)) is not None:
@@ -242,15 +249,19 @@ class Front:
                 self._on_overload(message.model, message.rows)
             case Refused():
                 self._metrics.request(message.model, message.outcome, 0.0)
+                self._metrics.statistics.failed(message.model, 0.0, self._loop.time())
             case ShowMetrics():
                 self._send(Metrics(message.number, *self._metrics.render()))
             case Listening():
                 self._listening.set()
 
-    async def _answer(self, asked: Infer) -> None:
+    async def _answer(self, asked: Infer | ShowStatistics) -> None:
         number = asked.number
         try:
-            self._send(Answer(number, await self._data_plane.infer(asked.request)))
+            if isinstance(asked, Infer):
+                self._send(Answer(number, await self._data_plane.infer(asked.request)))
+            else:
+                self._send(Counted(number, await self._data_plane.statistics(asked.name, asked.version)))
         except RequestError as error:
             self._send(Failed(number, _kind(error), str(error), vars(error)))
         except Exception:  # noqa: BLE001 - logged
@@ -259,7 +270,7 @@ class Front:
         finally:
             self._open.pop(number, None)
 
-    def _send(self, message: Answer | Failed | Metrics) -> None:
+    def _send(self, message: Answer | Counted | Failed | Metrics) -> None:
         if self._link is not None:
             self._link.send(message)
 

@@ -6,12 +6,14 @@ of the two for all its inputs. Outputs are always raw.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2
 
 from cascadeserve.errors import InvalidRequest, NotSupported
+from orchestrator.wire.classification import PARAMETER, classified, num_classes
 from orchestrator.wire.datatypes import (
     DTYPES,
     array_from_raw,
@@ -21,12 +23,13 @@ from orchestrator.wire.datatypes import (
     shaped,
     shown_shape,
 )
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_listed_elements, num_texts
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from orchestrator.wire.tensors import Array, InferResponse, ModelMetadata, TensorMetadata
+    from orchestrator.wire.tensors import Array, InferResponse
 
 # The field of InferTensorContents that holds a datatype. FP16 and BF16 have none: they must be raw.
 _CONTENTS_FIELD = {
@@ -47,6 +50,9 @@ _CONTENTS_FIELD = {
 _MODEL_TAGS = (0x0A, 0x12)
 _MAX_SHORT = 0x7F
 _MAX_INT64 = 2**63 - 1
+# the one key that begins with triton_ and is not refused
+_EMPTY_FINAL = "triton_enable_empty_final_response"
+_VERSION = re.compile(r"[0-9]{1,19}")
 
 
 def model_of(message: bytes) -> tuple[str, str]:
@@ -66,17 +72,32 @@ def model_of(message: bytes) -> tuple[str, str]:
     return places[0], places[1]
 
 
-def decode_infer_request(message: Any, client_timeout_s: float | None) -> InferRequest:  # noqa: ANN401 - untyped protobuf
+def decode_infer_request(
+    message: Any,  # noqa: ANN401 - untyped protobuf
+    client_timeout_s: float | None,
+    *,
+    max_listed_elements: int = MAX_LISTED_ELEMENTS,
+) -> InferRequest:
     """Read a ModelInferRequest."""
+    check_version(message.model_version)
     raw = list(message.raw_input_contents)
     inputs = message.inputs
     if raw and len(raw) != len(inputs):
         raise InvalidRequest(f"the request has {len(inputs)} inputs but {len(raw)} raw_input_contents")
     parameters = _decode_parameters(message.parameters)
+    # It asks for something that only comes from models with several answers per request.
+    if not isinstance(parameters.pop(_EMPTY_FINAL, True), bool):
+        raise InvalidRequest(f"invalid value type for '{_EMPTY_FINAL}' parameter, expected bool_param.")
     for key, value in parameters.items():
         check_parameter(key, value)
+    for index, item in enumerate(inputs):
+        if not raw:
+            for _, values in item.contents.ListFields():
+                check_listed_elements(item.name, len(values), max_listed_elements)
+        elif item.datatype == "BYTES":
+            check_listed_elements(item.name, num_texts(item.shape, len(raw[index])), max_listed_elements)
     tensors = [_decode_input(item, raw[index] if raw else None) for index, item in enumerate(inputs)]
-    check_unique(tensors)
+    check_unique([tensor.name for tensor in tensors])
     return InferRequest(
         model_name=message.model_name,
         model_version=message.model_version,
@@ -88,8 +109,18 @@ def decode_infer_request(message: Any, client_timeout_s: float | None) -> InferR
     )
 
 
+def check_version(version: str) -> None:
+    """Refuse what is no version at all, as Triton does; empty stands for whichever there is."""
+    if version and not _VERSION.fullmatch(version):
+        raise InvalidRequest(
+            f"failed to get model version from specified version string '{version}', "
+            "version should be an integral value > 0"
+        )
+
+
 def encode_infer_response(request: InferRequest, response: InferResponse) -> Any:  # noqa: ANN401
     """Make a ModelInferResponse."""
+    outputs = classified(request, response.outputs)
     message = service_pb2.ModelInferResponse(
         model_name=response.model_name,
         model_version=response.model_version,
@@ -98,30 +129,13 @@ def encode_infer_response(request: InferRequest, response: InferResponse) -> Any
             service_pb2.ModelInferResponse.InferOutputTensor(
                 name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape
             )
-            for tensor in response.outputs
+            for tensor in outputs
         ],
-        raw_output_contents=[raw_from_tensor(tensor) for tensor in response.outputs],
+        raw_output_contents=[raw_from_tensor(tensor) for tensor in outputs],
     )
     for key, value in response.parameters.items():
         _set_parameter(message.parameters[key], value)
     return message
-
-
-def encode_model_metadata(metadata: ModelMetadata) -> Any:  # noqa: ANN401
-    """Make a ModelMetadataResponse."""
-    return service_pb2.ModelMetadataResponse(
-        name=metadata.name,
-        versions=metadata.versions,
-        platform=metadata.platform,
-        inputs=[_encode_tensor_metadata(tensor) for tensor in metadata.inputs],
-        outputs=[_encode_tensor_metadata(tensor) for tensor in metadata.outputs],
-    )
-
-
-def _encode_tensor_metadata(tensor: TensorMetadata) -> Any:  # noqa: ANN401
-    return service_pb2.ModelMetadataResponse.TensorMetadata(
-        name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
-    )
 
 
 def _decode_input(item: Any, raw: bytes | None) -> Tensor:  # noqa: ANN401
@@ -165,9 +179,8 @@ def _array_from_contents(name: str, datatype: str, shape: tuple[int, ...], conte
 def _decode_output(item: Any) -> RequestedOutput:  # noqa: ANN401
     if "shared_memory_region" in item.parameters:
         raise NotSupported(f"shared memory is not supported; output '{item.name}' is sent in the response")
-    if "classification" in item.parameters:
-        raise NotSupported(f"the classification extension is not supported; ask for the values of '{item.name}'")
-    return RequestedOutput(item.name, binary=True)
+    asked = item.parameters[PARAMETER].int64_param if PARAMETER in item.parameters else None
+    return RequestedOutput(item.name, binary=True, num_classes=num_classes(item.name, asked))
 
 
 def _decode_parameters(parameters: Mapping[str, Any]) -> dict[str, Parameter]:

@@ -6,20 +6,29 @@ says how long the JSON is; without it the whole body is JSON, and 0 means one ra
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 
 from cascadeserve.errors import InvalidRequest, NotSupported
+from orchestrator.wire.classification import classified, num_classes
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, raw_from_tensor
-from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, json_from_tensor
+from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, decode_json, json_from_tensor
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_json_elements, check_listed_elements, num_texts
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from orchestrator.wire.tensors import InferResponse, ModelMetadata
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+# A client writes the same JSON again and again and other data behind it. What holds data or an id is seldom met twice.
+_MAX_KNOWN = 512
+_MAX_KNOWN_BYTES = 2048
 
 _Dim = Annotated[int, msgspec.Meta(ge=0, le=MAX_DIM)]
 _Size = Annotated[int, msgspec.Meta(ge=0)]
@@ -85,23 +94,39 @@ def parse_header_length(value: str | None, body_length: int) -> int | None:
     return int(digits)
 
 
-def decode_request(body: bytes, header_length: int | None, *, model_name: str, model_version: str = "") -> InferRequest:
+class _Form(NamedTuple):
+    """What the JSON of a request says; several requests may share it."""
+
+    id: str
+    inputs: Sequence[_Input]
+    parameters: Mapping[str, Parameter]
+    outputs: Sequence[RequestedOutput]
+    binary_outputs: bool
+
+
+def decode_request(
+    body: bytes,
+    header_length: int | None,
+    *,
+    model_name: str,
+    model_version: str = "",
+    max_listed_elements: int = MAX_LISTED_ELEMENTS,
+) -> InferRequest:
     """Read the body of an infer request; a `header_length` of 0 is for `decode_raw_request`."""
-    head = _decode_head(body if header_length is None else memoryview(body)[:header_length])
-    parameters = head.parameters
-    binary_outputs = parameters.pop("binary_data_output", False)
-    if not isinstance(binary_outputs, bool):
-        raise InvalidRequest("the request parameter 'binary_data_output' must be true or false")
-    for key, value in parameters.items():
-        check_parameter(key, value)
+    json_part = body if header_length is None else memoryview(body)[:header_length]
+    check_json_elements(json_part, max_listed_elements)
+    if header_length is not None and header_length <= _MAX_KNOWN_BYTES:
+        form = _known_form(bytes(json_part))
+    else:
+        form = _read_form(json_part)
     return InferRequest(
         model_name=model_name,
         model_version=model_version,
-        id=head.id,
-        inputs=_decode_inputs(head.inputs, body, header_length),
-        parameters=parameters,
-        outputs=[_decode_output(output, binary_by_default=binary_outputs) for output in head.outputs],
-        binary_outputs=binary_outputs,
+        id=form.id,
+        inputs=_decode_inputs(form.inputs, body, header_length, max_listed_elements),
+        parameters=form.parameters,
+        outputs=form.outputs,
+        binary_outputs=form.binary_outputs,
     )
 
 
@@ -136,7 +161,7 @@ def encode_response(request: InferRequest, response: InferResponse) -> EncodedRe
     forms = {output.name: output.binary for output in request.outputs}
     buffers: list[bytes] = []
     outputs: list[dict[str, Any]] = []
-    for tensor in response.outputs:
+    for tensor in classified(request, response.outputs):
         rendered: dict[str, Any] = {
             "name": tensor.name,
             "datatype": tensor.datatype,
@@ -163,27 +188,60 @@ def encode_response(request: InferRequest, response: InferResponse) -> EncodedRe
 
 def _decode_head(data: bytes | memoryview) -> _Head:
     try:
-        return _HEAD_DECODER.decode(data)
+        try:
+            return _HEAD_DECODER.decode(data)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            return _decode_not_finite(data)
     except JSON_ERRORS as error:
-        hint = ""
-        if isinstance(error, msgspec.DecodeError) and b"NaN" in bytes(data):
-            hint = "; JSON has no NaN, send such an input as binary data"
-        raise InvalidRequest(f"cannot read the request JSON: {error}{hint}") from None
+        raise InvalidRequest(f"cannot read the request JSON: {error}") from None
 
 
-def _decode_inputs(inputs: list[_Input], body: bytes, header_length: int | None) -> list[Tensor]:
+def _decode_not_finite(data: bytes | memoryview) -> _Head:
+    """Decode what may be valid but for NaN and Infinity in the data of an input."""
+    head = decode_json(data)
+    inputs = head.get("inputs") if isinstance(head, dict) else None
+    for item in inputs if isinstance(inputs, list) else ():
+        if isinstance(item, dict) and "data" in item:
+            item["data"] = msgspec.Raw(json.dumps(item["data"]).encode())
+    return msgspec.convert(head, _Head)
+
+
+def _read_form(data: bytes | memoryview) -> _Form:
+    """Read and check the JSON of a request."""
+    head = _decode_head(data)
+    parameters = head.parameters
+    binary_outputs = parameters.pop("binary_data_output", False)
+    if not isinstance(binary_outputs, bool):
+        raise InvalidRequest("the request parameter 'binary_data_output' must be true or false")
+    for key, value in parameters.items():
+        check_parameter(key, value)
+    for item in head.inputs:
+        if item.parameters.shared_memory_region is not None:
+            raise NotSupported(f"shared memory is not supported; send the data of input '{item.name}' in the request")
+        if (item.parameters.binary_data_size is None) is not bool(memoryview(item.data)):
+            raise InvalidRequest(
+                f"input '{item.name}' must set exactly one of 'data' and the parameter 'binary_data_size'"
+            )
+    check_unique([item.name for item in head.inputs])
+    outputs = [_decode_output(output, binary_by_default=binary_outputs) for output in head.outputs]
+    return _Form(head.id, head.inputs, parameters, outputs, binary_outputs)
+
+
+_known_form = lru_cache(_MAX_KNOWN)(_read_form)
+
+
+def _decode_inputs(
+    inputs: Sequence[_Input], body: bytes, header_length: int | None, max_listed_elements: int
+) -> list[Tensor]:
     """Read each input from its JSON data or from its slice of the body behind the JSON."""
     buffers = memoryview(body)
     offset = len(body) if header_length is None else header_length
     tensors = []
     for item in inputs:
-        name, parameters = item.name, item.parameters
-        if parameters.shared_memory_region is not None:
-            raise NotSupported(f"shared memory is not supported; send the data of input '{name}' in the request")
-        size = parameters.binary_data_size
-        has_data = bool(memoryview(item.data))
-        if (size is None) is not has_data:
-            raise InvalidRequest(f"input '{name}' must set exactly one of 'data' and the parameter 'binary_data_size'")
+        name = item.name
+        size = item.parameters.binary_data_size
         if size is None:
             array = array_from_json(name, item.datatype, item.shape, memoryview(item.data))
         else:
@@ -193,12 +251,13 @@ def _decode_inputs(inputs: list[_Input], body: bytes, header_length: int | None)
                     f"input '{name}' has binary_data_size {size} but only {len(body) - offset} bytes follow "
                     f"(does the header {HEADER_LENGTH} give the length of the JSON?)"
                 )
+            if item.datatype == "BYTES":
+                check_listed_elements(name, num_texts(item.shape, size), max_listed_elements)
             array = array_from_raw(name, item.datatype, item.shape, buffers[offset:end])
             offset = end
         tensors.append(Tensor(name, item.datatype, array))
     if offset != len(body):
         raise InvalidRequest(f"{len(body) - offset} bytes follow the data of the last input")
-    check_unique(tensors)
     return tensors
 
 
@@ -206,10 +265,8 @@ def _decode_output(output: _Output, *, binary_by_default: bool) -> RequestedOutp
     parameters = output.parameters
     if parameters.shared_memory_region is not None:
         raise NotSupported(f"shared memory is not supported; output '{output.name}' is sent in the response")
-    if parameters.classification is not None:
-        raise NotSupported(f"the classification extension is not supported; ask for the values of '{output.name}'")
     binary = binary_by_default if parameters.binary_data is None else parameters.binary_data
-    return RequestedOutput(output.name, binary)
+    return RequestedOutput(output.name, binary, num_classes(output.name, parameters.classification))
 
 
 def _filled_shape(name: str, datatype: str, shape: list[int], body: bytes) -> list[int]:

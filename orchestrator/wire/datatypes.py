@@ -31,7 +31,9 @@ _LENGTH = struct.Struct("<I")
 def check_tensor(name: str, datatype: str, shape: Sequence[int]) -> int:
     """Return the number of elements of an input; refuse an unknown datatype or a negative dimension."""
     if datatype not in DTYPES:
-        raise InvalidRequest(f"input '{name}' has the unknown datatype '{datatype}'; use one of {', '.join(DTYPES)}")
+        raise InvalidRequest(
+            f"invalid datatype for input {name}: unknown datatype '{datatype}'; use one of {', '.join(DTYPES)}"
+        )
     # min() before prod(): two negative dimensions make a positive product
     if shape and min(shape) < 0:
         raise InvalidRequest(f"input '{name}' has the shape {shown_shape(shape)} with a negative dimension")

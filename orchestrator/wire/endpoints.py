@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,6 +20,10 @@ from orchestrator.wire.codec_http import (
     encode_response,
     parse_header_length,
 )
+from orchestrator.wire.compression import compressed
+from orchestrator.wire.exchange import OCTETS, OK, Answer, Call, Route, error_answer, json_answer
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS
+from orchestrator.wire.model_endpoints import model_routes
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
 
 if TYPE_CHECKING:
@@ -30,51 +33,25 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_JSON = "application/json"
-_OCTETS = "application/octet-stream"
-_OK = 200
 _SERVICE_UNAVAILABLE = 503
 _RETRY_AFTER_S = 1
 _SERVER_ERROR = 500
+# not 503: what Triton answers
+_NOT_READY = 400
 _MODEL_PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
 
-@dataclass(slots=True)
-class Call:
-    """One HTTP request, as far as answers depend on it; the version is empty where the path has none."""
-
-    model: str = ""
-    version: str = ""
-    header_length: str | None = None
-    body: bytes = b""
-
-
-@dataclass(slots=True)
-class Answer:
-    """One HTTP response, without what its connection adds."""
-
-    status: int = _OK
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": _OCTETS})
-
-
-class Route(NamedTuple):
-    """`path` may hold the places {model} and {version}; `handler` raises what `answer_to` turns into an answer.
-
-    `gate` is asked before the body is read, with what stands in these places; it may raise the same.
-    """
-
-    method: str
-    path: str
-    handler: Callable[[Call], Awaitable[Answer]]
-    gate: Callable[[str, str], None] | None = None
-
-
-def routes(data_plane: DataPlane, metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None) -> list[Route]:
+def routes(
+    data_plane: DataPlane,
+    metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None,
+    *,
+    max_listed_elements: int = MAX_LISTED_ELEMENTS,
+) -> list[Route]:
     """Make the table; `metrics` returns the body and the content type of `GET /metrics`."""
-    endpoints = _Endpoints(data_plane)
+    endpoints = _Endpoints(data_plane, max_listed_elements)
     # The hot path first: routes are tried in order.
     table = [Route("POST", f"{model}/infer", endpoints.infer, data_plane.admit) for model in _MODEL_PATHS]
+    table += model_routes(data_plane)
     table += [
         Route("GET", "/v2/health/live", endpoints.live),
         Route("GET", "/v2/health/ready", endpoints.ready),
@@ -110,16 +87,12 @@ def answer_to(error: Exception) -> Answer:
     return answer
 
 
-def error_answer(status: int, sentence: str) -> Answer:
-    """Make the answer of an error."""
-    return Answer(status, msgspec.json.encode({"error": sentence}), {"Content-Type": _JSON})
-
-
 class _Endpoints:
     """One coroutine per route."""
 
-    def __init__(self, data_plane: DataPlane) -> None:
+    def __init__(self, data_plane: DataPlane, max_listed_elements: int) -> None:
         self._data_plane = data_plane
+        self._max_listed_elements = max_listed_elements
 
     async def live(self, _call: Call) -> Answer:
         return Answer()
@@ -135,11 +108,12 @@ class _Endpoints:
 
     async def model_ready(self, call: Call) -> Answer:
         try:
-            ready = self._data_plane.model_ready(call.model, call.version)
+            if self._data_plane.model_ready(call.model, call.version):
+                return Answer()
         except NotFound:
             # Triton does not tell an unknown model from one that is not ready.
-            ready = False
-        return _readiness(ready=ready)
+            pass
+        return error_answer(_NOT_READY, "Model version not ready")
 
     async def infer(self, call: Call) -> Answer:
         header_length = parse_header_length(call.header_length, len(call.body))
@@ -147,19 +121,27 @@ class _Endpoints:
             metadata = self._data_plane.model_metadata(call.model, call.version)
             request = decode_raw_request(call.body, metadata, model_version=call.version)
         else:
-            request = decode_request(call.body, header_length, model_name=call.model, model_version=call.version)
+            request = decode_request(
+                call.body,
+                header_length,
+                model_name=call.model,
+                model_version=call.version,
+                max_listed_elements=self._max_listed_elements,
+            )
         # Cancelled here when the client hangs up: the data plane drops the request, nothing is held on this side.
         response = await self._data_plane.infer(request)
         encoded = encode_response(request, response)
         if encoded.header_length is None:
-            return Answer(_OK, encoded.body, {"Content-Type": _JSON})
-        return Answer(_OK, encoded.body, {HEADER_LENGTH: str(encoded.header_length), "Content-Type": _OCTETS})
+            answer = json_answer(encoded.body)
+        else:
+            headers = {HEADER_LENGTH: str(encoded.header_length), "Content-Type": OCTETS}
+            answer = Answer(OK, encoded.body, headers)
+        return answer if call.accept_encoding is None else await compressed(answer, call.accept_encoding)
 
 
 def _readiness(*, ready: bool) -> Answer:
-    # 400, not 503: what Triton answers.
-    return Answer(_OK if ready else 400)
+    return Answer(OK if ready else _NOT_READY)
 
 
 def _json_answer(value: object) -> Answer:
-    return Answer(_OK, msgspec.json.encode(value), {"Content-Type": _JSON})
+    return json_answer(msgspec.json.encode(value))

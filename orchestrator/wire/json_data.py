@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.wire.tensors import Array, Tensor
 
 # What msgspec and the standard library raise on bytes that are not the JSON asked for.
-JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+JSON_ERRORS = (msgspec.DecodeError, ValueError, RecursionError)
 
 _NO_JSON_FORM = ("FP16", "BF16")
 # Deeper nesting has no shape that numpy could hold.
@@ -63,15 +63,28 @@ def array_from_json(name: str, datatype: str, shape: Sequence[int], data: bytes 
     return shaped(name, _flat_array(name, datatype, elements), shape)
 
 
+def decode_json(data: bytes | memoryview) -> Any:  # noqa: ANN401 - any JSON value
+    """Decode JSON in which numbers may also be NaN, Infinity and -Infinity, which Triton and its clients take for JSON.
+
+    Raises one of JSON_ERRORS.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        text = bytes(data)
+        if b"NaN" not in text and b"Infinity" not in text:
+            raise
+        return json.loads(text)
+
+
 def _elements(name: str, datatype: str, data: bytes | memoryview) -> list[Any]:
     """Decode `data` to one flat list with elements of the datatype's JSON type."""
     try:
         try:
             flat: list[Any] = _FLAT_DECODERS[datatype].decode(data)
-        except msgspec.ValidationError:
-            # Nested or wrong: the slow way finds out.
-            nested = msgspec.json.decode(data)
-            flat = msgspec.convert(_flattened(name, nested), _LIST_TYPES[datatype])
+        except msgspec.DecodeError:
+            # Nested, not finite or wrong: the slow way finds out.
+            flat = msgspec.convert(_flattened(name, decode_json(data)), _LIST_TYPES[datatype])
     except JSON_ERRORS as error:
         raise InvalidRequest(f"cannot read the 'data' of input '{name}' as {datatype}: {error}") from None
     return flat

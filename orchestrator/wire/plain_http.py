@@ -18,7 +18,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from orchestrator.wire.codec_http import HEADER_LENGTH
-from orchestrator.wire.endpoints import Answer, Call, Route, answer_to
+from orchestrator.wire.endpoints import answer_to
+from orchestrator.wire.exchange import Answer, Call, Route
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -58,6 +59,7 @@ class _Head:
     model: str
     version: str
     header_length: str | None
+    accept_encoding: str | None
     body_bytes: int
 
 
@@ -140,12 +142,14 @@ class PlainHttp:
             if wanted == method and (match := pattern.fullmatch(path.decode())) is not None:
                 places = match.groupdict()
                 header_length = headers.get(_JSON_LENGTH)
+                accept_encoding = headers.get(b"accept-encoding")
                 return _Head(
                     route.handler,
                     route.gate,
                     places.get("model", ""),
                     places.get("version", ""),
                     None if header_length is None else header_length.decode(),
+                    None if accept_encoding is None else accept_encoding.decode(),
                     int(length),
                 )
         return None
@@ -166,11 +170,12 @@ class _Connection(asyncio.Protocol):
 
     __slots__ = (
         "_chunks", "_drained", "_idle_check", "_let_in", "_loop", "_needed", "_reading_paused", "_server", "_size",
-        "_skip", "_task", "_transport", "_used",
+        "_skip", "_task", "_transport", "_used", "num_requests",
     )  # fmt: skip
 
     def __init__(self, server: PlainHttp) -> None:
         self._server = server
+        self.num_requests = 0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
@@ -242,6 +247,25 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
         return self._task
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way; the beginning of one may be there."""
+        return self._task is None
+
+    @property
+    def owes(self) -> bool:
+        """Whether its client must do something: send the rest of a request or read an answer."""
+        return self._drained is not None or (self._task is None and self._size + self._skip > 0)
+
+    @property
+    def received_bytes(self) -> int:
+        """What it holds of requests that are not under way."""
+        return self._size
+
+    def abort(self) -> None:
+        """Cut it off, with what was not read yet."""
+        self._transport.abort()
+
     def end(self) -> None:
         """Close, and cancel what is under way."""
         if self._task is not None:
@@ -277,7 +301,9 @@ class _Connection(asyncio.Protocol):
             self._keep(data, body_end)
             return
         self._keep(data[body_end:], 1)
-        call = Call(head.model, head.version, head.header_length, data[body_start:body_end])
+        body = data[body_start:body_end]
+        self.num_requests += 1
+        call = Call(head.model, head.version, head.header_length, body, head.accept_encoding)
         self._task = self._loop.create_task(self._answer(head.handler, call))
 
     def _keep(self, data: bytes, needed: int) -> None:
@@ -287,6 +313,7 @@ class _Connection(asyncio.Protocol):
 
     def _refuse(self, answer: Answer, data: bytes, body_end: int) -> None:
         """Answer without a task of its own, and without the body, which is thrown away as it comes."""
+        self.num_requests += 1
         self._skip = max(body_end - len(data), 0)
         self._keep(data[body_end:], 1)
         self._transport.write(self._server.render(answer, last=False, now_s=self._loop.time()))

@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from cascadeserve.errors import InvalidRequest, NotFound, Overloaded, RequestError
-from orchestrator.wire.codec_grpc import decode_infer_request, encode_infer_response, encode_model_metadata, model_of
+from cascadeserve.errors import InvalidRequest, NotFound, NotSupported, Overloaded, RequestError
+from orchestrator.wire.codec_grpc import check_version, decode_infer_request, encode_infer_response, model_of
+from orchestrator.wire.codec_grpc_models import (
+    encode_model_config,
+    encode_model_metadata,
+    encode_repository_index,
+    encode_statistics,
+)
+from orchestrator.wire.limits import Limits
+from orchestrator.wire.not_offered import RPCS
+from orchestrator.wire.rpc_health import add_services
+from orchestrator.wire.rpc_stream import answer_stream
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from orchestrator.wire.tensors import DataPlane
 
@@ -32,49 +43,112 @@ logger = logging.getLogger(__name__)
 # where a client with a retry policy finds how long to wait, in milliseconds
 _PUSH_BACK = "grpc-retry-pushback-ms"
 
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+_READS_BYTES = "ModelInfer"
+_UNREADABLE = "the request cannot be read: it is no message of this call's type"
+_KEEPALIVE = (
+    # A client that is gone without a word is noticed: this long without a byte and it is asked, then waited for.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Clients may ask the same of us, also while no call is open. One that asks more often is sent away.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # A connection without a call holds a place that others may need; its client connects again when it has one.
+    ("grpc.max_connection_idle_ms", 300_000),
+)
 
-def build_rpc_server(data_plane: DataPlane, *, max_message_bytes: int, reuse_port: bool = False) -> grpc.aio.Server:
+
+def build_rpc_server(
+    data_plane: DataPlane, *, max_message_bytes: int, reuse_port: bool = False, limits: Limits | None = None
+) -> grpc.aio.Server:
     """Make the gRPC server; the caller binds its port.
 
     `max_message_bytes` bounds a request; gRPC itself refuses a larger one with RESOURCE_EXHAUSTED. `reuse_port` lets
     several front processes share a port; gRPC's own default would let a second orchestrator take one by accident.
     """
+    limits = limits or Limits()
     server = grpc.aio.server(
+        maximum_concurrent_rpcs=limits.max_connections,
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", int(reuse_port)),
-        ]
+            ("grpc.max_allowed_incoming_connections", limits.max_connections),
+            *_KEEPALIVE,
+        ],
     )
-    servicer = InferenceServicer(data_plane)
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
-    # in the place of the generated one: without a deserializer a request is read when it has been let in, not before
-    infer: grpc.RpcMethodHandler[bytes, Any] = grpc.unary_unary_rpc_method_handler(
-        servicer.ModelInfer, response_serializer=service_pb2.ModelInferResponse.SerializeToString
-    )
-    server.add_registered_method_handlers("inference.GRPCInferenceService", {"ModelInfer": infer})
+    server.add_generic_rpc_handlers((_handlers(InferenceServicer(data_plane, limits)),))
+    add_services(server, data_plane, _SERVICE.full_name)
     return server
 
 
+class _Unreadable:
+    """Stands for a request that is no message of its type: gRPC would log a traceback and answer UNKNOWN."""
+
+
+def _reader(kind: Any) -> Callable[[bytes], Any]:  # noqa: ANN401 - a class made by protobuf
+    def read(data: bytes) -> Any:  # noqa: ANN401
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return _Unreadable()
+
+    return read
+
+
+_read_infer = _reader(service_pb2.ModelInferRequest)
+
+
+def _handlers(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
+    """Bind the servicer's RPCs to their names, as generated code does, but for what reads their requests."""
+    handlers = {}
+    for method in _SERVICE.methods:
+        streams = method.client_streaming
+        make = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = make(
+            getattr(servicer, method.name),
+            # None: the RPC takes bytes
+            request_deserializer=None if method.name == _READS_BYTES else _reader(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
+
+
+class _Failure(NamedTuple):
+    """What went wrong, as `abort` takes it."""
+
+    code: grpc.StatusCode
+    sentence: str
+    trailer: tuple[tuple[str, str], ...] = ()
+
+
+async def _outcome(answer: Awaitable[Any]) -> tuple[Any, _Failure | None]:
+    """Await an answer: it, or what went wrong; cancellation passes."""
+    try:
+        return await answer, None
+    except RequestError as error:
+        code, sentence = status_of(error).grpc, message_of(error)
+        if code is grpc.StatusCode.INTERNAL:
+            logger.error("request failed: %s", error)  # noqa: TRY400 - where it was raised says nothing more
+        if isinstance(error, Overloaded):
+            after_ms = math.ceil(1e3 * error.retry_after_s)
+            return None, _Failure(code, sentence, ((_PUSH_BACK, str(after_ms)),))
+        return None, _Failure(code, sentence)
+    except Exception:
+        logger.exception("request failed")
+        return None, _Failure(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
+
+
 def _answered(rpc: Rpc) -> Rpc:
-    """Wrap an RPC so that it ends in an answer or in one clean status; cancellation passes."""
+    """Wrap an RPC so that it ends in an answer or in one clean status."""
 
     async def answer(self: InferenceServicer, request: Any, context: Context) -> Any:  # noqa: ANN401 - untyped protobuf
-        trailer: tuple[tuple[str, str], ...] = ()
-        try:
-            return await rpc(self, request, context)
-        except RequestError as error:
-            code, sentence = status_of(error).grpc, message_of(error)
-            if isinstance(error, Overloaded):
-                trailer = ((_PUSH_BACK, str(math.ceil(1e3 * error.retry_after_s))),)
-            if code is grpc.StatusCode.INTERNAL:
-                logger.error("request failed: %s", error)  # noqa: TRY400 - where it was raised says nothing more
-        except Exception:
-            logger.exception("request failed")
-            code, sentence = grpc.StatusCode.INTERNAL, INTERNAL_ERROR
-        # Outside the handlers: abort raises, and the cause is no part of the answer.
-        await context.abort(code, sentence, trailer)
-        return None
+        if isinstance(request, _Unreadable):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _UNREADABLE)
+        response, failure = await _outcome(rpc(self, request, context))
+        if failure is not None:
+            await context.abort(*failure)
+        return response
 
     return answer
 
@@ -83,7 +157,7 @@ def _not_offered(name: str) -> Rpc:
     """Make an RPC that says it is not offered; the inherited one would answer with a Python exception's name."""
 
     async def refuse(_self: InferenceServicer, _request: Any, context: Context) -> None:  # noqa: ANN401
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not offered by this server")
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name}: {RPCS[name]}")
 
     return refuse
 
@@ -91,8 +165,9 @@ def _not_offered(name: str) -> Rpc:
 class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """`inference.GRPCInferenceService` over the data plane; its RPCs are named by the protocol."""
 
-    def __init__(self, data_plane: DataPlane) -> None:
+    def __init__(self, data_plane: DataPlane, limits: Limits) -> None:
         self._data_plane = data_plane
+        self._max_listed_elements = limits.max_listed_elements
 
     @_answered
     async def ServerLive(self, _request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
@@ -107,6 +182,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     @_answered
     async def ModelReady(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
         """Answer whether a model can be asked now; an unknown one cannot, as in Triton."""
+        check_version(request.version)
         try:
             ready = self._data_plane.model_ready(request.name, request.version)
         except NotFound:
@@ -124,23 +200,59 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     @_answered
     async def ModelMetadata(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
         """Describe a model."""
+        check_version(request.version)
         return encode_model_metadata(self._data_plane.model_metadata(request.name, request.version))
 
     @_answered
+    async def ModelConfig(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
+        """Tell how a model is configured."""
+        check_version(request.version)
+        return encode_model_config(self._data_plane.model_config(request.name, request.version))
+
+    @_answered
+    async def ModelStatistics(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
+        """Count what was asked of a model, or of all."""
+        check_version(request.version)
+        return encode_statistics(await self._data_plane.statistics(request.name, request.version))
+
+    @_answered
+    async def RepositoryIndex(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
+        """List the models."""
+        if request.repository_name:
+            raise NotSupported("'repository_name' specification is not supported")
+        entries = self._data_plane.repository_index()
+        return encode_repository_index([entry for entry in entries if entry.ready or not request.ready])
+
+    @_answered
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: ANN401, N802
-        """Answer an inference request, which comes as bytes."""
+        """Answer an inference request, which comes as bytes: it is read when it has been let in, not before."""
         self._data_plane.admit(*model_of(request))
-        try:
-            message = service_pb2.ModelInferRequest.FromString(request)
-        except DecodeError:
-            raise InvalidRequest("the request is no ModelInferRequest, or was cut short") from None
-        infer_request = decode_infer_request(message, context.time_remaining())
+        return await self._infer(_read_infer(request), context)
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:  # noqa: N802
+        """Answer the requests of a stream, in their order."""
+
+        async def admitted(request: Any) -> Any:  # noqa: ANN401
+            # read already: who sent it looks for its id in the answer
+            if not isinstance(request, _Unreadable):
+                self._data_plane.admit(request.model_name, request.model_version)
+            return await self._infer(request, context)
+
+        async def infer(request: Any) -> tuple[Any, str]:  # noqa: ANN401
+            response, failure = await _outcome(admitted(request))
+            return response, "" if failure is None else failure.sentence
+
+        async for answer in answer_stream(requests, infer):
+            yield answer
+
+    async def _infer(self, request: Any, context: Context) -> Any:  # noqa: ANN401
+        if isinstance(request, _Unreadable):
+            raise InvalidRequest(_UNREADABLE)
+        infer_request = decode_infer_request(
+            request, context.time_remaining(), max_listed_elements=self._max_listed_elements
+        )
         return encode_infer_response(infer_request, await self._data_plane.infer(infer_request))
 
-    ModelStreamInfer = _not_offered("ModelStreamInfer")
-    ModelConfig = _not_offered("ModelConfig")
-    ModelStatistics = _not_offered("ModelStatistics")
-    RepositoryIndex = _not_offered("RepositoryIndex")
     RepositoryModelLoad = _not_offered("RepositoryModelLoad")
     RepositoryModelUnload = _not_offered("RepositoryModelUnload")
     SystemSharedMemoryStatus = _not_offered("SystemSharedMemoryStatus")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+# Those that fields are written in are read at run time too: front processes send requests and answers by them.
+from collections.abc import Mapping, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
 
 from cascadeserve.errors import InvalidRequest
 
-# Read at run time too: front processes send requests and answers by the types of their fields.
+if TYPE_CHECKING:
+    from orchestrator.wire.descriptions import IndexEntry, ModelConfig, ModelStatistics
+
 Array = npt.NDArray[Any]
 Parameter = bool | int | float | str
 
@@ -35,6 +39,8 @@ class RequestedOutput:
 
     name: str
     binary: bool = False
+    # so many of its largest values, as text; 0: the values
+    num_classes: int = 0
 
 
 @dataclass(slots=True)
@@ -45,8 +51,9 @@ class InferRequest:
     inputs: list[Tensor]
     model_version: str = ""
     id: str = ""
-    parameters: dict[str, Parameter] = field(default_factory=dict)
-    outputs: list[RequestedOutput] = field(default_factory=list)
+    # shared by requests that say the same
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    outputs: Sequence[RequestedOutput] = ()
     # HTTP only: the form of the outputs that the client did not name
     binary_outputs: bool = False
     # time left until the client stops waiting, if the transport knows it (gRPC deadline)
@@ -111,6 +118,15 @@ class DataPlane(Protocol):
     def admit(self, name: str, version: str) -> None:
         """Let a request in whose body is not read yet, or raise Overloaded; it must cost next to nothing."""
 
+    def model_config(self, name: str, version: str) -> ModelConfig:
+        """Tell how a model is configured; raises NotFound for an unknown one."""
+
+    def repository_index(self) -> list[IndexEntry]:
+        """List the models, by name."""
+
+    async def statistics(self, name: str, version: str) -> list[ModelStatistics]:
+        """Count what was asked of a model, or of all if `name` is empty; raises InvalidRequest for an unknown one."""
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer a request that was let in or raise one RequestError."""
 
@@ -118,14 +134,15 @@ class DataPlane(Protocol):
 def check_parameter(name: str, value: Parameter) -> None:
     """Refuse a request parameter that Triton refuses."""
     if name.startswith("triton_"):
-        raise InvalidRequest("parameter keys starting with 'triton_' are reserved and must not be specified")
+        raise InvalidRequest(
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+        )
     if isinstance(value, int) and not _MIN_INT <= value <= _MAX_INT:
         raise InvalidRequest(f"the request parameter '{name}' does not fit into 64 bits")
 
 
-def check_unique(inputs: list[Tensor]) -> None:
+def check_unique(names: list[str]) -> None:
     """Refuse two inputs of one name."""
-    if len(inputs) > 1 and len({tensor.name for tensor in inputs}) < len(inputs):
-        names = [tensor.name for tensor in inputs]
+    if len(names) > 1 and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"input '{twice}' is given more than once")
+        raise InvalidRequest(f"input '{twice}' already exists in request; give each input once")

@@ -54,12 +54,12 @@ async def test_outputs_come_in_the_order_asked_for() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"inputs": []}, "takes the inputs 'x', but the request has none"),
-        ({"inputs": [Tensor("y", "FP32", X)]}, "takes the inputs 'x', but the request has 'y'"),
-        ({"inputs": [Tensor("x", "FP32", X), Tensor("y", "FP32", X)]}, "takes the inputs 'x', but"),
-        ({"inputs": [Tensor("x", "FP64", X.astype(float))]}, "is FP32, but the request has FP64"),
-        ({"inputs": [Tensor("x", "FP32", X[0])]}, r"expected \[-1,3\], got \[3\]"),
-        ({"inputs": [Tensor("x", "FP32", X[:, :2])]}, r"expected \[-1,3\], got \[2,2\]"),
+        ({"inputs": []}, "expected 1 inputs but got 0 inputs for model 'family'; it takes 'x'"),
+        ({"inputs": [Tensor("y", "FP32", X)]}, "unexpected inference input 'y' for model 'family'; it takes 'x'"),
+        ({"inputs": [Tensor("x", "FP32", X), Tensor("y", "FP32", X)]}, "expected 1 inputs but got 2 inputs"),
+        ({"inputs": [Tensor("x", "FP64", X.astype(float))]}, "data-type is 'FP64', but model 'family' expects 'FP32'"),
+        ({"inputs": [Tensor("x", "FP32", X[0])]}, r"Expected \[-1,3\], got \[3\]"),
+        ({"inputs": [Tensor("x", "FP32", X[:, :2])]}, r"Expected \[-1,3\], got \[2,2\]"),
         ({"inputs": [Tensor("x", "FP32", X[:0])]}, r"got \[0,3\]"),
         ({"outputs": [RequestedOutput("logits")]}, "unexpected inference output 'logits'"),
         ({"parameters": {"timeout": "soon"}}, "'timeout' must be a whole number"),

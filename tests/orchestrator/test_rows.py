@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascadeserve.errors import Unavailable
+from orchestrator.backend import BatchAnswer
 from orchestrator.request_options import RequestOptions
 from orchestrator.rows import ModelQueue, Segment, Ticket, bind
 from tests.fakes import tiny
@@ -179,3 +180,15 @@ def test_only_rows_without_a_gear_can_be_taken_to_another_queue() -> None:
     assert numbers(queue.take_unbound()) == [10, 11]
     assert queue.rows == 3
     assert numbers(queue.take(9)) == [0, 1, 2]
+
+
+def test_rows_that_go_on_keep_what_they_were_answered_with_until_the_next_stage_answers() -> None:
+    request = ticket(3)
+    first = BatchAnswer(np.array([1, 2, 3, 4]), np.array([0.1, 0.2, 0.3, 0.4], np.float32), None)
+    request.store(None, first, slice(1, 4), 0)
+    second = BatchAnswer(np.array([9]), np.array([0.9], np.float32), None)
+    request.store(np.array([1]), second, slice(0, 1), 1)
+    assert request.label.tolist() == [2, 9, 4]
+    assert request.certainty.tolist() == pytest.approx([0.2, 0.9, 0.4])
+    assert request.stage.tolist() == [0, 1, 0]
+    assert first.label.tolist() == [1, 2, 3, 4]  # not ours to write to

@@ -105,8 +105,8 @@ def test_the_work_of_a_row_is_its_share_of_a_full_batch() -> None:
 
 def test_a_row_is_expected_to_cost_what_the_stages_it_may_still_reach_cost() -> None:
     state = family("calm")
-    assert state.work_per_row_s() == pytest.approx(SMALL_ROW_S + 0.3 * LARGE_ROW_S)
-    assert state.work_from_s("small") == pytest.approx(state.work_per_row_s())
+    assert state.work_per_row_s == pytest.approx(SMALL_ROW_S + 0.3 * LARGE_ROW_S)
+    assert state.work_from_s("small") == pytest.approx(state.work_per_row_s)
     assert state.work_from_s("large") == pytest.approx(LARGE_ROW_S)
 
 
@@ -121,7 +121,7 @@ def test_a_stage_that_no_row_is_expected_to_reach_does_not_divide_by_zero() -> N
     document = tiny.plan_document()
     document["families"]["family"]["ladder"][1]["reach"] = [1.0, 0.0]
     state = started(tiny.plan(document))
-    assert state.work_per_row_s() == pytest.approx(SMALL_ROW_S)
+    assert state.work_per_row_s == pytest.approx(SMALL_ROW_S)
     assert state.work_from_s("large") == pytest.approx(LARGE_ROW_S)
 
 
@@ -186,4 +186,4 @@ def test_the_work_of_endpoints_of_several_kinds_is_their_mean() -> None:
     state = started(tiny.plan(document))
     # the two slots of b do half of what the one of a does: all three as much as 1.5 of a
     assert state.row_work_s("small") == pytest.approx(2 * SMALL_ROW_S)
-    assert state.work_per_row_s() == pytest.approx(2 * (SMALL_ROW_S + 0.3 * LARGE_ROW_S))
+    assert state.work_per_row_s == pytest.approx(2 * (SMALL_ROW_S + 0.3 * LARGE_ROW_S))

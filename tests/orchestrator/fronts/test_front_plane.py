@@ -88,8 +88,8 @@ async def test_a_bug_in_the_dispatcher_is_logged_there_and_kept_from_the_client(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"inputs": []}, "takes the inputs 'image'"),
-        ({"inputs": [Tensor("image", "FP32", IMAGE[:, :, 1:])]}, r"expected \[-1,1,32,32\], got \[2,1,31,32\]"),
+        ({"inputs": []}, "expected 1 inputs but got 0 inputs for model 'echo'; it takes 'image'"),
+        ({"inputs": [Tensor("image", "FP32", IMAGE[:, :, 1:])]}, r"Expected \[-1,1,32,32\], got \[2,1,31,32\]"),
         ({"outputs": [RequestedOutput("logits")]}, "unexpected inference output 'logits' for model 'echo'"),
     ],
 )

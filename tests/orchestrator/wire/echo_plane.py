@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from cascadeserve.errors import NotFound
+from cascadeserve.errors import InvalidRequest, NotFound
+from orchestrator.wire.descriptions import IndexEntry, ModelConfig, ModelStatistics
 from orchestrator.wire.tensors import (
     InferRequest,
     InferResponse,
@@ -43,6 +44,7 @@ class EchoPlane:
         self.refusal: Exception | None = None
         self.asked: list[tuple[str, str]] = []
         self.delay_s = 0.0
+        self.counted: dict[str, ModelStatistics] = {}
         self.requests: list[InferRequest] = []
         self.parameters: dict[str, Parameter] = {}
         # answered instead of the inputs, if set
@@ -71,6 +73,18 @@ class EchoPlane:
         self.asked.append((name, version))
         if self.refusal is not None:
             raise self.refusal
+
+    def model_config(self, name: str, version: str) -> ModelConfig:
+        metadata = self.model_metadata(name, version)
+        return ModelConfig(name, metadata.platform, 8, metadata.inputs, metadata.outputs)
+
+    def repository_index(self) -> list[IndexEntry]:
+        return [IndexEntry(name, "1", name != "loading") for name in sorted(MODELS)]
+
+    async def statistics(self, name: str, _version: str) -> list[ModelStatistics]:
+        if name and name not in MODELS:
+            raise InvalidRequest(f"requested model '{name}' is not available")
+        return [self.counted.get(model, ModelStatistics(model, "1")) for model in ([name] if name else sorted(MODELS))]
 
     async def infer(self, request: InferRequest) -> InferResponse:
         self.requests.append(request)

@@ -29,14 +29,14 @@ class StockClient:
 
     def __init__(self, kind: str, address: str) -> None:
         self.is_http = kind.startswith("http")
-        self._kind = kind
-        self._address = address
+        self.kind = kind
+        self.address = address
         self.module = tritonclient.http if self.is_http else tritonclient.grpc
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        if self._kind.endswith("aio"):
+        if self.kind.endswith("aio"):
             module = tritonclient.http.aio if self.is_http else tritonclient.grpc.aio
-            client = module.InferenceServerClient(self._address)
+            client = module.InferenceServerClient(self.address)
             try:
                 return await getattr(client, method)(*args, **kwargs)
             finally:
@@ -44,7 +44,7 @@ class StockClient:
         return await asyncio.to_thread(self._call_in_thread, method, args, kwargs)
 
     def _call_in_thread(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        client = self.module.InferenceServerClient(self._address)
+        client = self.module.InferenceServerClient(self.address)
         try:
             answer = getattr(client, method)(*args, **kwargs)
             assert not inspect.isawaitable(answer)

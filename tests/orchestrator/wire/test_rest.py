@@ -56,6 +56,16 @@ async def test_json_in_and_out(rest_address: str, datatype: str, values: list[An
     }
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "FP64"])
+async def test_json_may_hold_what_is_not_finite(rest_address: str, datatype: str) -> None:
+    """It is not JSON, but what tritonclient writes and Triton reads."""
+    values = [float("inf"), float("-inf"), 1.5, float("nan")]
+    for body in (head(tensor(values, datatype)), head(tensor([values[:2], values[2:]], datatype, shape=[4]))):
+        reply = await send(rest_address, INFER, body)
+        assert reply.status == 200
+        np.testing.assert_array_equal(json.loads(reply.body)["outputs"][0]["data"], values)
+
+
 @pytest.mark.parametrize("kind", ["http", "http.aio"])
 async def test_clients_choose_json_or_binary_per_tensor(rest_address: str, kind: str) -> None:
     client = StockClient(kind, rest_address)
@@ -172,9 +182,19 @@ async def test_bad_raw_requests(rest_address: str, path: str, status: int, sente
         ("GET", "/", 404),
         ("GET", "/v2/", 404),
         ("GET", "/v3", 404),
-        ("POST", "/v2/repository/index", 404),
-        ("GET", "/v2/models/echo/config", 404),
-        ("GET", "/v2/models/echo/versions/1/stats", 404),
+        ("GET", "/v2/repository/index", 405),
+        ("POST", "/v2/models/echo/config", 405),
+        ("GET", "/v2/models/nope/config", 404),
+        ("GET", "/v2/models/echo/versions/9/config", 404),
+        ("GET", "/v2/models/nope/stats", 400),
+        ("POST", "/v2/repository/models/echo/load", 501),
+        ("POST", "/v2/repository/other/models/echo/unload", 501),
+        ("GET", "/v2/systemsharedmemory/status", 501),
+        ("POST", "/v2/cudasharedmemory/region/a/register", 501),
+        ("GET", "/v2/trace/setting", 501),
+        ("POST", "/v2/models/echo/trace/setting", 501),
+        ("GET", "/v2/logging", 501),
+        ("POST", "/v2/models/echo/versions/1/generate_stream", 501),
         ("GET", INFER, 405),
         ("PUT", INFER, 405),
         ("POST", "/v2/health/live", 405),
@@ -188,7 +208,7 @@ async def test_other_paths_and_methods(rest_address: str, method: str, path: str
     assert reply.status == status
     assert reply.error
     assert ("Allow" in reply.headers) is (status == 405)
-    if path == INFER:
+    if path == INFER and method != "POST":
         assert reply.headers["Allow"] == "POST"
 
 
@@ -204,7 +224,7 @@ async def test_readiness_as_triton_answers_it(rest_address: str, plane: EchoPlan
     assert await state("/v2/health/live") == (200, b"")
     assert await state("/v2/health/ready") == (200, b"")
     assert await state("/v2/models/echo/versions/1/ready") == (200, b"")
-    assert await state("/v2/models/nobody/ready") == (400, b"")
+    assert await state("/v2/models/nobody/ready") == (400, b'{"error":"Model version not ready"}')
     plane.is_ready = False
     assert await state("/v2/health/ready") == (400, b"")
 

@@ -213,7 +213,7 @@ async def test_duplicate_inputs(client: StockClient) -> None:
     inputs = [client.input("x", "INT8", np.ones((1, 1), np.int8)) for _ in range(2)]
     status, sentence = await refused(client, "echo", inputs)
     assert status == ("400" if client.is_http else "StatusCode.INVALID_ARGUMENT")
-    assert sentence == "input 'x' is given more than once"
+    assert sentence == "input 'x' already exists in request; give each input once"
 
 
 async def test_wrong_byte_count(client: StockClient) -> None:
@@ -251,11 +251,30 @@ async def test_shared_memory_is_refused(client: StockClient) -> None:
     assert (await refused(client, "echo", [plain], outputs=[output]))[0] == status
 
 
-async def test_classification_is_refused(client: StockClient) -> None:
-    plain = client.input("x", "INT8", np.ones((1, 1), np.int8))
-    status, sentence = await refused(client, "echo", [plain], outputs=[client.output("x", class_count=3)])
-    assert status == ("501" if client.is_http else "StatusCode.UNIMPLEMENTED")
-    assert "classification" in sentence
+@pytest.mark.parametrize(
+    ("array", "datatype", "texts"),
+    [
+        (
+            np.array([[0.5, 2, -1], [1, 1, 0]], np.float32),
+            "FP32",
+            [["2.000000:1", "0.500000:0"], ["1.000000:0", "1.000000:1"]],
+        ),
+        (np.array([[7], [-3]], np.int64), "INT64", [["7:0"], ["-3:0"]]),
+        (np.zeros((0, 3), np.int8), "INT8", []),
+        (np.zeros((2, 0), np.float16), "FP16", [[], []]),
+    ],
+)
+async def test_classes(client: StockClient, array: Any, datatype: str, texts: list[list[str]]) -> None:
+    wanted = [client.output("x", class_count=2)]
+    result = await client.call("infer", "echo", [client.input("x", datatype, array)], outputs=wanted)
+    assert [[text.decode() for text in row] for row in result.as_numpy("x").tolist()] == texts
+
+
+async def test_classes_of_text_are_refused(client: StockClient) -> None:
+    text = client.input("x", "BYTES", np.array([[b"a"]], np.object_))
+    status, sentence = await refused(client, "echo", [text], outputs=[client.output("x", class_count=3)])
+    assert status == ("400" if client.is_http else "StatusCode.INVALID_ARGUMENT")
+    assert "class result not available" in sentence
 
 
 async def test_oversize(client: StockClient) -> None:

@@ -1,0 +1,247 @@
+"""Three policies under bursty loads on a real Triton: `python -m benchmarks.bursty`.
+
+Two pieces of real traces, pressed into --seconds each and so scaled that the busiest second has the highest rate of the
+demo's plan:
+
+    worldcup   the day of 1998-06-30 of the football World Cup's web site: two surges to eleven times the night's rate
+    azure      an hour of code completions in an Azure service: bursts of a fraction of a second all the time
+
+Every policy plans for the demo's SLO, the load's mixture of rates, and its highest rate over a quarter of a second, or
+as far as a cascade plan goes; as accurate as it can be, and at most 4 points below the largest model, a floor above
+which there is something to switch between.
+
+    cascade          gears of cascades
+    switching        gears of single models
+    static-cascade   one cascade for all rates, the most accurate one that reaches the highest
+
+By trace and policy, medians over the repeats: `goodput`, the share of the requests that were answered within the SLO;
+`accuracy` of the answered rows, each of the same weight; `right_in_time`, the share of all requests that were answered
+rightly within the SLO, which holds both. They are null where the load generator was late.
+
+Triton has core 0; orchestrator and load generator share the others. The defaults take 10 minutes, and 3 more where the
+demo has not been run: its records and profile are used. With --seconds 20 it is 6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from rich.console import Console
+
+from benchmarks.digits_plans import make_plans
+from cascadeserve.artefacts import write_atomically, write_json
+from cascadeserve.demo.family import FAMILY, REPOSITORY
+from cascadeserve.demo.judging import answered_requests
+from cascadeserve.demo.kept import alone
+from cascadeserve.demo.offline import draw_rows
+from cascadeserve.demo.steps import Steps
+from cascadeserve.local_stack import LocalStack
+from cascadeserve.local_triton.working_copy import prepare_state_directory
+from cascadeserve.replay.arrivals import from_trace
+from cascadeserve.replay.summary import is_void
+from cascadeserve.virtual_machine import cores_kept_awake
+from planner.goal import prior_of_arrivals
+from planner.host import describe_host
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from cascadeserve.report import ServingReport
+
+POLICIES = ("cascade", "switching", "static-cascade")
+_MANY_PER_S = 1_000.0
+# some SLOs: what comes within it has to be served within it
+_BURST_S = 0.25
+_DATA = Path("../shared/data/traces").resolve()
+_GOAL = """\
+schema_version = 1
+
+[families.digits]
+slo_per_reference_batch = 10.0
+below_reference = 0.04
+# drafts: nothing is certified
+max_epsilon = 1.0
+"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a trace; `start` and `end` as its file writes times."""
+
+    path: Path
+    start: str | None = None
+    end: str | None = None
+
+    def draw(self, seconds: float, rate_per_s: float) -> NDArray[np.float64]:
+        """Times of arrival, pressed into so many seconds, of a mean rate."""
+        rng = np.random.default_rng(0)
+        return from_trace(self.path, rng=rng, duration_s=seconds, rate_per_s=rate_per_s, start=self.start, end=self.end)
+
+    def options(self, seconds: float, rate_per_s: float) -> list[str]:
+        """The same for `replay`."""
+        window = [f"--trace-from={self.start}", f"--trace-to={self.end}"] if self.start else []
+        return [f"--trace={self.path}", *window, f"--duration={seconds:g}", f"--rate={rate_per_s:.1f}"]
+
+
+PIECES = {
+    "worldcup": Piece(
+        _DATA / "worldcup-1998" / "invocation_count.csv", start="1998-06-30 00:00:00", end="1998-07-01 00:00:00"
+    ),
+    "azure": Piece(_DATA / "azure-llm-2023" / "AzureLLMInferenceTrace_code.csv"),
+}
+
+
+def goal_text(top_per_s: float, times_s: NDArray[np.float64]) -> str:
+    """Goal of a plan that reaches a rate and is made for these arrivals."""
+    prior = ", ".join(f"[{rate:.4g}, {share:.4g}]" for rate, share in prior_of_arrivals(times_s, 1.0))
+    # what it asks for must not be above what was found by a rounding
+    return f"{_GOAL}max_rate_per_s = {math.floor(top_per_s)}\nrate_prior = [{prior}]\n"
+
+
+def highest_rate_per_s(times_s: NDArray[np.float64], duration_s: float, window_s: float) -> float:
+    """Highest rate over a window of that length, one beside the other."""
+    counts, _ = np.histogram(times_s, np.arange(0.0, duration_s + window_s / 2, window_s))
+    return float(counts.max() / window_s)
+
+
+def read_run(
+    report: ServingReport, records: Mapping[str, NDArray[Any]], truth: NDArray[np.int64], slo_s: float
+) -> dict[str, Any]:
+    """Tell what a run of single-row requests comes to; `truth` is int64 [rows]."""
+    right = records["label"] == truth[records["row_index"]]
+    in_time = answered_requests(records) & (records["done_s"] - records["scheduled_s"] <= slo_s)
+    return {
+        "goodput": report.goodput,
+        "accuracy": report.accuracy,
+        "right_in_time": float(np.mean(right & in_time)),
+        "p95_s": report.p95_s,
+        "refused": report.ledger.refused,
+        "failed": report.ledger.failed,
+        "lost": report.ledger.lost,
+        "gears": len({span.gear for span in report.gears}),
+        "void": is_void(report),
+    }
+
+
+def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians over the repeats of a policy; null where the load generator was late in one."""
+    told = not any(run["void"] for run in runs)
+    names = ("goodput", "accuracy", "right_in_time")
+    return {name: statistics.median(run[name] for run in runs) if told else None for name in names}
+
+
+@dataclass(frozen=True)
+class _Bench:
+    state: Path
+    rows: Path
+    truth: NDArray[np.int64]
+    seconds: float
+    repeats: int
+    steps: Steps
+
+    async def measure(self, name: str, piece: Piece, busiest_per_s: float, widest_per_s: float) -> dict[str, Any]:
+        """Plan for a piece of a trace, and replay it to every plan in turns."""
+        # many arrivals: how they are thinned is chance
+        highest_per_s = highest_rate_per_s(piece.draw(self.seconds, _MANY_PER_S), self.seconds, 1.0)
+        mean_per_s = busiest_per_s * _MANY_PER_S / highest_per_s
+        times_s = piece.draw(self.seconds, mean_per_s)
+        top_per_s = min(highest_rate_per_s(times_s, self.seconds, _BURST_S), widest_per_s)
+        goal = self.state / f"{name}.toml"
+        write_atomically(goal, goal_text(top_per_s, times_s).encode())
+        planned = await make_plans(self.state, POLICIES, self.steps, goal)
+        load = piece.options(self.seconds, mean_per_s)
+        runs: dict[str, list[dict[str, Any]]] = {policy: [] for policy in planned}
+        async with contextlib.AsyncExitStack() as servers:
+            log = servers.enter_context((self.state / "load.log").open("ab"))
+            stacks = {}
+            for policy, each in planned.items():
+                stack = stacks[policy] = LocalStack(self.state / policy, repository=REPOSITORY, plan=each.path)
+                await servers.enter_async_context(stack.running())
+                await self._replay(stack, ["--rate=100", "--duration=2"], each.slo_s, log)
+            for seed in range(self.repeats):
+                for policy, stack in stacks.items():
+                    with self.steps.timed(f"{name}, {policy}, {seed + 1} of {self.repeats}") as say:
+                        slo_s = planned[policy].slo_s
+                        report, records = await self._replay(stack, [*load, f"--seed={seed}"], slo_s, log)
+                        runs[policy].append(read_run(report, records, self.truth, slo_s))
+                        say(f"  {runs[policy][-1]}")
+        return {
+            "mean_rate_per_s": mean_per_s,
+            "planned_rate_per_s": top_per_s,
+            "policies": {policy: summarise(each) for policy, each in runs.items()},
+            "entries": {
+                policy: [(gear.ladder_entry, gear.max_rate_per_s) for gear in each.plan.families[FAMILY].gears]
+                for policy, each in planned.items()
+            },
+            "runs": runs,
+        }
+
+    async def _replay(
+        self, stack: LocalStack, load: list[str], slo_s: float, log: IO[bytes]
+    ) -> tuple[ServingReport, dict[str, NDArray[Any]]]:
+        return await stack.replay(
+            self.state / "bursty-run", stack.url, FAMILY, self.rows, *load, f"--slo={slo_s}", "--shuffle", log=log
+        )
+
+
+async def _measure(state: Path, seconds: float, repeats: int, console: Console) -> dict[str, Any]:
+    steps = Steps(console)
+    demo = (await make_plans(state, ["cascade"], steps))["cascade"]
+    goal = state / "bursty.toml"
+    write_atomically(goal, _GOAL.encode())
+    widest = (await make_plans(state, ["cascade"], steps, goal))["cascade"]
+    rows = draw_rows(state, "replay")
+    with np.load(rows) as drawn:
+        bench = _Bench(state, rows, drawn["label"], seconds, repeats, steps)
+    found = {
+        name: await bench.measure(name, piece, demo.rate_per_s, widest.rate_per_s) for name, piece in PIECES.items()
+    }
+    return {
+        "slo_s": demo.slo_s,
+        "busiest_second_per_s": demo.rate_per_s,
+        "seconds": seconds,
+        "traces": found,
+        "host": describe_host(),
+        "wall_s": steps.wall_s,
+    }
+
+
+async def _measure_awake(state: Path, seconds: float, repeats: int, console: Console) -> dict[str, Any]:
+    async with cores_kept_awake() as awake:
+        return await _measure(state, seconds, repeats, console) | {"cores_kept_awake": awake}
+
+
+@click.command()
+@click.option("--seconds", type=click.FloatRange(min=5.0), default=60.0, show_default=True, help="Of each run.")
+@click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--state", type=click.Path(path_type=Path), default=".cascadeserve/demo", show_default=True)
+@click.option(
+    "--result", type=click.Path(path_type=Path), default="benchmarks/results/local/bursty.json", show_default=True
+)
+def main(*, seconds: float, repeats: int, state: Path, result: Path) -> None:
+    """Measure, write the result, print it."""
+    for piece in PIECES.values():
+        if not piece.path.exists():
+            raise SystemExit(f"NOT RUN: {piece.path} is absent")
+    console = Console()
+    state = state.resolve()
+    prepare_state_directory(state)
+    with alone(state):
+        measured = asyncio.run(_measure_awake(state, seconds, repeats, console))
+    write_json(result, measured)
+    for name, found in measured["traces"].items():
+        console.print(name, found["policies"])
+
+
+if __name__ == "__main__":
+    main()

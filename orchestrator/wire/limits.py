@@ -1,0 +1,67 @@
+"""What one client, and all clients together, may take of a server."""
+
+from __future__ import annotations
+
+import math
+import resource
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cascadeserve.errors import RequestTooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_LISTED_ELEMENTS = 1 << 20
+# rows of one request: each takes its own way, and some memory until the last one is answered
+MAX_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Beside the size of a request; see docs/reference/limits.md."""
+
+    # elements of a request that are written one by one: in JSON, as typed gRPC contents, or as text
+    max_listed_elements: int = MAX_LISTED_ELEMENTS
+    # open HTTP connections, and as many gRPC connections and calls
+    max_connections: int = 10_000
+    # bytes of all HTTP requests that are not complete yet
+    max_received_bytes: int = 1 << 30
+    # seconds that a request may take to arrive and an answer to be read
+    client_timeout_s: float = 60.0
+
+
+def check_json_elements(json_part: bytes | memoryview, limit: int) -> None:
+    """Refuse JSON with more values than `limit` before it is read: each takes many times what it is long."""
+    # A comma stands between any two values; most requests are too short to hold so many.
+    if len(json_part) > limit and bytes(json_part).count(b",") >= limit:
+        raise RequestTooLarge(f"the request JSON has more than {limit} values; send binary data or fewer rows")
+
+
+def num_texts(shape: Sequence[int], num_bytes: int) -> int:
+    """How many elements a raw BYTES tensor can have at most: each takes at least the four bytes of its length."""
+    return min(math.prod(shape), num_bytes // 4)
+
+
+def check_listed_elements(name: str, count: int, limit: int) -> None:
+    """Refuse an input whose elements become one Python object each, if they are more than `limit`."""
+    if count > limit:
+        raise RequestTooLarge(f"input '{name}' lists more than {limit} elements; send raw data or fewer rows")
+
+
+# What the process needs beside its clients' connections: Tritons, files, event loops.
+_OTHER_FILES = 256
+
+
+def allow_connections(limits: Limits) -> int:
+    """Raise this process's limit of open files to what the connections need; returns how many fit into it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * limits.max_connections + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft not in (resource.RLIM_INFINITY, wanted) and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft == resource.RLIM_INFINITY:
+        return limits.max_connections
+    return min(limits.max_connections, max((soft - _OTHER_FILES) // 2, 1))

@@ -1,0 +1,130 @@
+"""Whatever Triton's clients ask, the orchestrator answers as Triton does, except as `docs/differences.md` lists.
+
+The same cases go to a real Triton with a model of equal name, signature and values, and to the orchestrator in front of
+it. A difference that is listed and does not occur fails as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from tests.conformance.outcomes import Outcome, different
+from tests.conformance.pair import make_stack
+from tests.conformance.raw_cases import GRPC, HTTP, run_grpc, run_services
+from tests.conformance.stock_cases import CASES, run, runs
+from tests.fakes.servers import Stack, running
+from tests.orchestrator.wire.stock_clients import CLIENTS, StockClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
+
+LIST = Path(__file__).parents[2] / "docs" / "differences.md"
+_CODE = re.compile(r"`([^`]+)`")
+
+
+class Listed(NamedTuple):
+    """A row of the list: `case aspect`, with * for any, and what both servers are said to say."""
+
+    names: list[str]
+    triton: list[list[str]]
+    ours: list[list[str]]
+
+
+def listed() -> list[Listed]:
+    """Read the list; in the cells of both servers ", or " stands between alternatives."""
+    rows = []
+    for line in LIST.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `"):
+            assert len(cells) == 4, f"a row has the columns case, Triton, ours, why: {line}"
+            assert cells[3], f"a difference needs a reason: {line}"
+            said = [[_CODE.findall(way) for way in cell.split(", or ")] for cell in cells[1:3]]
+            rows.append(Listed(_CODE.findall(cells[0]), *said))
+    return rows
+
+
+LISTED = listed()
+
+
+def _said(ways: list[list[str]], value: Any) -> bool:
+    return any(all(text in str(value) for text in way) for way in ways)
+
+
+@dataclass
+class Found:
+    """What both answered to one case of one client."""
+
+    client: str
+    case: str
+    triton: Outcome
+    ours: Outcome
+
+    def differences(self) -> dict[str, tuple[Any, Any]]:
+        """`case aspect` -> what Triton says, what we say."""
+        aspects = self.triton.keys() | self.ours.keys()
+        if self.triton["status"] != self.ours["status"]:
+            # One refuses and the other does not, or otherwise: what follows from it is no difference of its own.
+            aspects = {"status"}
+        pairs = {aspect: (self.triton.get(aspect), self.ours.get(aspect)) for aspect in aspects}
+        return {f"{self.case} {aspect}": pair for aspect, pair in pairs.items() if different(*pair, aspect)}
+
+
+async def ask_all(stack: Stack) -> list[Found]:
+    triton = {"http": f"127.0.0.1:{stack.ports['a'][0]}", "grpc": f"127.0.0.1:{stack.ports['a'][1]}"}
+    ours = {"http": f"127.0.0.1:{stack.http_port}", "grpc": stack.grpc_address}
+    found = []
+    for kind in CLIENTS:
+        clients = [StockClient(kind, where[kind.partition(".")[0]]) for where in (triton, ours)]
+        for name, case in CASES.items():
+            if runs(name, kind):
+                found.append(Found(kind, name.rpartition(":")[2], *[await run(case, client) for client in clients]))
+    for name, request in HTTP.items():
+        found.append(Found("plain http", name, request.run(triton["http"]), request.run(ours["http"])))
+    for name, message in GRPC.items():
+        found.append(Found("plain grpc", name, run_grpc(message, triton["grpc"]), run_grpc(message, ours["grpc"])))
+    beside = [run_services(where["grpc"]) for where in (triton, ours)]
+    return found + [Found("plain grpc", name, beside[0][name], beside[1][name]) for name in beside[0]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Found]]:
+    stack = make_stack(tmp_path_factory.mktemp("pair"))
+    with running(stack):
+        yield asyncio.run(ask_all(stack))
+
+
+def test_nothing_differs_that_is_not_listed(found: list[Found]) -> None:
+    patterns = [pattern for row in LISTED for pattern in row.names]
+    unlisted = {
+        f"{each.client}: {name}": pair
+        for each in found
+        for name, pair in each.differences().items()
+        if not any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    assert unlisted == {}
+
+
+@pytest.mark.parametrize("row", LISTED, ids=lambda row: row.names[0])
+def test_what_is_listed_differs_as_listed(found: list[Found], row: Listed) -> None:
+    for name in row.names:
+        pairs = [pair for each in found for key, pair in each.differences().items() if fnmatchcase(key, name)]
+        assert pairs, f"{name} does not differ any more; take it off the list"
+        assert any(_said(row.triton, pair[0]) and _said(row.ours, pair[1]) for pair in pairs), (
+            f"{name} differs otherwise than listed: {pairs}"
+        )
+
+
+def test_most_is_answered_alike(found: list[Found]) -> None:
+    """A suite that compares two refusals with each other says little."""
+    alike = [each for each in found if all(name.endswith(" parameters") for name in each.differences())]
+    assert len(alike) > len(found) / 2
+    assert sum(each.triton["status"] in ("ok", 200) for each in alike) > len(found) / 3

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+
+from cascadeserve.errors import InvalidRequest, NotSupported, RequestError, RequestTooLarge
+from orchestrator.wire.compression import MIN_BYTES, chosen_encoding, compressed, unfolded
+from orchestrator.wire.exchange import Answer
+
+LONG = b"a" * MIN_BYTES
+
+
+@pytest.mark.parametrize(
+    ("header", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("gzip, deflate", "gzip"),
+        ("deflate, gzip", "deflate"),
+        ("GZIP;q=0.1,deflate;q=0.5", "deflate"),
+        ("gzip;q=0, deflate; q=0.5", "deflate"),
+        ("gzip;q=0", None),
+        ("gzip;q=x", None),
+        ("gzip;q=nan", None),
+        ("br, identity", None),
+        ("*", None),
+        ("", None),
+    ],
+)
+def test_what_is_chosen(header: str, encoding: str | None) -> None:
+    assert chosen_encoding(header) == encoding
+
+
+@pytest.mark.parametrize("body", [LONG, LONG * 100])
+async def test_both_ways_unfold_to_the_body(body: bytes) -> None:
+    packed = await compressed(Answer(body=body), "gzip")
+    assert gzip.decompress(packed.body) == body
+    assert packed.headers["Content-Encoding"] == "gzip"
+    packed = await compressed(Answer(body=body), "deflate")
+    assert zlib.decompress(packed.body) == body
+
+
+async def test_short_bodies_stay_as_they_are() -> None:
+    answer = await compressed(Answer(body=LONG[1:]), "gzip")
+    assert answer.body == LONG[1:]
+    assert "Content-Encoding" not in answer.headers
+
+
+def bare(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(body) + packer.flush()
+
+
+@pytest.mark.parametrize("body", [b"", b"a", LONG, LONG * 1000])
+async def test_requests_unfold(body: bytes) -> None:
+    limit = 1 << 20
+    assert await unfolded(gzip.compress(body), "gzip", limit) == body
+    assert await unfolded(gzip.compress(body) + gzip.compress(b"more"), "gzip", limit) == body + b"more"
+    assert await unfolded(zlib.compress(body), "deflate", limit) == body
+    assert await unfolded(bare(body), "deflate", limit) == body
+    assert await unfolded(body, "identity", limit) == body
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20])
+async def test_no_further_than_the_limit(size: int) -> None:
+    body = b"a" * size
+    assert await unfolded(gzip.compress(body), "gzip", size) == body
+    for packed in (gzip.compress(body), gzip.compress(body[1:]) + gzip.compress(b"a" * 10)):
+        with pytest.raises(RequestTooLarge, match="as it unfolds"):
+            await unfolded(packed, "gzip", size - 1)
+
+
+async def test_not_of_any_number_of_parts() -> None:
+    with pytest.raises(InvalidRequest, match="members"):
+        await unfolded(gzip.compress(b"") * 1000, "gzip", 1 << 20)
+
+
+@pytest.mark.parametrize("cut", range(1, 25))
+async def test_what_is_cut_short_is_refused(cut: int) -> None:
+    with pytest.raises(InvalidRequest, match="cut short"):
+        await unfolded(gzip.compress(LONG, mtime=0)[:-cut], "gzip", 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "error"),
+    [(b"nonsense", "gzip", InvalidRequest), (b"nonsense", "deflate", InvalidRequest), (b"", "br", NotSupported)],
+)
+async def test_what_is_none_is_refused(body: bytes, encoding: str, error: type[RequestError]) -> None:
+    with pytest.raises(error):
+        await unfolded(body, encoding, 1 << 20)
