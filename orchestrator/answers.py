@@ -6,24 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cascadeserve.errors import Unavailable
 from cascadeserve.policy.escalation import accepted
-from orchestrator.routing import is_hosted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from orchestrator.backend import BatchAnswer
     from orchestrator.metrics import Metrics
     from orchestrator.rows import Segment, Ticket
-    from orchestrator.state import Batch, EndpointState, FamilyState
+    from orchestrator.state import Batch, FamilyState
 
 
-def absorb(
-    batch: Batch, answer: BatchAnswer, endpoints: Sequence[EndpointState], metrics: Metrics, now_s: float
-) -> list[tuple[Ticket, int]]:
+def absorb(batch: Batch, answer: BatchAnswer, metrics: Metrics, now_s: float) -> list[tuple[Ticket, int]]:
     """Give accepted rows to their tickets and queue the others at their next stage.
 
     Returns the tickets that got rows and how many; they are not told of it yet.
@@ -55,7 +49,7 @@ def absorb(
                 ticket.store(indices, answer, mine + start, segment.stage)
             given.append((ticket, num_taken))
         if num_taken < segment.rows:
-            _escalate(batch.family, segment, np.flatnonzero(~taken), endpoints, now_s)
+            _escalate(batch.family, segment, np.flatnonzero(~taken), now_s)
     for stage, rows in answered_at.items():
         metrics.answered(batch.family.name, stage, rows)
     num_nan = int(np.count_nonzero(np.isnan(answer.certainty)))
@@ -64,14 +58,8 @@ def absorb(
     return given
 
 
-def _escalate(
-    family: FamilyState, segment: Segment, rows: NDArray[np.intp], endpoints: Sequence[EndpointState], now_s: float
-) -> None:
+def _escalate(family: FamilyState, segment: Segment, rows: NDArray[np.intp], now_s: float) -> None:
     if segment.entry is None:
         raise RuntimeError("rows left without a gear")
     queue = family.queues[segment.entry.stages[segment.stage + 1].model]
-    if is_hosted(queue.model, endpoints):
-        queue.push(segment.onward(rows, now_s))
-    else:
-        gone = f"no endpoint serves model '{queue.model.name}' of family '{family.name}' now"
-        segment.ticket.fail(Unavailable(gone))
+    queue.push(segment.onward(rows, now_s))

@@ -85,6 +85,7 @@ class Orchestrator:
         self.plan_change = PlanChange(read_plan, self.dispatcher, self.reconciler, self.gear_loop, self.metrics)
         self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
         self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
+        self.dispatcher.flights.on_dead_model = self._model_died
         self.data_plane = CascadeDataPlane(self.dispatcher, self.metrics, on_arrival=self.gear_loop.on_arrival)
 
     async def run_loops(self) -> None:
@@ -105,6 +106,10 @@ class Orchestrator:
     def _endpoint_failed(self, endpoint: EndpointState) -> None:
         self.dispatcher.endpoint_is_down(endpoint)
         self.monitors[endpoint.name].kick()
+
+    def _model_died(self, endpoint: EndpointState, name: str) -> None:
+        self.dispatcher.model_is_dead(endpoint, name)
+        self.reconciler.look_again()
 
 
 async def serve(

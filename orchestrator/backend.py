@@ -22,8 +22,38 @@ class EndpointDown(BackendError):  # noqa: N818 - named by what happened
     """The server could not be reached, went away, or did not answer in time."""
 
 
+class BatchNotTaken(EndpointDown):  # noqa: N818
+    """The batch was not begun: there was no connection, or the server takes no work."""
+
+
+class ConnectionLost(EndpointDown):  # noqa: N818
+    """The connection broke while the batch was under way, as it does when the server crashes."""
+
+
 class CallRejected(BackendError):  # noqa: N818
     """The server is there and answered with an error."""
+
+    def __init__(self, text: str, *, answer: str | None = None, status: int = 500) -> None:
+        """`answer` is the server's own sentence, `status` the one of HTTP that it came with."""
+        super().__init__(text)
+        self.answer = text if answer is None else answer
+        self.status = status
+
+
+class NotServed(CallRejected):  # noqa: N818
+    """The server does not serve this model or version now."""
+
+
+class StubDead(CallRejected):  # noqa: N818
+    """The Python process of a model has ended: all requests to it fail, while it and its server look ready (2.51).
+
+    Loading it does nothing; unloading and loading it starts a new process.
+    """
+
+    def __init__(self, text: str, *, model: str) -> None:
+        """`model` is the one whose process it was: that of the batch, or a part of it."""
+        super().__init__(text)
+        self.model = model
 
 
 class ModelVersion(NamedTuple):

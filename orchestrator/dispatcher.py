@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from cascadeserve.errors import DeadlineExceeded, Unavailable
 from cascadeserve.policy.admission import in_time
 from cascadeserve.policy.balancing import least_expected_work
-from cascadeserve.policy.batching import AGEING, NOT_DUE, PATIENCE_SLOS, due_at_s, due_reason, next_queue
+from cascadeserve.policy.batching import AGEING, DUE_FULL, NOT_DUE, PATIENCE_SLOS, due_at_s, due_reason, next_queue
 from orchestrator.deadlines import Deadlines
 from orchestrator.flights import Flights
 from orchestrator.routing import is_hosted, load_weights, with_room
-from orchestrator.rows import Segment, Ticket, bind
+from orchestrator.rows import Segment, Ticket, bind, still_open
 from orchestrator.state import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from numpy.typing import NDArray
 
@@ -75,7 +75,7 @@ class Dispatcher:
         model = family.entry_model
         queue = family.queues[model]
         queue.drop_done_head()
-        had_head = bool(queue.segments)
+        had_head = queue.head is not None
         queue.push(Segment(ticket, ticket.rows, now_s))
         # Whatever else could leave now has left: only this queue has changed. Behind a head it can only have become
         # full; while there is no room for it, the answer that makes some pumps.
@@ -111,6 +111,7 @@ class Dispatcher:
     def forget_drained(self) -> list[FamilyState]:
         """Let go of the families of earlier plans that have no rows left, and return them."""
         busy = {batch.family for batch in self.flights.batches}
+        busy |= {suspect.queue.family for suspect in self.flights.isolation.suspects}
         drained = [family for family in self._leaving if family not in busy and not family.waiting_rows()]
         if drained:
             self._leaving = [family for family in self._leaving if family not in drained]
@@ -125,7 +126,8 @@ class Dispatcher:
             endpoint.generation += 1
         endpoint.up = True
         endpoint.instances = instances
-        endpoint.hosted = {model: endpoint.hosted.get(model) for model in instances.keys() - endpoint.leaving}
+        unused = endpoint.leaving | self._made_of(endpoint.dead)
+        endpoint.hosted = {model: endpoint.hosted.get(model) for model in instances.keys() - unused}
         self._metrics.endpoint(endpoint.name, up=True, instances=instances)
         self.pump()
 
@@ -141,12 +143,19 @@ class Dispatcher:
         endpoint.hosted.pop(model, None)
 
     def endpoint_is_down(self, endpoint: EndpointState) -> None:
-        """Send nothing to it; rows that wait for a model which now stands nowhere are refused."""
+        """Send nothing to it; rows that wait for a model which now stands nowhere wait on, until their deadline."""
         endpoint.up = False
+        # started again, it has new processes
+        endpoint.dead.clear()
         self._metrics.endpoint(endpoint.name, up=False, instances={})
-        for queue in self._queues:
-            if queue.rows and not is_hosted(queue.model, self.endpoints):
-                queue.refuse(f"the last endpoint with model '{queue.model.name}' went down; try again")
+        self.flights.recall_soon(endpoint)
+        self.pump()
+
+    def model_is_dead(self, endpoint: EndpointState, name: str) -> None:
+        """Send nothing there to a model whose Python process has ended, or to what is made of it; see `Reloads`."""
+        endpoint.dead.add(name)
+        for model in self._made_of({name}):
+            endpoint.hosted.pop(model, None)
 
     def queued_work_s(self, family: FamilyState) -> float:
         """Device-seconds, over all stages still to come, of the family's waiting rows, those of earlier plans too."""
@@ -161,11 +170,17 @@ class Dispatcher:
         """Whether a gear in force, or rows that wait or are on their way under another, may still come to a model."""
         if any(model in family.in_gear() for family in (*self.families.values(), *self._leaving)):
             return True
-        waiting = ((queue.family, segment) for queue in self._queues for segment in queue.segments)
+        waiting = (
+            (queue.family, segment)
+            for queue in self._queues
+            for segments in (queue.segments, *queue.halves)
+            for segment in segments
+        )
+        suspects = ((suspect.queue.family, suspect.segment) for suspect in self.flights.isolation.suspects)
         on_the_way = ((batch.family, segment) for batch in self.flights.batches for segment in batch.segments)
         return any(
             family.served(stage.model) == model
-            for family, segment in (*waiting, *on_the_way)
+            for family, segment in (*waiting, *suspects, *on_the_way)
             if segment.entry is not None
             for stage in segment.entry.stages[segment.stage :]
         )
@@ -186,25 +201,30 @@ class Dispatcher:
         if self._wake is not None:
             self._wake.cancel()
         self._deadlines.stop()
-        for queue in self._queues:
-            queue.refuse("the server is shutting down")
+        self._refuse_waiting()
         await self.flights.close()
+        # what came back from them
+        self._refuse_waiting()
 
     # -- batching -----------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Send every batch that is due and has a free slot, then sleep until the next one can be due."""
         now_s = self._loop.time()
+        self.flights.isolation.try_suspect(now_s)
         while True:
             queues, due, deadlines, oldest = [], [], [], []
             wake_s = float("inf")
             for queue in self._queues:
                 queue.drop_done_head()
-                if not queue.segments:
+                head = queue.head
+                if head is None:
                     continue
-                head = queue.segments[0]
                 min_batch, _, max_wait_s = queue.family.trigger(queue.model.name)
-                reason = due_reason(queue.rows, head.since_s, min_batch, max_wait_s, now_s)
+                if queue.halves:
+                    reason = DUE_FULL
+                else:
+                    reason = due_reason(queue.rows, head.since_s, min_batch, max_wait_s, now_s)
                 if reason == NOT_DUE:
                     wake_s = min(wake_s, due_at_s(head.since_s, max_wait_s))
                     continue
@@ -225,7 +245,9 @@ class Dispatcher:
         family = queue.family
         _, max_batch, _ = family.trigger(queue.model.name)
         planned = family.plan.models[queue.model.name]
-        works_s = [planned.batch_busy_s(min(queue.rows, max_batch), endpoint.name) for endpoint in self.endpoints]
+        half = still_open(queue.take_half()) if queue.halves else []
+        rows = sum(segment.rows for segment in half) or min(queue.rows, max_batch)
+        works_s = [planned.batch_busy_s(rows, endpoint.name) for endpoint in self.endpoints]
         chosen = least_expected_work(
             [endpoint.work_s for endpoint in self.endpoints],
             [endpoint.sent_s for endpoint in self.endpoints],
@@ -238,7 +260,8 @@ class Dispatcher:
         ahead_s = endpoint.work_s / endpoint.slots
         segments: list[Segment] = []
         room = max_batch
-        while room > 0 and (taken := queue.take(room)):
+        taken = half or queue.take(room)
+        while taken:
             for segment in taken:
                 if in_time(segment.ticket.deadline_s, now_s, ahead_s, work_s):
                     bind(segment, family.gear, family.entry)
@@ -246,14 +269,26 @@ class Dispatcher:
                     room -= segment.rows
                 else:
                     segment.ticket.fail(DeadlineExceeded("the answer would have come too late, so it was not begun"))
+            taken = [] if half else queue.take(room)
         rows = sum(segment.rows for segment in segments)
         if not rows:
             return
         busy_s = planned.batch_busy_s(rows, endpoint.name)
-        batch = Batch(queue.model, family, endpoint, segments, rows, busy_s, endpoint.generation)
+        batch = Batch(queue.model, family, endpoint, segments, rows, busy_s, endpoint.generation, apart=bool(half))
         self.flights.depart(batch)
 
     # -- helpers of the above -----------------------------------------------------------------------------------
+
+    def _made_of(self, names: Collection[str]) -> set[ModelVersion]:
+        """Models of these names, and those that are made of them."""
+        if not names:
+            return set()
+        return {queue.model for queue in self._queues if any(model.name in names for model in queue.occupied)}
+
+    def _refuse_waiting(self) -> None:
+        for queue in self._queues:
+            queue.refuse("the server is shutting down")
+        self.flights.isolation.refuse("the server is shutting down")
 
     def _list_queues(self) -> None:
         families = (*self.families.values(), *self._leaving)

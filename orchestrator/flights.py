@@ -6,13 +6,14 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from cascadeserve.errors import InternalError, Unavailable
+from cascadeserve.errors import InternalError
 from orchestrator.answers import absorb
-from orchestrator.backend import BackendError, EndpointDown
+from orchestrator.backend import BackendError, EndpointDown, NotServed, StubDead
+from orchestrator.isolation import Isolation
 from orchestrator.rows import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from orchestrator.metrics import Metrics
     from orchestrator.rows import Ticket
@@ -23,6 +24,9 @@ _log = logging.getLogger(__name__)
 # A batch is waited for this long, whatever the deadlines of its rows: they expire by themselves, its slot stays busy
 # until Triton answers anyway: it runs a batch to its end even where nobody waits for it any more (2.51, measured).
 HANG_LIMIT_S = 60.0
+# After an endpoint was found down its batches have this long to say by themselves how they ended: that one of them
+# crashed it is worth more than that it is silent.
+_LAST_WORDS_S = 0.1
 # at shutdown, calls whose rows have expired may take this much longer before they are cancelled
 CLOSE_GRACE_S = 3.0
 
@@ -33,11 +37,15 @@ class Flights:
     def __init__(self, endpoints: Sequence[EndpointState], *, metrics: Metrics, pump: Callable[[], None]) -> None:
         """`pump` is called when a slot has become free."""
         self.on_endpoint_error: Callable[[EndpointState], None] = lambda _: None
+        # told of the endpoint and the name of a model
+        self.on_dead_model: Callable[[EndpointState, str], None] = lambda *_: None
         self.batches: set[Batch] = set()
-        self._endpoints = endpoints
+        self.isolation = Isolation(endpoints, self.batches, metrics=metrics, depart=self.depart)
         self._metrics = metrics
         self._pump = pump
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Batch, asyncio.Task[None]] = {}
+        # why batches were called back, until they are
+        self._recalled: dict[Batch, BackendError] = {}
         self._loop = asyncio.get_running_loop()
 
     def depart(self, batch: Batch) -> None:
@@ -45,16 +53,32 @@ class Flights:
         self.batches.add(batch)
         batch.endpoint.depart(batch)
         task = self._loop.create_task(self._send(batch), name=f"batch-{batch.model.name}-{batch.endpoint.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[batch] = task
+        task.add_done_callback(lambda _: self._tasks.pop(batch))
+
+    def recall(self, batches: Iterable[Batch], error: BackendError) -> None:
+        """Wait no longer for those of these batches that are still in flight: they have failed."""
+        for batch in batches:
+            if batch in self.batches and batch not in self._recalled:
+                self._recalled[batch] = error
+                self._tasks[batch].cancel()
+
+    def recall_soon(self, endpoint: EndpointState) -> None:
+        """Do so with all batches that are in flight at an endpoint now, which is down."""
+        batches = [batch for batch in self.batches if batch.endpoint is endpoint]
+        if batches:
+            error = EndpointDown(f"endpoint '{endpoint.name}' does not answer any more")
+            self._loop.call_later(_LAST_WORDS_S, self.recall, batches, error)
 
     async def close(self) -> None:
         """End the calls in flight."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLOSE_GRACE_S)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.wait(self._tasks.values(), timeout=CLOSE_GRACE_S)
+        while self._tasks:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send(self, batch: Batch) -> None:
         endpoint = batch.endpoint
@@ -68,10 +92,13 @@ class Flights:
                 batch.model, specs, inputs, want_scores=want_scores, timeout_s=HANG_LIMIT_S
             )
             self._metrics.batch(endpoint.name, batch.model.name, batch.rows, self._loop.time() - started_s)
-            taken = absorb(batch, answer, self._endpoints, self._metrics, self._loop.time())
+            taken = absorb(batch, answer, self._metrics, self._loop.time())
         except BackendError as error:
             self._failed(batch, error)
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and batch in self._recalled:
+                self._failed(batch, self._recalled[batch])
+                return
             for segment in batch.segments:
                 segment.ticket.fail(InternalError("the orchestrator failed while it handled this batch"))
             if not isinstance(error, asyncio.CancelledError):
@@ -81,6 +108,7 @@ class Flights:
         finally:
             endpoint.arrive(batch)
             self.batches.discard(batch)
+            self._recalled.pop(batch, None)
             try:
                 self._pump()
             finally:
@@ -92,11 +120,22 @@ class Flights:
     def _failed(self, batch: Batch, error: BackendError) -> None:
         _log.warning("batch of %d rows failed: %s", batch.rows, error)
         self._metrics.batch_failed(batch.endpoint.name, batch.model.name)
-        for segment in batch.segments:
-            if isinstance(error, EndpointDown):
-                segment.ticket.fail(Unavailable(f"endpoint '{batch.endpoint.name}' went away; try again"))
-            else:
-                segment.ticket.fail(InternalError(f"model '{batch.model.name}' could not answer: {error}"))
+        self.isolation.failed(batch, error)
+        endpoint = batch.endpoint
         # what an earlier life of the server left unanswered says nothing about this one
-        if isinstance(error, EndpointDown) and batch.generation == batch.endpoint.generation:
-            self.on_endpoint_error(batch.endpoint)
+        if batch.generation != endpoint.generation:
+            return
+        if isinstance(error, EndpointDown):
+            self.on_endpoint_error(endpoint)
+        elif isinstance(error, StubDead) and batch not in self._recalled and _occupies(batch, error.model):
+            self.on_dead_model(endpoint, error.model)
+            beside = [other for other in self.batches if other.endpoint is endpoint and _occupies(other, error.model)]
+            # each would come to its own error in turn, a second after the other
+            self.recall([other for other in beside if other is not batch], error)
+        elif isinstance(error, NotServed):
+            # the next look at what stands there tells whether it was just being changed
+            endpoint.hosted.pop(batch.model, None)
+
+
+def _occupies(batch: Batch, name: str) -> bool:
+    return any(model.name == name for model in batch.occupied)

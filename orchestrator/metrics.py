@@ -80,6 +80,24 @@ class Metrics:
             ["endpoint", "model"],
             registry=self.registry,
         )
+        self._retried = Counter(
+            "cascadeserve_retried_rows_total",
+            "Rows sent a second time because their batch was not begun.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._suspects = Counter(
+            "cascadeserve_suspect_rows_total",
+            "Rows that were in flight when their endpoint or the model's Python process went away; each is tried alone.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._poison = Counter(
+            "cascadeserve_poison_rows_total",
+            "Rows refused because they failed alone, with an error or a crash.",
+            ["model", "failure"],
+            registry=self.registry,
+        )
         self._demand = Gauge(
             "cascadeserve_demand_rows_per_second",
             "Arrival rate plus unplanned backlog over the drain time.",
@@ -158,6 +176,18 @@ class Metrics:
     def batch_failed(self, endpoint: str, model: str) -> None:
         """Count a failed batch."""
         self._batch_failures.labels(endpoint, model).inc()
+
+    def retried(self, model: str, rows: int) -> None:
+        """Count rows that are sent again."""
+        self._retried.labels(model).inc(rows)
+
+    def suspects(self, model: str, rows: int) -> None:
+        """Count rows that may have caused a crash."""
+        self._suspects.labels(model).inc(rows)
+
+    def poison(self, model: str, failure: str) -> None:
+        """Count a row that failed alone."""
+        self._poison.labels(model, failure).inc()
 
     def load(self, family: str, demand_per_s: float, queued_rows: dict[str, int]) -> None:
         """Show demand and queues."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cascadeserve.errors import InvalidArtefact
 from orchestrator.backend import BackendError, ModelVersion
 from orchestrator.reconcile import Instances, LayoutChange, Step, instances_of, side_by_side, steps
+from orchestrator.reload import load_anew
 from orchestrator.supervise import Kick
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ class Reconciler:
             self.aim = layout
             self._kick()
 
+    def look_again(self) -> None:
+        """Something changed: do not wait for the next round."""
+        self._kick()
+
     @property
     def transition(self) -> Transition | None:
         """The one under way."""
@@ -149,6 +154,9 @@ class Reconciler:
         for family in self._dispatcher.forget_drained():
             _log.info("%s: the last request under plan %s is answered", family.name, family.plan_name)
         endpoints = {endpoint.name: endpoint for endpoint in self._dispatcher.endpoints if endpoint.up}
+        for endpoint in endpoints.values():
+            for name in endpoint.dead:
+                self._start_reload(endpoint, name)
         all_up = len(endpoints) == len(self._dispatcher.endpoints)
         observed = {
             name: {model: count for model, count in endpoint.instances.items() if model.name in self._ours}
@@ -231,6 +239,33 @@ class Reconciler:
         task = asyncio.create_task(self._carry_out(step, endpoint), name=name)
         self._pending[key] = task
         task.add_done_callback(lambda _: self._pending.pop(key))
+
+    def _start_reload(self, endpoint: EndpointState, name: str) -> None:
+        """Load a model anew whose Python process died, before anything else is done to it."""
+        key = (endpoint.name, name)
+        model = ModelVersion(name, 0)
+        _, not_before_s = self._failures.get((endpoint.name, model), (0, 0.0))
+        if key in self._pending or asyncio.get_running_loop().time() < not_before_s:
+            return
+        task = asyncio.create_task(self._reload(endpoint, model), name="reload")
+        self._pending[key] = task
+        task.add_done_callback(lambda _: self._pending.pop(key))
+
+    async def _reload(self, endpoint: EndpointState, model: ModelVersion) -> None:
+        made_of_it = [name for name, parts in self._ours.items() if model.name in parts]
+        standing = {each.name for each in endpoint.instances}
+        endpoint.changes += 1
+        try:
+            instances = await load_anew(endpoint, model.name, [name for name in made_of_it if name in standing])
+            endpoint.dead.discard(model.name)
+            self._dispatcher.endpoint_is_up(endpoint, instances)
+        except BackendError as error:
+            self._failed(Step(endpoint.name, model, 0, 1), error)
+        else:
+            self._failures.pop((endpoint.name, model), None)
+            self._metrics.instance_change(endpoint.name, model.name, "ok")
+        finally:
+            endpoint.changes += 1
 
     async def _carry_out(self, step: Step, endpoint: EndpointState) -> None:
         if self._config is None:

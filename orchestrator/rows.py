@@ -16,7 +16,7 @@ from cascadeserve.errors import Unavailable
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -106,11 +106,13 @@ class Segment:
     indices: NDArray[np.intp] | None = None
     entry: LadderEntry | None = None
     stage: int = 0
+    # whether it was in a batch that an endpoint did not take
+    retried: bool = False
 
     def split(self, rows: int) -> Segment:
         """Take the first `rows` rows out into a segment of their own."""
         indices = np.arange(self.rows) if self.indices is None else self.indices
-        first = Segment(self.ticket, rows, self.since_s, indices[:rows], self.entry, self.stage)
+        first = Segment(self.ticket, rows, self.since_s, indices[:rows], self.entry, self.stage, self.retried)
         self.indices = indices[rows:]
         self.rows -= rows
         return first
@@ -130,15 +132,33 @@ class Segment:
 
 @dataclass(slots=True)
 class ModelQueue:
-    """Rows waiting for one model, in order of arrival there."""
+    """Rows waiting for one model, in order of arrival there; halves of failed batches go before them, each by itself."""
 
     segments: deque[Segment] = field(default_factory=deque)
+    halves: deque[list[Segment]] = field(default_factory=deque)
     rows: int = 0
+
+    @property
+    def head(self) -> Segment | None:
+        """What leaves next, once done ones were dropped there."""
+        if self.halves:
+            return self.halves[0][0]
+        return self.segments[0] if self.segments else None
 
     def push(self, segment: Segment) -> None:
         """Append a segment."""
         self.segments.append(segment)
         self.rows += segment.rows
+
+    def push_front(self, segments: Sequence[Segment]) -> None:
+        """Put segments that left back at the head, in their order."""
+        self.segments.extendleft(reversed(segments))
+        self.rows += sum(segment.rows for segment in segments)
+
+    def push_half(self, segments: list[Segment]) -> None:
+        """Have these rows leave next, without others."""
+        self.halves.appendleft(segments)
+        self.rows += sum(segment.rows for segment in segments)
 
     def merge(self, segments: list[Segment]) -> None:
         """Take in segments of another queue, in order of arrival."""
@@ -147,14 +167,17 @@ class ModelQueue:
 
     def drop_done_head(self) -> None:
         """Forget rows at the head whose request was answered meanwhile (deadline, disconnect)."""
+        while self.halves and self.halves[0][0].ticket.done:
+            if half := still_open(self.take_half()):
+                self.push_half(half)
         while self.segments and self.segments[0].ticket.done:
             self.rows -= self.segments.popleft().rows
 
     def drop_done(self) -> None:
         """The same for the whole queue."""
-        kept = deque(segment for segment in self.segments if not segment.ticket.done)
-        self.segments = kept
-        self.rows = sum(segment.rows for segment in kept)
+        self.segments = deque(still_open(self.segments))
+        self.halves = deque(half for each in self.halves if (half := still_open(each)))
+        self.rows = sum(segment.rows for each in (self.segments, *self.halves) for segment in each)
 
     def take(self, max_rows: int) -> list[Segment]:
         """Take up to `max_rows` rows from the head, splitting the last segment if need be."""
@@ -175,8 +198,16 @@ class ModelQueue:
                 room = 0
         return taken
 
+    def take_half(self) -> list[Segment]:
+        """Take the half of a failed batch that is first."""
+        half = self.halves.popleft()
+        self.rows -= sum(segment.rows for segment in half)
+        return half
+
     def refuse(self, why: str) -> None:
         """Take out everything and answer that it cannot be served now."""
+        while self.halves:
+            self.push_front(self.take_half())
         for segment in self.take(self.rows):
             segment.ticket.fail(Unavailable(why))
 
@@ -186,6 +217,24 @@ class ModelQueue:
         self.segments = deque(segment for segment in self.segments if segment.entry is not None)
         self.rows -= sum(segment.rows for segment in unbound)
         return unbound
+
+
+def still_open(segments: Iterable[Segment]) -> list[Segment]:
+    """Those whose request has no answer yet."""
+    return [segment for segment in segments if not segment.ticket.done]
+
+
+def in_two(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Halves of them by rows, in order, neither empty; of a single row: itself."""
+    rows = sum(segment.rows for segment in segments)
+    first: list[Segment] = []
+    room = rows // 2
+    second = deque(segments)
+    while room:
+        head = second[0]
+        first.append(second.popleft() if head.rows <= room else head.split(room))
+        room -= first[-1].rows
+    return [half for half in (first, list(second)) if half]
 
 
 def bind(segment: Segment, gear: Gear, entry: LadderEntry) -> None:

@@ -36,6 +36,10 @@ class EndpointState:
     changes: int = 0
     # what is about to be unloaded: nothing new is sent to it
     leaving: set[ModelVersion] = field(default_factory=set)
+    # names of models whose Python process has ended there: nothing is sent to them, or to what is made of them
+    dead: set[str] = field(default_factory=set)
+    # whether rows that may have crashed a server are tried there, one at a time: nothing else is sent to it
+    reserved: bool = False
     # what may be used there, with the largest number of batches in flight (None: the slots decide)
     hosted: dict[ModelVersion, int | None] = field(default_factory=dict)
     in_flight: int = 0
@@ -55,7 +59,7 @@ class EndpointState:
 
         Slots + 1 batches are kept in flight.
         """
-        if not self.hosts(occupied[0]) or self.in_flight > self.slots:
+        if self.reserved or not self.hosts(occupied[0]) or self.in_flight > self.slots:
             return False
         for model in occupied:
             limit = self.hosted.get(model)
@@ -217,6 +221,10 @@ class Batch:
     work_s: float
     # the endpoint's when it left
     generation: int = 0
+    # part of a batch that failed, to be kept apart from other rows
+    apart: bool = False
+    # one row, and nothing else in flight at the endpoint
+    alone: bool = False
 
     @property
     def occupied(self) -> tuple[ModelVersion, ...]:

@@ -7,6 +7,7 @@ here; that core is what the number of batches per second ends at.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -14,7 +15,15 @@ import msgspec
 import numpy as np
 
 from cascadeserve.http_connection import ConnectionClosed, ConnectionPool, HttpAnswer, NotHttp
-from orchestrator.backend import BatchAnswer, CallRejected, EndpointDown
+from orchestrator.backend import (
+    BatchAnswer,
+    BatchNotTaken,
+    CallRejected,
+    ConnectionLost,
+    EndpointDown,
+    NotServed,
+    StubDead,
+)
 from orchestrator.wire.codec_http import HEADER_LENGTH
 from orchestrator.wire.datatypes import array_to_bytes
 
@@ -25,12 +34,15 @@ if TYPE_CHECKING:
 
     from cascadeserve.gear_plan import TensorSpec
     from cascadeserve.http_connection import Connection
-    from orchestrator.backend import ModelVersion
+    from orchestrator.backend import BackendError, ModelVersion
 
 _OK = 200
+_NOT_FOUND = 404
 # The server is there but stops, or cannot take work at all; or it says this of a version that it does not serve (2.51).
 _UNAVAILABLE = 503
 _NOT_SERVED = "is not at ready state"
+# What Triton says of a Python-based model whose process has ended; an instance is named <model>_<group>_<number>.
+_STUB_DEAD = re.compile(r"Stub process '(.+?)_\d+_\d+' is not healthy")
 _JSON_LENGTH = HEADER_LENGTH.lower().encode()
 # A server that is there accepts at once.
 _CONNECT_LIMIT_S = 2.0
@@ -146,16 +158,14 @@ class BatchSender:
         except TimeoutError as error:
             raise EndpointDown(f"{what}: no answer within {timeout_s:g} s") from error
         except ConnectionClosed as error:
-            raise EndpointDown(f"{what}: {error}") from error
+            raise ConnectionLost(f"{what}: {error}") from error
         except NotHttp as error:
             raise CallRejected(f"{what}: the answer is no HTTP response: {error}") from error
         finally:
             if connection is not None:
                 (self._pool.release if keep else self._pool.drop)(connection)
         if got.status != _OK:
-            text = f"{what}: {got.status}: {_explain_error(got.body)}"
-            is_down = got.status == _UNAVAILABLE and _NOT_SERVED not in text
-            raise EndpointDown(text) if is_down else CallRejected(text)
+            raise _error_of(what, got.status, _explain_error(got.body))
         try:
             return _read_answer(got, inputs[0].shape[0], outputs)
         except ValueError as error:
@@ -195,7 +205,18 @@ class BatchSender:
             async with asyncio.timeout(_CONNECT_LIMIT_S):
                 return await self._pool.open()
         except OSError as error:
-            raise EndpointDown(f"cannot connect to {self._address}: {str(error) or 'no answer'}") from error
+            raise BatchNotTaken(f"cannot connect to {self._address}: {str(error) or 'no answer'}") from error
+
+
+def _error_of(what: str, status: int, answer: str) -> BackendError:
+    text = f"{what}: {status}: {answer}"
+    if status == _NOT_FOUND or (status == _UNAVAILABLE and _NOT_SERVED in answer):
+        return NotServed(text, answer=answer, status=status)
+    if status == _UNAVAILABLE:
+        return BatchNotTaken(text)
+    if dead := _STUB_DEAD.search(answer):
+        return StubDead(text, model=dead[1])
+    return CallRejected(text, answer=answer, status=status)
 
 
 def _explain_error(body: bytes) -> str:

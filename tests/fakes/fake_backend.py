@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cascadeserve.endpoint_config import endpoint_config_path
 from cascadeserve.triton_config import instance_count, model_versions, read_config, served_versions
-from orchestrator.backend import BatchAnswer, CallRejected, EndpointDown, ModelVersion
-from tests.fakes.tiny import LABEL_OFFSET, VERSION_OFFSET
+from orchestrator.backend import (
+    BatchAnswer,
+    BatchNotTaken,
+    CallRejected,
+    ConnectionLost,
+    EndpointDown,
+    ModelVersion,
+    NotServed,
+    StubDead,
+)
+from tests.fakes.tiny import ERRS, EXITS, KILLS, LABEL_OFFSET, VERSION_OFFSET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +58,14 @@ class FakeTriton:
     busy_s: dict[str, float] = field(default_factory=dict)
     load_s: float = 0.0
     down: bool = False
+    # as after SIGSTOP: what is under way never ends, and nothing is answered
+    hang: bool = False
     reject: str = ""
     fail_loads: str = ""
+    # models whose process has ended
+    dead: set[str] = field(default_factory=set)
+    # labels of the rows of every batch that ended a process or the server
+    crashes: list[list[int]] = field(default_factory=list)
     # one batch after the other, as one core does it
     serial: bool = False
     # calls under way end as if the connection had broken
@@ -61,6 +77,7 @@ class FakeTriton:
     loads: list[str] = field(default_factory=list)
     unloads: list[str] = field(default_factory=list)
     _core: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _running: set[asyncio.Future[None]] = field(default_factory=set)
 
     async def infer(
         self,
@@ -72,9 +89,10 @@ class FakeTriton:
         timeout_s: float,
     ) -> BatchAnswer:
         """Answer after `busy_s`."""
-        self._check_up()
+        if self.down:
+            raise BatchNotTaken("connection refused")
         if model not in self._loaded():
-            raise CallRejected(f"Request for unknown model: '{model.name}' version {model.version} is not found")
+            raise NotServed(f"Request for unknown model: '{model.name}' version {model.version} is not found")
         if [spec.name for spec in specs] != ["x"] or inputs[0].shape[1:] != (3,):
             raise CallRejected("unexpected input")
         x = inputs[0]
@@ -85,22 +103,22 @@ class FakeTriton:
         of_model[model.name] = of_model.get(model.name, 0) + 1
         try:
             async with asyncio.timeout(timeout_s), self._core if self.serial else contextlib.nullcontext():
-                await asyncio.sleep(self.busy_s.get(model.name, 0.0))
+                await self._be_busy(self.busy_s.get(model.name, 0.0))
         except TimeoutError as error:
             raise EndpointDown("DEADLINE_EXCEEDED") from error
         finally:
             self.in_flight -= 1
-        self._check_up()
-        if self.fail_running:
-            raise EndpointDown("connection reset")
+        if self.down or self.fail_running:
+            raise ConnectionLost("connection reset")
+        self._obey_marks(model, x)
         if self.reject:
             raise CallRejected(self.reject)
         label = x[:, 0].astype("int64") + LABEL_OFFSET[model.name] + VERSION_OFFSET * (model.version - 1)
         return BatchAnswer(label, x[:, 1].copy(), x.copy() if want_scores else None)
 
     async def is_live(self, *, timeout_s: float) -> bool:  # noqa: ARG002
-        """Live unless `down`."""
-        return not self.down
+        """Live unless `down` or `hang`."""
+        return not (self.down or self.hang)
 
     async def instance_counts(self, *, timeout_s: float) -> dict[ModelVersion, int]:  # noqa: ARG002
         """What is loaded."""
@@ -127,6 +145,7 @@ class FakeTriton:
         """Forget the model."""
         self._check_up()
         self.unloads.append(model)
+        self.dead.discard(model)
         self.instances.pop(model, None)
 
     async def close(self) -> None:
@@ -138,6 +157,39 @@ class FakeTriton:
             for model, count in self.instances.items()
             for version in self.versions.get(model, {1})
         }
+
+    def kill(self) -> None:
+        """End as with SIGKILL."""
+        self.down = True
+        for ended in self._running:
+            if not ended.done():
+                ended.set_exception(ConnectionLost("closed, no answer"))
+
+    async def _be_busy(self, busy_s: float) -> None:
+        """Wait, or break off when the server is killed."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(math.inf if self.hang else busy_s, lambda: ended.done() or ended.set_result(None))
+        self._running.add(ended)
+        try:
+            await ended
+        finally:
+            timer.cancel()
+            self._running.discard(ended)
+
+    def _obey_marks(self, model: ModelVersion, x: NDArray[Any]) -> None:
+        marks = set(x[:, 2].tolist())
+        if ERRS in marks:
+            raise CallRejected("a row is marked")
+        if EXITS in marks and model.name not in self.dead:
+            self.crashes.append(x[:, 0].astype(int).tolist())
+            self.dead.add(model.name)
+        if KILLS in marks:
+            self.crashes.append(x[:, 0].astype(int).tolist())
+            self.kill()
+            raise ConnectionLost("closed, no answer")
+        if model.name in self.dead:
+            raise StubDead(f"Stub process '{model.name}_0_0' is not healthy.", model=model.name)
 
     def _check_up(self) -> None:
         if self.down:

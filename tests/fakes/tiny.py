@@ -1,7 +1,7 @@
 """A family made to be steered by its input: what a row answers, and how certain, stands in the row itself.
 
 Input `x` FP32 [n, 3]: column 0 is the label, column 1 the certainty; the large model adds LABEL_OFFSET, so an answer
-tells which model gave it, and every further version adds VERSION_OFFSET.
+tells which model gave it, and every further version adds VERSION_OFFSET. Column 2 is a mark: what harm the row does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,40 @@ LABEL_OFFSET = {"small": 0, "large": 100, "third": 0, "tokens": 0, "classifier":
 # added by every version after the first
 VERSION_OFFSET = 1000
 THRESHOLD = 0.5
+# marks: the model answers with an error, its process ends, the server is killed
+ERRS, EXITS, KILLS = 1.0, 2.0, 3.0
+
+_MARKED_MODEL = """import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self._crashes = Path(args["model_repository"]).parents[1] / "crashes"
+
+    def _crash(self, x):
+        with self._crashes.open("a") as file:
+            file.write(f"{x[:, 0].astype(int).tolist()}\\n")
+
+    def execute(self, requests):
+        return [self._answer(pb_utils.get_input_tensor_by_name(each, "x").as_numpy()) for each in requests]
+
+    def _answer(self, x):
+        if (x[:, 2] == 1.0).any():
+            raise ValueError("a row is marked")
+        if (x[:, 2] == 2.0).any():
+            self._crash(x)
+            os._exit(1)
+        if (x[:, 2] == 3.0).any():
+            self._crash(x)
+            os.kill(os.getppid(), signal.SIGKILL)
+        outputs = {"label": x[:, :1].astype(np.int64), "certainty": x[:, 1:2], "scores": x}
+        return pb_utils.InferenceResponse([pb_utils.Tensor(*each) for each in outputs.items()])
+"""
 
 
 def rows(labels: list[int], certainties: list[float]) -> NDArray[np.float32]:
@@ -81,6 +115,23 @@ parameters {{ key: "intra_op_thread_count" value {{ string_value: "1" }} }}
 """
         )
     return folder
+
+
+def mark_model(folder: Path, name: str) -> None:
+    """Have a model of the repository be one of the Python backend that obeys the marks.
+
+    The batches that crash it are listed, by labels, in the file `crashes` beside the repository.
+    """
+    version = folder / name / "1"
+    (version / "model.onnx").unlink()
+    (version / "model.py").write_text(_MARKED_MODEL)
+    config = folder / name / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "python"'))
+
+
+def marked(label: int, certainty: float, mark: float) -> NDArray[np.float32]:
+    """An input row [1, 3] with a mark."""
+    return np.array([[label, certainty, mark]], np.float32)
 
 
 def plan_document(endpoints: tuple[str, ...] = ("a",)) -> dict[str, Any]:
