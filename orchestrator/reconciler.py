@@ -7,6 +7,10 @@ Where it has none, capacity is added first; only when all of it stands is the ne
 What is surplus then goes in the background: a shrink blocks inside Triton until the model's queue there is empty, so
 the model's batches in flight are first held to the instances that remain.
 
+After a start of the orchestrator alone, what stands is taken over: a layout, or a transition that was under way, or the
+layout that is nearest. What an endpoint has beside the layout in force, as after a start of its server with other
+models, goes before what it lacks is loaded: together they may be more than its memory holds.
+
 Models of another plan are brought in beside those of the plan in force, versions of one model side by side; what only
 the former plan used is surplus once the other one is in force, and goes when none of its rows may still need it.
 """
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
 from orchestrator.backend import BackendError, ModelVersion
-from orchestrator.reconcile import Instances, LayoutChange, Step, instances_of, side_by_side, steps
+from orchestrator.reconcile import Instances, LayoutChange, Step, instances_of, side_by_side, standing_layout, steps
 from orchestrator.reload import load_anew
 from orchestrator.supervise import Kick
 
@@ -40,6 +44,8 @@ LOAD_TIMEOUT_S = 300.0
 # A failed step is tried again after this long, doubled at every further failure.
 FIRST_BACK_OFF_S = 1.0
 LAST_BACK_OFF_S = 60.0
+# At the start all endpoints are waited for so long before what stands on the others is taken over.
+ADOPT_WITHIN_S = 5.0
 _DRAIN_POLL_S = 0.005
 
 
@@ -78,6 +84,7 @@ class Reconciler:
         self._pending: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._failures: dict[tuple[str, ModelVersion], tuple[int, float]] = {}
         self._adopted = False
+        self._adopt_at_s: float | None = None
         self._incoming: _Incoming | None = None
         self._change: LayoutChange | None = None
         # models of this plan and of former ones, with what they are composed of: others on an endpoint are somebody
@@ -162,7 +169,9 @@ class Reconciler:
             name: {model: count for model, count in endpoint.instances.items() if model.name in self._ours}
             for name, endpoint in endpoints.items()
         }
-        if not self._adopted and all_up:
+        if not self._adopted:
+            if not all_up and not self._waited_for_all(endpoints):
+                return
             self._adopt(observed)
         if self._change is None or self._ended(self._change, observed, endpoints):
             self._take_steps(observed, endpoints, all_up=all_up)
@@ -174,8 +183,10 @@ class Reconciler:
             wanted = side_by_side(aim, self._incoming.wanted)
         growing, shrinking = steps(observed, wanted)
         if self._config is not None:
+            full = self._endpoints_with_strangers(shrinking)
             for step in growing:
-                self._start(step, endpoints[step.endpoint])
+                if step.endpoint not in full:
+                    self._start(step, endpoints[step.endpoint])
         growing_pending = steps(observed, aim)[0] or any(task.get_name() == "grow" for task in self._pending.values())
         if not growing_pending and all_up and self.in_force != self.aim:
             _log.info("layout %s in force", self.aim.name)
@@ -186,6 +197,16 @@ class Reconciler:
         if self._config is not None and self.in_force == self.aim:
             for step in shrinking:
                 self._start(step, endpoints[step.endpoint])
+
+    def _endpoints_with_strangers(self, shrinking: list[Step]) -> set[str]:
+        """Where something stands that is about to go, and has to go before anything else is loaded."""
+        if self._incoming is not None or self.in_force != self.aim:
+            return set()
+        return {
+            step.endpoint
+            for step in shrinking
+            if step.wanted or self._stands_elsewhere(step) or not self._dispatcher.is_needed(step.model)
+        }
 
     def _ended(self, change: LayoutChange, observed: Instances, endpoints: Mapping[str, EndpointState]) -> bool:
         """Take the next step of a transition, if there is one."""
@@ -221,12 +242,20 @@ class Reconciler:
             name: {model: count for model, count in instances.items() if model in served}
             for name, instances in observed.items()
         }
-        layouts = self.plan.layouts
-        standing = next((one for one in layouts if steps(current, instances_of(self.plan, one)) == ([], [])), None)
-        if standing is not None and self.aim == self.in_force != standing:
-            _log.info("layout %s already stands", standing.name)
-            self.aim = self.in_force = standing
-            self._show_layout()
+        if self.aim != self.in_force:
+            return
+        self.in_force = self.aim = standing_layout(self.plan, current)
+        if self._config is not None and (change := LayoutChange.under_way(self.plan, current)) is not None:
+            self._change = change
+            self.in_force, self.aim = (self.plan.layout(name) for name in change.between)
+        _log.info("layout %s is taken over, %s wanted", self.in_force.name, self.aim.name)
+        self._show_layout()
+
+    def _waited_for_all(self, endpoints: Mapping[str, EndpointState]) -> bool:
+        """Whether to go on without the endpoints that are down, at the start."""
+        now_s = asyncio.get_running_loop().time()
+        self._adopt_at_s = self._adopt_at_s or now_s + ADOPT_WITHIN_S
+        return bool(endpoints) and now_s >= self._adopt_at_s
 
     def _start(self, step: Step, endpoint: EndpointState) -> None:
         key = (step.endpoint, step.model.name)
