@@ -179,13 +179,14 @@ class EnduranceStack:
                 found[endpoint][model] = int(float(count))
         return found
 
-    def stubs(self, endpoint: str) -> list[int]:
-        """Process ids of the models' Python processes of a server."""
+    def stubs(self, endpoint: str, model: str = "") -> list[int]:
+        """Process ids of the Python processes of a server's models, or of one of them."""
         group = self.tritons[endpoint].pid
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if _STUB in (entry / "cmdline").read_bytes() and os.getpgid(int(entry.name)) == group:
+                command = (entry / "cmdline").read_bytes()
+                if _STUB in command and model.encode() in command and os.getpgid(int(entry.name)) == group:
                     found.append(int(entry.name))
         return sorted(found)
 

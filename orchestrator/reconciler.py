@@ -215,6 +215,9 @@ class Reconciler:
             return False
         wanted = change.wanted(observed)
         if wanted is None:
+            if self._pending:
+                # the last step is about to end; without the transition its layout has to come into force at once
+                return False
             self._change = None
             return True
         growing, shrinking = steps(observed, wanted)
