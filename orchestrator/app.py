@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cascadeserve.errors import ServerStartFailed
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
+from orchestrator.foreign_load import ForeignLoad
 from orchestrator.gear_loop import GearLoop
 from orchestrator.health import EndpointMonitor
 from orchestrator.instance_config import InstanceConfig
@@ -84,8 +85,14 @@ class Orchestrator:
         self.gear_loop = GearLoop(plan, self.dispatcher, self.reconciler, self.metrics)
         self.plan_change = PlanChange(read_plan, self.dispatcher, self.reconciler, self.gear_loop, self.metrics)
         self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
+        for monitor in self.monitors.values():
+            monitor.on_up = self.reconciler.look_again
         self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
         self.dispatcher.flights.on_dead_model = self._model_died
+        # tests have no addresses
+        self.foreign_loads = {} if backends is not None else {
+            each.name: ForeignLoad(each, cluster.endpoint(each.name).metrics, self.metrics) for each in endpoints
+        }
         self.data_plane = CascadeDataPlane(self.dispatcher, self.metrics, on_arrival=self.gear_loop.on_arrival)
 
     async def run_loops(self) -> None:
@@ -93,6 +100,9 @@ class Orchestrator:
         async with asyncio.TaskGroup() as group:
             for name, monitor in self.monitors.items():
                 group.create_task(forever(f"monitor-{name}", monitor.run), name=f"monitor-{name}")
+                group.create_task(forever(f"watch-{name}", monitor.watch), name=f"watch-{name}")
+            for name, watch in self.foreign_loads.items():
+                group.create_task(forever(f"foreign-load-{name}", watch.run), name=f"foreign-load-{name}")
             group.create_task(forever("reconciler", self.reconciler.run), name="reconciler")
             group.create_task(forever("gear-loop", self.gear_loop.run), name="gear-loop")
             group.create_task(forever("plan-change", self.plan_change.run), name="plan-change")
@@ -102,6 +112,8 @@ class Orchestrator:
         await self.dispatcher.close()
         for endpoint in self.dispatcher.endpoints:
             await endpoint.backend.close()
+        for watch in self.foreign_loads.values():
+            await watch.close()
 
     def _endpoint_failed(self, endpoint: EndpointState) -> None:
         self.dispatcher.endpoint_is_down(endpoint)
