@@ -157,6 +157,7 @@ async def _restarts(stack: EnduranceStack, *, short: bool) -> dict[str, Any]:
             await stack.orchestrator.wait()
         ledgers.append(load.figures(timeout_s=_TIMEOUT_S)["ledger"])
         await stack.start_orchestrator()
+        await asyncio.sleep(2.0)  # ready with one of the two, it may not have read the other
         standing, pids = await stack.instances(), _server_pids(stack)
         async with stack.under_load("killed", *_LOAD):
             await asyncio.sleep(2.0)

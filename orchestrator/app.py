@@ -86,7 +86,7 @@ class Orchestrator:
         self.plan_change = PlanChange(read_plan, self.dispatcher, self.reconciler, self.gear_loop, self.metrics)
         self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
         for monitor in self.monitors.values():
-            monitor.on_up = self.reconciler.look_again
+            monitor.on_up = self.reconciler.endpoint_came_up
         self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
         self.dispatcher.flights.on_dead_model = self._model_died
         # tests have no addresses

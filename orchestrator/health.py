@@ -42,7 +42,7 @@ class EndpointMonitor:
         # how many batches had come back, and since when no more have while some are in flight
         self._answers = 0
         self._silent_since_s = 0.0
-        self.on_up: Callable[[], None] = lambda: None
+        self.on_up: Callable[[EndpointState], None] = lambda _: None
 
     async def run(self) -> None:
         """Probe forever."""
@@ -68,7 +68,7 @@ class EndpointMonitor:
             was_up = endpoint.up
             self._dispatcher.endpoint_is_up(endpoint, instances)
             if not was_up:
-                self.on_up()
+                self.on_up(endpoint)
         elif endpoint.up:
             _log.warning("endpoint %s is down", endpoint.name)
             self._dispatcher.endpoint_is_down(endpoint)

@@ -245,7 +245,10 @@ class Metrics:
     def instance_change(self, endpoint: str, model: str, outcome: str) -> None:
         """Count an instance-group change."""
         self._instance_changes.labels(endpoint, model, outcome).inc()
-        self._failing.labels(endpoint, model).set(outcome == "failed")
+
+    def instance_change_failing(self, endpoint: str, model: str, *, failing: bool) -> None:
+        """Raise or end the alarm about a change that fails."""
+        self._failing.labels(endpoint, model).set(failing)
 
     def foreign_load(self, endpoint: str, requests: int) -> None:
         """Show the requests of others."""

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
-from orchestrator.backend import BackendError, ModelVersion
+from orchestrator.backend import BackendError, CallRejected, ModelVersion
 from orchestrator.reconcile import Instances, LayoutChange, Step, instances_of, side_by_side, standing_layout, steps
 from orchestrator.reload import load_anew
+from orchestrator.step_failures import StepFailures
 from orchestrator.supervise import Kick
 
 if TYPE_CHECKING:
@@ -41,9 +42,6 @@ _log = logging.getLogger(__name__)
 
 RECONCILE_PERIOD_S = 1.0
 LOAD_TIMEOUT_S = 300.0
-# A failed step is tried again after this long, doubled at every further failure.
-FIRST_BACK_OFF_S = 1.0
-LAST_BACK_OFF_S = 60.0
 # At the start all endpoints are waited for so long before what stands on the others is taken over.
 ADOPT_WITHIN_S = 5.0
 _DRAIN_POLL_S = 0.005
@@ -82,7 +80,7 @@ class Reconciler:
         self._kick = Kick()
         # by endpoint and name of the model: Triton changes all its versions together
         self._pending: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._failures: dict[tuple[str, ModelVersion], tuple[int, float]] = {}
+        self._failures = StepFailures(metrics)
         self._adopted = False
         self._adopt_at_s: float | None = None
         self._incoming: _Incoming | None = None
@@ -105,6 +103,11 @@ class Reconciler:
             self.aim = layout
             self._kick()
 
+    def endpoint_came_up(self, endpoint: EndpointState) -> None:
+        """What failed there before says nothing any more."""
+        self._failures.endpoint_came_up(endpoint.name)
+        self._kick()
+
     def look_again(self) -> None:
         """Something changed: do not wait for the next round."""
         self._kick()
@@ -122,7 +125,7 @@ class Reconciler:
 
         """
         self._ours |= _parts_of_models(plan)
-        self._failures.clear()  # somebody asks for it now
+        self._failures.clear()
         incoming = _Incoming(instances_of(plan, layout), asyncio.get_running_loop().create_future())
         self._incoming = incoming
         self._kick()
@@ -182,6 +185,8 @@ class Reconciler:
         if self._incoming is not None:
             wanted = side_by_side(aim, self._incoming.wanted)
         growing, shrinking = steps(observed, wanted)
+        dead = ((name, ModelVersion(each, 0)) for name, endpoint in endpoints.items() for each in endpoint.dead)
+        self._failures.keep_only({*((step.endpoint, step.model) for step in (*growing, *shrinking)), *dead})
         if self._config is not None:
             full = self._endpoints_with_strangers(shrinking)
             for step in growing:
@@ -262,8 +267,7 @@ class Reconciler:
 
     def _start(self, step: Step, endpoint: EndpointState) -> None:
         key = (step.endpoint, step.model.name)
-        _, not_before_s = self._failures.get((step.endpoint, step.model), (0, 0.0))
-        if key in self._pending or asyncio.get_running_loop().time() < not_before_s:
+        if key in self._pending or self._failures.must_wait(step.endpoint, step.model):
             return
         if not self._is_next(step, endpoint):
             return
@@ -276,8 +280,7 @@ class Reconciler:
         """Load a model anew whose Python process died, before anything else is done to it."""
         key = (endpoint.name, name)
         model = ModelVersion(name, 0)
-        _, not_before_s = self._failures.get((endpoint.name, model), (0, 0.0))
-        if key in self._pending or asyncio.get_running_loop().time() < not_before_s:
+        if key in self._pending or self._failures.must_wait(endpoint.name, model):
             return
         task = asyncio.create_task(self._reload(endpoint, model), name="reload")
         self._pending[key] = task
@@ -292,10 +295,9 @@ class Reconciler:
             endpoint.dead.discard(model.name)
             self._dispatcher.endpoint_is_up(endpoint, instances)
         except BackendError as error:
-            self._failed(Step(endpoint.name, model, 0, 1), error)
+            self._failures.failed(endpoint.name, model, error)
         else:
-            self._failures.pop((endpoint.name, model), None)
-            self._metrics.instance_change(endpoint.name, model.name, "ok")
+            self._failures.succeeded(endpoint.name, model)
         finally:
             endpoint.changes += 1
 
@@ -324,14 +326,16 @@ class Reconciler:
             instances = await endpoint.backend.instance_counts(timeout_s=LOAD_TIMEOUT_S)
             endpoint.leaving.discard(step.model)
             self._dispatcher.endpoint_is_up(endpoint, instances)
+            if (count := instances.get(step.model, 0)) != step.wanted:
+                # Triton corrects some counts without a word, and takes others for unchanged
+                raise CallRejected(f"Triton says it did so, but has {count} instances, not {step.wanted}")
         except (BackendError, OSError, InvalidArtefact) as error:
             self._failed(step, error)
             await self._roll_back(step, endpoint, former)
         except _NotYet:
             pass
         else:
-            self._failures.pop((step.endpoint, step.model), None)
-            self._metrics.instance_change(step.endpoint, step.model.name, "ok")
+            self._failures.succeeded(step.endpoint, step.model)
             asyncio.get_running_loop().call_soon(self._kick)  # once this task has left the pending ones
         finally:
             endpoint.changes += 1
@@ -384,16 +388,7 @@ class Reconciler:
             _log.warning("endpoint %s: rolling back %s failed too: %s", step.endpoint, step.model, error)
 
     def _failed(self, step: Step, error: Exception) -> None:
-        key = (step.endpoint, step.model)
-        count, _ = self._failures.get(key, (0, 0.0))
-        back_off_s = min(FIRST_BACK_OFF_S * 2**count, LAST_BACK_OFF_S)
-        self._failures[key] = (count + 1, asyncio.get_running_loop().time() + back_off_s)
-        self._metrics.instance_change(step.endpoint, step.model.name, "failed")
-        level = logging.ERROR if count == 0 else logging.INFO
-        _log.log(
-            level, "endpoint %s: changing the instances of %s failed, old ones keep serving, again in %g s: %s",
-            *key, back_off_s, error,
-        )  # fmt: skip
+        self._failures.failed(step.endpoint, step.model, error)
         if self._incoming is not None and step.grows and step.model in self._incoming.wanted.get(step.endpoint, {}):
             self._incoming.fail(f"endpoint {step.endpoint} could not load {step.model}: {error}")
 
