@@ -170,7 +170,7 @@ def with_instance_count(
 ) -> ModelConfig:
     """Copy of a config with exactly one instance group of `count` instances on the endpoint's device.
 
-    Triton would take a count of 0 or less for 1 without a word, so it is refused here. An ensemble stays as it is:
+    Triton would take a count of 0 or less for 1 or 2 without a word, so it is refused here. An ensemble stays as it is:
     Triton refuses one with an instance group. What runs on the CPU by its config stays there.
     """
     if count < 1:

@@ -11,6 +11,7 @@ from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_GEAR_SLOS, NONE
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.entry import Ahead, Entry
+from orchestrator.foreign_load import ForeignLoad
 from orchestrator.front_door import FrontDoor
 from orchestrator.fronts.hub import Hub
 from orchestrator.gear_loop import GearLoop
@@ -72,8 +73,16 @@ class Orchestrator:
         self.gear_loop = GearLoop(plan, self.dispatcher, self.reconciler, self.metrics)
         self.plan_change = PlanChange(read_plan, self.dispatcher, self.reconciler, self.gear_loop, self.metrics)
         self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
+        for monitor in self.monitors.values():
+            monitor.on_up = self.reconciler.endpoint_came_up
         self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
         self.dispatcher.flights.on_dead_model = self._model_died
+        # tests have no addresses
+        self.foreign_loads = (
+            {}
+            if backends is not None
+            else {each.name: ForeignLoad(each, cluster.endpoint(each.name).metrics, self.metrics) for each in endpoints}
+        )
         self.entry = Entry(on_refusal=self.refused, on_lag=self.metrics.loop_lag)
         # told at every look what is ahead of requests
         self.on_look: Callable[[Mapping[str, Ahead]], None] = lambda _: None
@@ -86,6 +95,9 @@ class Orchestrator:
         async with asyncio.TaskGroup() as group:
             for name, monitor in self.monitors.items():
                 group.create_task(forever(f"monitor-{name}", monitor.run), name=f"monitor-{name}")
+                group.create_task(forever(f"watch-{name}", monitor.watch), name=f"watch-{name}")
+            for name, watch in self.foreign_loads.items():
+                group.create_task(forever(f"foreign-load-{name}", watch.run), name=f"foreign-load-{name}")
             group.create_task(forever("reconciler", self.reconciler.run), name="reconciler")
             group.create_task(forever("gear-loop", self.gear_loop.run), name="gear-loop")
             group.create_task(forever("plan-change", self.plan_change.run), name="plan-change")
@@ -125,6 +137,8 @@ class Orchestrator:
         await self.dispatcher.close()
         for endpoint in self.dispatcher.endpoints:
             await endpoint.backend.close()
+        for watch in self.foreign_loads.values():
+            await watch.close()
 
     def refused(self, name: str, rows: int) -> None:
         """Count a request that an entry refused: demand is what comes, not what is let in."""

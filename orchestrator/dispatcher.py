@@ -109,6 +109,11 @@ class Dispatcher:
         """Whether every model of the gear in force stands on some endpoint that is up."""
         return self._unserved_model(family) is None
 
+    def can_serve_in(self, family: FamilyState, gear: Gear) -> bool:
+        """Whether every model of a gear stands on some endpoint that is up."""
+        stages = family.plan.entry(gear.ladder_entry).stages
+        return all(is_hosted(family.queues[stage.model].model, self.endpoints) for stage in stages)
+
     @property
     def open_tickets(self) -> int:
         """Requests that have no answer yet."""

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from cascadeserve.policy.demand import ArrivalWindow, demand_per_s
 from cascadeserve.policy.gear_switch import HOLD, TICK_S, UP, switch_gear, switch_layout
 from cascadeserve.policy.shares import available_share, needed_share
-from orchestrator.state import covering_gear
+from orchestrator.state import covering_rate
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cascadeserve.gear_plan import Gear, GearPlan
     from orchestrator.dispatcher import Dispatcher
     from orchestrator.metrics import Metrics
@@ -122,24 +124,31 @@ class GearLoop:
         )
         self._metrics.share(family.name, load.share)
         transition = self._reconciler.transition
+        in_force = family.plan.gears_of(self._reconciler.in_force.name)
+        gears = [gear for gear in in_force if self._dispatcher.can_serve_in(family, gear)] or in_force
         if transition is not None:
             load.gears = []
             meanwhile = next(gear for gear in family.plan.gears if gear.name == transition.gears[family.name])
+            if meanwhile not in gears:  # what it needs is gone with an endpoint
+                meanwhile = gears[-1]
             if meanwhile != family.gear:
                 self._set_gear(family, meanwhile, "layout")
             return
         demand = load.demand_per_s * load.guaranteed_per_share
-        gears = family.plan.gears_of(self._reconciler.in_force.name)
-        if gears != load.gears:
-            # Another layout came into force: its gear for the present demand is right at once.
-            load.gears = gears
+        planned = self._plan.standing(self._reconciler.in_force)
+        upper_per_s = [gear.upper_rate_per_s * self._surviving_share(family, gear, planned) for gear in gears]
+        if in_force != load.gears or family.gear not in gears:
+            # Another layout came into force, or no endpoint is left for a model of the gear: the gear for the present
+            # demand is right at once.
+            reason = "capacity" if in_force == load.gears else "layout"
+            load.gears = in_force
             load.low_since_s = -1.0
-            self._set_gear(family, gears[covering_gear(gears, demand)], "layout")
+            self._set_gear(family, gears[covering_rate(upper_per_s, demand)], reason)
             return
-        current = next(index for index, gear in enumerate(gears) if gear.name == family.gear.name)
+        current = gears.index(family.gear)
         wanted, reason, load.low_since_s = switch_gear(
             current,
-            [gear.upper_rate_per_s for gear in gears],
+            upper_per_s,
             demand,
             now_s,
             load.low_since_s,
@@ -148,6 +157,21 @@ class GearLoop:
         )
         if reason != HOLD:
             self._set_gear(family, gears[wanted], "up" if reason == UP else "down")
+
+    def _surviving_share(self, family: FamilyState, gear: Gear, planned: Mapping[str, Mapping[str, int]]) -> float:
+        """Share that is left of what a gear was planned for: of the slots for each of its models, the least.
+
+        `planned` is what stands by endpoint and model under the layout in force.
+        """
+        left = 1.0
+        for stage in family.plan.entry(gear.ladder_entry).stages:
+            model = family.served(stage.model)
+            hosts = [each for each in self._dispatcher.endpoints if planned.get(each.name, {}).get(stage.model)]
+            slots = sum(each.slots for each in hosts)
+            up = sum(each.slots for each in self._dispatcher.endpoints if each.hosts(model))
+            left = min(left, up / slots) if slots else left
+        # with nothing left there is no gear to choose
+        return left or 1.0
 
     def _available_share(self, family: FamilyState) -> float:
         """Share of the device time that a family may use: what the gears in force of the others leave."""

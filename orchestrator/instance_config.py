@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cascadeserve.endpoint_config import endpoint_config_path, with_instances_of, write_config, write_config_text
+from cascadeserve.errors import InvalidArtefact
 from cascadeserve.triton_config import parse_config, with_versions
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ class InstanceConfig:
 
         """
         path = endpoint_config_path(self._repository, model, endpoint)
-        former = path.read_text()
+        try:
+            former = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidArtefact(f"is no text in UTF-8 ({error})", path=path) from error
         config = with_versions(parse_config(former, path=path), versions)
         write_config(self._repository, path, with_instances_of(self._cluster.endpoint(endpoint), config, count))
         return former

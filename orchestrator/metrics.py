@@ -171,6 +171,19 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._failing = Gauge(
+            "cascadeserve_instance_change_failing",
+            "1 while changing the instances of a model fails and is tried again; what stood before serves on.",
+            ["endpoint", "model"],
+            registry=self.registry,
+        )
+        self._foreign = Gauge(
+            "cascadeserve_foreign_requests",
+            "Requests that wait at an endpoint and are not of this orchestrator, once that is sure.",
+            ["endpoint"],
+            registry=self.registry,
+        )
+
     def render(self) -> tuple[bytes, str]:
         """Exposition text and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
@@ -269,3 +282,11 @@ class Metrics:
     def instance_change(self, endpoint: str, model: str, outcome: str) -> None:
         """Count an instance-group change."""
         self._instance_changes.labels(endpoint, model, outcome).inc()
+
+    def instance_change_failing(self, endpoint: str, model: str, *, failing: bool) -> None:
+        """Raise or end the alarm about a change that fails."""
+        self._failing.labels(endpoint, model).set(failing)
+
+    def foreign_load(self, endpoint: str, requests: int) -> None:
+        """Show the requests of others."""
+        self._foreign.labels(endpoint).set(requests)

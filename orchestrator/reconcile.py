@@ -62,18 +62,55 @@ def instances_of(plan: GearPlan, layout: Layout) -> Instances:
     }
 
 
+def standing_layout(plan: GearPlan, observed: Mapping[str, Mapping[ModelVersion, int]]) -> Layout:
+    """The layout that stands, or for which the fewest instances have to come or go; the first of several."""
+    return min(plan.layouts, key=lambda layout: _distance(observed, instances_of(plan, layout)))
+
+
+def _distance(
+    observed: Mapping[str, Mapping[ModelVersion, int]], desired: Mapping[str, Mapping[ModelVersion, int]]
+) -> int:
+    growing, shrinking = steps(observed, desired)
+    return sum(abs(step.wanted - step.present) for step in (*growing, *shrinking))
+
+
 class LayoutChange:
     """A transition of the plan on its way, one step after the other."""
 
-    def __init__(self, plan: GearPlan, transition: Transition) -> None:
-        """Nothing of it has been done."""
+    def __init__(self, plan: GearPlan, transition: Transition, *, done: int = 0) -> None:
+        """`done` of its steps have been done."""
         former = plan.layout(transition.from_layout)
         states = transition.states(former.instances)
         self.transition = transition
         self._to_come = [
             instances_of(plan, msgspec.structs.replace(former, instances=state))
-            for state in (former.instances, *states)
+            for state in (former.instances, *states)[done:]
         ]
+
+    @classmethod
+    def under_way(cls, plan: GearPlan, observed: Mapping[str, Mapping[ModelVersion, int]]) -> LayoutChange | None:
+        """The transition in the middle of which `observed` is; of several the one with the fewest steps to come.
+
+        None where a layout stands.
+        """
+        if any(steps(observed, instances_of(plan, layout)) == ([], []) for layout in plan.layouts):
+            return None
+        found: list[tuple[int, Transition, int]] = []
+        for transition in plan.transitions:
+            former = plan.layout(transition.from_layout)
+            for done, state in enumerate(transition.states(former.instances)[:-1], 1):
+                wanted = instances_of(plan, msgspec.structs.replace(former, instances=state))
+                if steps(observed, wanted) == ([], []):
+                    found.append((len(transition.steps) - done, transition, done))
+        if not found:
+            return None
+        _, transition, done = min(found, key=lambda each: each[0])
+        return cls(plan, transition, done=done)
+
+    @property
+    def between(self) -> tuple[str, str]:
+        """Names of the layouts that it leads from and to."""
+        return self.transition.from_layout, self.transition.to_layout
 
     def wanted(self, observed: Mapping[str, Mapping[ModelVersion, int]]) -> Instances | None:
         """What is to stand next, once that before it does; None: the layout stands."""

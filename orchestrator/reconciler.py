@@ -7,6 +7,10 @@ Where it has none, capacity is added first; only when all of it stands is the ne
 What is surplus then goes in the background: a shrink blocks inside Triton until the model's queue there is empty, so
 the model's batches in flight are first held to the instances that remain.
 
+After a start of the orchestrator alone, what stands is taken over: a layout, or a transition that was under way, or the
+layout that is nearest. What an endpoint has beside the layout in force, as after a start of its server with other
+models, goes before what it lacks is loaded: together they may be more than its memory holds.
+
 Models of another plan are brought in beside those of the plan in force, versions of one model side by side; what only
 the former plan used is surplus once the other one is in force, and goes when none of its rows may still need it.
 """
@@ -19,9 +23,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
-from orchestrator.backend import BackendError, ModelVersion
-from orchestrator.reconcile import Instances, LayoutChange, Step, instances_of, side_by_side, steps
+from orchestrator.backend import BackendError, CallRejected, ModelVersion
+from orchestrator.reconcile import Instances, LayoutChange, Step, instances_of, side_by_side, standing_layout, steps
 from orchestrator.reload import load_anew
+from orchestrator.step_failures import StepFailures
 from orchestrator.supervise import Kick
 
 if TYPE_CHECKING:
@@ -37,9 +42,8 @@ _log = logging.getLogger(__name__)
 
 RECONCILE_PERIOD_S = 1.0
 LOAD_TIMEOUT_S = 300.0
-# A failed step is tried again after this long, doubled at every further failure.
-FIRST_BACK_OFF_S = 1.0
-LAST_BACK_OFF_S = 60.0
+# At the start all endpoints are waited for so long before what stands on the others is taken over.
+ADOPT_WITHIN_S = 5.0
 _DRAIN_POLL_S = 0.005
 
 
@@ -76,8 +80,9 @@ class Reconciler:
         self._kick = Kick()
         # by endpoint and name of the model: Triton changes all its versions together
         self._pending: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._failures: dict[tuple[str, ModelVersion], tuple[int, float]] = {}
+        self._failures = StepFailures(metrics)
         self._adopted = False
+        self._adopt_at_s: float | None = None
         self._incoming: _Incoming | None = None
         self._change: LayoutChange | None = None
         # models of this plan and of former ones, with what they are composed of: others on an endpoint are somebody
@@ -98,6 +103,11 @@ class Reconciler:
             self.aim = layout
             self._kick()
 
+    def endpoint_came_up(self, endpoint: EndpointState) -> None:
+        """What failed there before says nothing any more."""
+        self._failures.endpoint_came_up(endpoint.name)
+        self._kick()
+
     def look_again(self) -> None:
         """Something changed: do not wait for the next round."""
         self._kick()
@@ -115,7 +125,7 @@ class Reconciler:
 
         """
         self._ours |= _parts_of_models(plan)
-        self._failures.clear()  # somebody asks for it now
+        self._failures.clear()
         incoming = _Incoming(instances_of(plan, layout), asyncio.get_running_loop().create_future())
         self._incoming = incoming
         self._kick()
@@ -162,7 +172,9 @@ class Reconciler:
             name: {model: count for model, count in endpoint.instances.items() if model.name in self._ours}
             for name, endpoint in endpoints.items()
         }
-        if not self._adopted and all_up:
+        if not self._adopted:
+            if not all_up and not self._waited_for_all(endpoints):
+                return
             self._adopt(observed)
         if self._change is None or self._ended(self._change, observed, endpoints):
             self._take_steps(observed, endpoints, all_up=all_up)
@@ -173,9 +185,13 @@ class Reconciler:
         if self._incoming is not None:
             wanted = side_by_side(aim, self._incoming.wanted)
         growing, shrinking = steps(observed, wanted)
+        dead = ((name, ModelVersion(each, 0)) for name, endpoint in endpoints.items() for each in endpoint.dead)
+        self._failures.keep_only({*((step.endpoint, step.model) for step in (*growing, *shrinking)), *dead})
         if self._config is not None:
+            full = self._endpoints_with_strangers(shrinking)
             for step in growing:
-                self._start(step, endpoints[step.endpoint])
+                if step.endpoint not in full:
+                    self._start(step, endpoints[step.endpoint])
         growing_pending = steps(observed, aim)[0] or any(task.get_name() == "grow" for task in self._pending.values())
         if not growing_pending and all_up and self.in_force != self.aim:
             _log.info("layout %s in force", self.aim.name)
@@ -187,6 +203,16 @@ class Reconciler:
             for step in shrinking:
                 self._start(step, endpoints[step.endpoint])
 
+    def _endpoints_with_strangers(self, shrinking: list[Step]) -> set[str]:
+        """Where something stands that is about to go, and has to go before anything else is loaded."""
+        if self._incoming is not None or self.in_force != self.aim:
+            return set()
+        return {
+            step.endpoint
+            for step in shrinking
+            if step.wanted or self._stands_elsewhere(step) or not self._dispatcher.is_needed(step.model)
+        }
+
     def _ended(self, change: LayoutChange, observed: Instances, endpoints: Mapping[str, EndpointState]) -> bool:
         """Take the next step of a transition, if there is one."""
         if len(endpoints) < len(self._dispatcher.endpoints):
@@ -194,6 +220,9 @@ class Reconciler:
             return False
         wanted = change.wanted(observed)
         if wanted is None:
+            if self._pending:
+                # the last step is about to end; without the transition its layout has to come into force at once
+                return False
             self._change = None
             return True
         growing, shrinking = steps(observed, wanted)
@@ -221,17 +250,24 @@ class Reconciler:
             name: {model: count for model, count in instances.items() if model in served}
             for name, instances in observed.items()
         }
-        layouts = self.plan.layouts
-        standing = next((one for one in layouts if steps(current, instances_of(self.plan, one)) == ([], [])), None)
-        if standing is not None and self.aim == self.in_force != standing:
-            _log.info("layout %s already stands", standing.name)
-            self.aim = self.in_force = standing
-            self._show_layout()
+        if self.aim != self.in_force:
+            return
+        self.in_force = self.aim = standing_layout(self.plan, current)
+        if self._config is not None and (change := LayoutChange.under_way(self.plan, current)) is not None:
+            self._change = change
+            self.in_force, self.aim = (self.plan.layout(name) for name in change.between)
+        _log.info("layout %s is taken over, %s wanted", self.in_force.name, self.aim.name)
+        self._show_layout()
+
+    def _waited_for_all(self, endpoints: Mapping[str, EndpointState]) -> bool:
+        """Whether to go on without the endpoints that are down, at the start."""
+        now_s = asyncio.get_running_loop().time()
+        self._adopt_at_s = self._adopt_at_s or now_s + ADOPT_WITHIN_S
+        return bool(endpoints) and now_s >= self._adopt_at_s
 
     def _start(self, step: Step, endpoint: EndpointState) -> None:
         key = (step.endpoint, step.model.name)
-        _, not_before_s = self._failures.get((step.endpoint, step.model), (0, 0.0))
-        if key in self._pending or asyncio.get_running_loop().time() < not_before_s:
+        if key in self._pending or self._failures.must_wait(step.endpoint, step.model):
             return
         if not self._is_next(step, endpoint):
             return
@@ -244,8 +280,7 @@ class Reconciler:
         """Load a model anew whose Python process died, before anything else is done to it."""
         key = (endpoint.name, name)
         model = ModelVersion(name, 0)
-        _, not_before_s = self._failures.get((endpoint.name, model), (0, 0.0))
-        if key in self._pending or asyncio.get_running_loop().time() < not_before_s:
+        if key in self._pending or self._failures.must_wait(endpoint.name, model):
             return
         task = asyncio.create_task(self._reload(endpoint, model), name="reload")
         self._pending[key] = task
@@ -260,10 +295,9 @@ class Reconciler:
             endpoint.dead.discard(model.name)
             self._dispatcher.endpoint_is_up(endpoint, instances)
         except BackendError as error:
-            self._failed(Step(endpoint.name, model, 0, 1), error)
+            self._failures.failed(endpoint.name, model, error)
         else:
-            self._failures.pop((endpoint.name, model), None)
-            self._metrics.instance_change(endpoint.name, model.name, "ok")
+            self._failures.succeeded(endpoint.name, model)
         finally:
             endpoint.changes += 1
 
@@ -292,14 +326,16 @@ class Reconciler:
             instances = await endpoint.backend.instance_counts(timeout_s=LOAD_TIMEOUT_S)
             endpoint.leaving.discard(step.model)
             self._dispatcher.endpoint_is_up(endpoint, instances)
+            if (count := instances.get(step.model, 0)) != step.wanted:
+                # Triton corrects some counts without a word, and takes others for unchanged
+                raise CallRejected(f"Triton says it did so, but has {count} instances, not {step.wanted}")
         except (BackendError, OSError, InvalidArtefact) as error:
             self._failed(step, error)
             await self._roll_back(step, endpoint, former)
         except _NotYet:
             pass
         else:
-            self._failures.pop((step.endpoint, step.model), None)
-            self._metrics.instance_change(step.endpoint, step.model.name, "ok")
+            self._failures.succeeded(step.endpoint, step.model)
             asyncio.get_running_loop().call_soon(self._kick)  # once this task has left the pending ones
         finally:
             endpoint.changes += 1
@@ -352,16 +388,7 @@ class Reconciler:
             _log.warning("endpoint %s: rolling back %s failed too: %s", step.endpoint, step.model, error)
 
     def _failed(self, step: Step, error: Exception) -> None:
-        key = (step.endpoint, step.model)
-        count, _ = self._failures.get(key, (0, 0.0))
-        back_off_s = min(FIRST_BACK_OFF_S * 2**count, LAST_BACK_OFF_S)
-        self._failures[key] = (count + 1, asyncio.get_running_loop().time() + back_off_s)
-        self._metrics.instance_change(step.endpoint, step.model.name, "failed")
-        level = logging.ERROR if count == 0 else logging.INFO
-        _log.log(
-            level, "endpoint %s: changing the instances of %s failed, old ones keep serving, again in %g s: %s",
-            *key, back_off_s, error,
-        )  # fmt: skip
+        self._failures.failed(step.endpoint, step.model, error)
         if self._incoming is not None and step.grows and step.model in self._incoming.wanted.get(step.endpoint, {}):
             self._incoming.fail(f"endpoint {step.endpoint} could not load {step.model}: {error}")
 

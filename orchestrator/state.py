@@ -49,6 +49,8 @@ class EndpointState:
     in_flight: int = 0
     # of ensembles and also of each model that they are made of
     in_flight_by_model: dict[ModelVersion, int] = field(default_factory=dict)
+    # batches that came back, whatever the answer was
+    answers: int = 0
     # device-seconds sent and not yet answered
     work_s: float = 0.0
     # device-seconds sent since any endpoint last came up: equals are told apart by it
@@ -82,16 +84,17 @@ class EndpointState:
     def arrive(self, batch: Batch) -> None:
         """Count its answer, whatever it was."""
         self.in_flight -= 1
+        self.answers += 1
         for model in batch.occupied:
             self.in_flight_by_model[model] -= 1
         # exactly 0 when idle: rounding left over would break ties between endpoints
         self.work_s = self.work_s - batch.work_s if self.in_flight else 0.0
 
 
-def covering_gear(gears: Sequence[Gear], demand_per_s: float) -> int:
-    """Index of the gear whose range a demand is in, of those of one layout by rising rate; the last if none."""
-    covering = (index for index, gear in enumerate(gears) if demand_per_s < gear.upper_rate_per_s)
-    return next(covering, len(gears) - 1)
+def covering_rate(upper_per_s: Sequence[float], demand_per_s: float) -> int:
+    """Index of the first of the gears' upper rates that a demand is below; the last if none."""
+    covering = (index for index, upper in enumerate(upper_per_s) if demand_per_s < upper)
+    return next(covering, len(upper_per_s) - 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +135,7 @@ class FamilyState:
         """State at first of a family of a plan: the gear for a demand under a layout; `slots` is by endpoint."""
         family = plan.families[name]
         gears = family.gears_of(layout)
-        gear = gears[covering_gear(gears, demand_per_s)]
+        gear = gears[covering_rate([each.upper_rate_per_s for each in gears], demand_per_s)]
         full_s = full_batches_s(plan, family, slots)
         return cls(name, family, gear, family.entry(gear.ladder_entry), plan.name, full_s, plan.scheduling)
 

@@ -5,6 +5,7 @@ The only place where Triton's client stubs are called.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 # The server is gone, hangs, or was told to stop: nothing is wrong with the batch.
 _DOWN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+
+_UNLOAD_POLL_S = 0.02
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
@@ -103,6 +106,10 @@ class TritonBackend:
             await self._stub.RepositoryModelUnload(
                 service_pb2.RepositoryModelUnloadRequest(model_name=model), timeout=timeout_s
             )
+            # The call returns at once; what the instances hold is free when they are gone.
+            async with asyncio.timeout(timeout_s):
+                while await self._is_unloading(model, timeout_s):
+                    await asyncio.sleep(_UNLOAD_POLL_S)
 
     async def close(self) -> None:
         """See `Backend.close`."""
@@ -128,6 +135,10 @@ class TritonBackend:
         self._half_live = False
         return True
 
+    async def _is_unloading(self, model: str, timeout_s: float) -> bool:
+        index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=timeout_s)
+        return any(entry.name == model and entry.state == "UNLOADING" for entry in index.models)
+
     @contextlib.contextmanager
     def _mapped_errors(self, what: str) -> Iterator[None]:
         try:
@@ -137,3 +148,5 @@ class TritonBackend:
             if error.code() in _DOWN:
                 raise EndpointDown(text) from error
             raise CallRejected(text) from error
+        except TimeoutError as error:
+            raise EndpointDown(f"{what} at {self._address}: it did not end in time") from error

@@ -157,3 +157,31 @@ async def test_without_shares_families_do_not_look_at_each_other() -> None:
     rig = await two_families()
     assert await gear_at(rig, {"family": 80, "other": 1500}, 6.0) == ("calm", 1.0)
     assert await gear_at(rig, {"family": 200, "other": 0}, 6.0) == ("busy", 1.0)
+
+
+async def test_half_the_endpoints_carry_half_the_rate_in_a_gear() -> None:
+    rig = await make_rig(names=("a", "b"))
+    assert set((await gears(rig, 70, 3))[-5:]) == {"calm"}
+    rig.orchestrator.dispatcher.endpoint_is_down(rig.orchestrator.dispatcher.endpoints[1])
+    assert (await gears(rig, 70, 1))[-1] == "busy"
+    await rig.probe()
+    assert (await gears(rig, 70, 5))[-1] == "calm"
+
+
+async def test_a_gear_whose_model_is_gone_with_its_endpoint_gives_way_to_one_that_can_be_served() -> None:
+    document = plan_document(("a", "b"))
+    family = document["families"]["family"]
+    family["ladder"].append({"name": "small", "stages": [{"model": "small"}], "reach": [1.0]})
+    family["gears"][1]["ladder_entry"] = "small"
+    document["layouts"][0]["instances"] = {"a": {"small": 1}, "b": {"large": 1}}
+    rig = await make_rig(document, names=("a", "b"))
+    rig.fakes["a"].instances, rig.fakes["b"].instances = {"small": 1}, {"large": 1}
+    await rig.probe()
+    dispatcher = rig.orchestrator.dispatcher
+    assert set(await gears(rig, 20, 2)) == {"calm"}
+    dispatcher.endpoint_is_down(dispatcher.endpoints[1])
+    assert not dispatcher.can_serve(rig.family)
+    assert set(await gears(rig, 20, 1)) == {"busy"}
+    assert dispatcher.can_serve(rig.family)
+    await rig.probe()
+    assert (await gears(rig, 20, 5))[-1] == "calm"

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -256,3 +259,76 @@ async def test_an_ensemble_is_loaded_after_what_it_is_composed_of_and_unloaded_b
         assert fake.unloads[0] == "large"
         assert sorted(fake.unloads) == ["classifier", "large", "tokens"]
         assert rig.orchestrator.reconciler.in_force.name == "narrow"
+
+
+FAILING = 'cascadeserve_instance_change_failing{endpoint="a",model="large"}'
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+async def test_a_file_that_cannot_be_written_keeps_the_old_layout_with_one_alarm(
+    repository: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = await make_rig(repository=repository)
+    before = (repository / "large" / "configs" / "a.pbtxt").read_bytes()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cascadeserve.endpoint_config.write_atomically", refuse)
+        async with reconciling(rig):
+            aim(rig, "broad")
+            await asyncio.sleep(10.0)
+    assert rig.orchestrator.reconciler.in_force.name == "narrow"
+    assert rig.fakes["a"].loads == []
+    assert (repository / "large" / "configs" / "a.pbtxt").read_bytes() == before
+    alarms = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [os.strerror(number) in record.getMessage() for record in alarms] == [True]
+    assert f"{FAILING} 1.0" in rig.orchestrator.metrics.render()[0].decode()
+    rig.fakes["a"].counts_on_load = {"large": 2}
+    async with reconciling(rig):
+        await asyncio.sleep(20.0)
+    assert rig.fakes["a"].loads == ["large"]
+    assert f"{FAILING} 0.0" in rig.orchestrator.metrics.render()[0].decode()
+
+
+async def test_a_config_that_is_no_text_is_an_alarm_too_and_ends_with_the_wish(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = await make_rig(repository=repository)
+    (repository / "large" / "configs" / "a.pbtxt").write_bytes(b"\xff\xfe")
+    async with reconciling(rig):
+        aim(rig, "broad")
+        await asyncio.sleep(5.0)
+        assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+        assert "UTF-8" in caplog.text
+        assert f"{FAILING} 1.0" in rig.orchestrator.metrics.render()[0].decode()
+        aim(rig, "narrow")
+        await asyncio.sleep(2.0)
+        assert f"{FAILING} 0.0" in rig.orchestrator.metrics.render()[0].decode()
+    assert rig.fakes["a"].loads == []
+
+
+async def test_a_count_that_triton_takes_for_another_is_a_failure_and_not_tried_without_end(repository: Path) -> None:
+    rig = await make_rig(repository=repository, counts_on_load={"large": 3})
+    async with reconciling(rig):
+        aim(rig, "broad")
+        await asyncio.sleep(10.0)
+    assert 1 <= len(rig.fakes["a"].loads) <= 6
+    assert f"{FAILING} 1.0" in rig.orchestrator.metrics.render()[0].decode()
+
+
+async def test_a_server_that_comes_up_again_does_not_wait_for_what_failed_before(repository: Path) -> None:
+    rig = await make_rig(repository=repository)
+    rig.fakes["a"].fail_loads = "no memory"
+    async with reconciling(rig):
+        aim(rig, "broad")
+        await asyncio.sleep(40.0)
+        rig.fakes["a"].down = True
+        await rig.probe()
+        rig.fakes["a"].fail_loads = ""
+        rig.fakes["a"].counts_on_load = {"large": 2}
+        rig.fakes["a"].down = False
+        await rig.probe()
+        await asyncio.sleep(1.0)
+        assert rig.orchestrator.reconciler.in_force.name == "broad"

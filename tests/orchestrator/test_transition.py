@@ -165,3 +165,66 @@ async def test_without_a_repository_nothing_is_begun() -> None:
     reconciler = rig.orchestrator.reconciler
     reconciler.aim_at(reconciler.plan.layout("broad"))
     assert reconciler.transition is None
+
+
+async def test_a_restart_in_the_middle_of_it_brings_it_to_its_end(repository: Path) -> None:
+    rig = await make_rig(moving(), names=("a", "b"), repository=repository, load_s=2.0)
+    rig.fakes["a"].instances = {"small": 1}
+    rig.fakes["b"].instances = {}
+    await rig.probe()
+    reconciler = rig.orchestrator.reconciler
+    seen: list[tuple[str, dict[str, int]]] = []
+    async with running(rig, seen):
+        await asyncio.sleep(0.2)
+        futures = await send(rig, 500, 1.0)
+        assert reconciler.transition is not None
+        assert rig.family.gear.name == "between"
+        futures += await send(rig, 500, 3.0)
+        assert reconciler.in_force.name == "broad"
+        await asyncio.gather(*futures)
+    assert [standing for _, standing in seen] == [{}, {"small": 1}]
+
+
+async def test_after_a_start_the_nearest_layout_is_aimed_at(repository: Path) -> None:
+    rig = await make_rig(moving(), names=("a", "b"), repository=repository, load_s=2.0)
+    rig.fakes["a"].instances = {"small": 1}
+    rig.fakes["b"].instances = {"small": 3}
+    await rig.probe()
+    seen: list[tuple[str, dict[str, int]]] = []
+    async with running(rig, seen):
+        await asyncio.sleep(0.2)
+        await send(rig, 500, 3.0)
+        assert rig.orchestrator.reconciler.in_force.name == "broad"
+    assert [standing for _, standing in seen] == [{"small": 3}, {"small": 1}]
+
+
+async def test_a_server_that_came_back_with_other_models_unloads_them_before_it_loads(repository: Path) -> None:
+    rig = await narrow_rig(repository)
+    reconciler = rig.orchestrator.reconciler
+    seen: list[tuple[str, dict[str, int]]] = []
+    async with running(rig, seen):
+        await send(rig, 500, 8.0)
+        assert reconciler.in_force.name == "broad"
+        seen.clear()
+        rig.fakes["b"].down = True
+        await rig.probe()
+        # started with the models of the plan's first layout
+        rig.fakes["b"].instances = {"large": 1}
+        rig.fakes["b"].down = False
+        await rig.probe()
+        await send(rig, 500, 5.0)
+        assert reconciler.in_force.name == "broad"
+    assert [standing for _, standing in seen] == [{"large": 1}, {}, {"small": 1}]
+
+
+async def test_nothing_is_loaded_before_it_is_known_what_stands(repository: Path) -> None:
+    rig = await narrow_rig(repository)
+    rig.fakes["a"].instances = {}
+    rig.fakes["b"].down = True
+    await rig.probe()
+    async with running(rig, []):
+        await asyncio.sleep(4.0)
+        assert rig.fakes["a"].loads == []
+        # as long as that it is not waited for an endpoint that may be gone for good
+        await asyncio.sleep(4.0)
+        assert rig.fakes["a"].loads == ["small"]
