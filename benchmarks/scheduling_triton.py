@@ -121,8 +121,10 @@ class Sleepers:
         plan = make_plan(trace, servers, how)
         orchestrator = Orchestrator(lambda: plan, cluster, repository=None)
         try:
-            for monitor in orchestrator.monitors.values():
-                await monitor.probe()
+            async with asyncio.timeout(_PATIENCE_S):
+                while not all(endpoint.up for endpoint in orchestrator.dispatcher.endpoints):
+                    for monitor in orchestrator.monitors.values():
+                        await monitor.probe()
             yield orchestrator
         finally:
             await orchestrator.close()
