@@ -45,6 +45,7 @@ _ORCHESTRATOR_STOP_S = 20.0
     help="Front processes of the orchestrator; see `serve`.",
 )  # fmt: skip
 @click.option("--cores", default="", help="Cores for the orchestrator, such as 1 or 2,3 [default: any].")
+@click.argument("serve_options", nargs=-1, type=click.UNPROCESSED)
 def up(
     plan_path: Path,
     cluster_path: Path,
@@ -55,11 +56,13 @@ def up(
     grpc_port: int,
     fronts: int,
     cores: str,
+    serve_options: tuple[str, ...],
 ) -> None:
     """Run a tritonserver for every endpoint of the cluster, and the orchestrator in front of them.
 
     A Triton that ends by itself is started again. Logs of the servers are under the state directory. At SIGHUP what is
     new in the repository is taken in, and the plan is read again and put in force without a pause; see `serve`.
+    Further options of `serve` may follow behind `--`, such as `-- --max-rows 256`.
     """
     cluster = read_cluster(cluster_path)
     plan = read_gear_plan(plan_path, cluster)
@@ -73,6 +76,7 @@ def up(
         f"--http-port={http_port}",
         f"--grpc-port={grpc_port}",
         f"--fronts={fronts}",
+        *serve_options,
     ]
     pinned = sorted(parse_cores(cores)) if cores else []
     model_names(repository)  # says so if it is no repository

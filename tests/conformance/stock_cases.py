@@ -235,11 +235,15 @@ async def _to_memory(client: StockClient) -> Outcome:
 
 @_case("deadline", only="grpc")
 async def _deadline(client: StockClient) -> Outcome:
-    try:
-        return await _infer(client_timeout=1e-6)(client)
-    except InferenceServerException as error:
-        # whether the client or the server gives up first, and so whose sentence it is, is chance
-        return {"status": of_error(error)["status"]}
+    outcome: Outcome = {}
+    for _ in range(50):
+        try:
+            # now and then the answer is there before the client looks at its clock
+            outcome = await _infer(client_timeout=1e-6)(client)
+        except InferenceServerException as error:
+            # whether the client or the server gives up first, and so whose sentence it is, is chance
+            return {"status": of_error(error)["status"]}
+    return outcome
 
 
 @_case("compressed", only="grpc")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -40,9 +40,9 @@ class Joined(NamedTuple):
     metrics: Metrics
 
 
-def settings(**changes: int) -> ServeSettings:
+def settings(**changes: Any) -> ServeSettings:
     http_port, grpc_port = free_ports(2)
-    fields = {"fronts": 2, "max_request_bytes": 1 << 20} | changes
+    fields: dict[str, Any] = {"fronts": 2, "max_request_bytes": 1 << 20} | changes
     return ServeSettings("127.0.0.1", http_port, grpc_port, linger_s=0.1, drain_s=5.0, **fields)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from orchestrator.front_door import ServeSettings
 from orchestrator.fronts.frames import (
     Answer,
     Cancel,
+    Counted,
     Failed,
     FromDispatcher,
     FromFront,
@@ -25,9 +28,14 @@ from orchestrator.fronts.frames import (
     Metrics,
     Refused,
     ShowMetrics,
+    ShowStatistics,
+    Welcome,
 )
 from orchestrator.wire.datatypes import DTYPES, bytes_array
+from orchestrator.wire.descriptions import Duration, ModelStatistics
+from orchestrator.wire.limits import Limits
 from orchestrator.wire.tensors import InferRequest, InferResponse, RequestedOutput, Tensor
+from orchestrator.wire.tls import TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,17 +68,27 @@ requests = st.builds(
     inputs=st.lists(tensors(), max_size=3),
     id=st.text(max_size=8),
     parameters=parameters,
-    outputs=st.lists(st.builds(RequestedOutput, st.text(max_size=8), st.booleans()), max_size=2),
+    outputs=st.lists(st.builds(RequestedOutput, st.text(max_size=8), st.booleans(), st.integers(0, 9)), max_size=2),
     binary_outputs=st.booleans(),
     client_timeout_s=st.none() | st.floats(allow_nan=False),
 )
 responses = st.builds(
     InferResponse, st.text(max_size=8), st.just("1"), st.lists(tensors(), max_size=3), parameters=parameters
 )
+durations = st.builds(Duration, numbers, numbers)
+statistics = st.builds(
+    ModelStatistics,
+    st.text(max_size=8),
+    st.just("1"),
+    numbers,
+    success=durations,
+    batches=st.dictionaries(st.integers(1, 64), durations, max_size=3),
+)
 from_front = st.one_of(
     st.builds(Infer, numbers, requests),
     st.builds(Cancel, numbers),
     st.builds(ShowMetrics, numbers),
+    st.builds(ShowStatistics, numbers, st.text(max_size=8), st.just("1")),
     st.builds(Refused, st.text(max_size=8), st.just("InvalidRequest")),
     st.builds(Listening),
 )
@@ -78,6 +96,7 @@ from_dispatcher = st.one_of(
     st.builds(Answer, numbers, responses),
     st.builds(Failed, numbers, st.just("Unavailable"), st.text(), st.just({"retry_after_s": 2.5})),
     st.builds(Metrics, numbers, st.binary(max_size=99), st.just("text/plain")),
+    st.builds(Counted, numbers, st.lists(statistics, max_size=2)),
 )
 
 
@@ -136,6 +155,12 @@ def test_what_a_front_says(messages: list[Any], size: int) -> None:
 @given(st.lists(from_dispatcher, max_size=4), st.integers(1, 200))
 def test_what_the_dispatcher_says(messages: list[Any], size: int) -> None:
     assert plain(sent(messages, FromDispatcher, iter(lambda: size, 0))) == plain(messages)
+
+
+def test_what_a_front_is_to_allow() -> None:
+    files = TlsFiles(Path("cert.pem"), Path("key.pem"))
+    settings = ServeSettings("::1", 1, 2, 3, 0.5, 2.0, max_rows=7, limits=Limits(max_connections=5), tls=files)
+    assert sent([Welcome(settings)], FromDispatcher, iter(lambda: 16, 0)) == [Welcome(settings)]
 
 
 def test_a_large_tensor_between_small_messages() -> None:

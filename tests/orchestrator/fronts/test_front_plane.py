@@ -11,6 +11,7 @@ import pytest
 
 from cascadeserve.errors import DeadlineExceeded, InternalError, InvalidRequest, NotFound, RequestError, Unavailable
 from orchestrator.fronts import front as front_module
+from orchestrator.wire.descriptions import Duration, ModelStatistics
 from orchestrator.wire.tensors import RequestedOutput, Tensor
 from tests.orchestrator.fronts.conftest import IMAGE, Joined, image_request
 from tests.orchestrator.wire.echo_plane import MODELS
@@ -52,6 +53,35 @@ async def test_what_is_asked_without_waiting_is_known_here(joined: Joined) -> No
     plane.draining = True
     assert not plane.ready()
     assert not plane.model_ready("echo", "")
+
+
+async def test_models_are_described_here_too(joined: Joined) -> None:
+    plane, echo = joined.plane, joined.echo
+    assert plane.model_config("echo", "2") == echo.model_config("echo", "2")
+    with pytest.raises(NotFound, match="Request for unknown model: 'nobody'"):
+        plane.model_config("nobody", "")
+    ready = {entry.name: entry.ready for entry in plane.repository_index()}
+    assert ready == {entry.name: entry.ready for entry in echo.repository_index()}
+    assert list(ready) == sorted(ready)
+
+
+async def test_the_dispatcher_counts_for_all_fronts(joined: Joined) -> None:
+    counted = ModelStatistics("echo", "1", 5, 3, 2, success=Duration(2, 99), batches={1: Duration(1, 7), 2: Duration()})
+    joined.echo.counted["echo"] = counted
+    assert await joined.plane.statistics("echo", "") == [counted]
+    assert [each.name for each in await joined.plane.statistics("", "")] == sorted(MODELS)
+    with pytest.raises(InvalidRequest, match="requested model 'nobody' is not available"):
+        await joined.plane.statistics("nobody", "")
+    assert joined.plane.open_tickets == 0
+
+
+async def test_a_request_of_too_many_rows_is_refused_here(joined: Joined) -> None:
+    joined.plane._max_rows = 1
+    with pytest.raises(InvalidRequest, match="batch-size must be <= 1 for 'echo'"):
+        await joined.plane.infer(image_request())
+    await joined.plane.metrics()
+    assert joined.metrics.statistics.of("echo", 0.0).fail.count == 1
+    assert not joined.echo.requests
 
 
 class Poisoned(InternalError):  # noqa: N818

@@ -7,8 +7,11 @@ import http.client
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import time
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,9 +21,11 @@ import aiohttp
 import pytest
 import tritonclient.grpc.aio
 
-from cascadeserve.errors import ServerStartFailed
+from cascadeserve.errors import InvalidArtefact, ServerStartFailed
 from orchestrator.fronts import hub as hub_module
 from orchestrator.metrics import Metrics
+from orchestrator.wire.limits import Limits
+from orchestrator.wire.tls import TlsFiles
 from tests.fakes.servers import Process, Stack, is_alive, wait_until_ready
 from tests.fakes.tiny import plan_document
 from tests.orchestrator.fronts.conftest import IMAGE, ClosableEcho, hub_over, settings
@@ -123,6 +128,36 @@ async def test_a_port_that_somebody_listens_on_is_refused_even_if_it_is_shared(w
         other.listen()
         with pytest.raises(ServerStartFailed, match=f"cannot listen on 127.0.0.1:{port} .*--{which}-port$"):
             await hub_over(ClosableEcho(), wanted, Metrics()).open()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+async def test_fronts_speak_tls_and_keep_to_the_limits(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+               "-keyout", key, "-out", certificate, "-subj", "/CN=front", "-addext", "subjectAltName=IP:127.0.0.1",
+               "-days", "2"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)  # noqa: ASYNC221 - nothing else runs yet
+    wanted = settings(fronts=1, tls=TlsFiles(certificate, key), limits=Limits(max_listed_elements=10))
+    async with kept(hub_over(ClosableEcho(), wanted, Metrics())):
+        context = ssl.create_default_context(cafile=str(certificate))
+        body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [11], "data": [0.0] * 11}]}
+        async with aiohttp.ClientSession(f"https://127.0.0.1:{wanted.http_port}") as session:
+            async with session.post("/v2/models/echo/infer", json=body, ssl=context) as response:
+                assert (response.status, "more than 10 values" in await response.text()) == (413, True)
+            async with session.get("/v2/models/echo/stats", ssl=context) as response:
+                assert (await response.json())["model_stats"][0]["name"] == "echo"
+        client = tritonclient.grpc.aio.InferenceServerClient(
+            f"127.0.0.1:{wanted.grpc_port}", ssl=True, root_certificates=str(certificate)
+        )
+        assert (await client.get_model_config("echo")).config.name == "echo"
+        await client.close()
+
+
+async def test_files_for_tls_that_cannot_be_used_are_refused_before_any_front_is_started(tmp_path: Path) -> None:
+    hub = hub_over(ClosableEcho(), settings(tls=TlsFiles(tmp_path / "none", tmp_path / "none")), Metrics())
+    with pytest.raises(InvalidArtefact, match="none: cannot be read"):
+        await hub.open()
+    assert not pids(hub)
 
 
 def children_of(parent: int) -> list[int]:
