@@ -322,7 +322,8 @@ class Reconciler:
                 former = self._config.write(step.endpoint, step.model.name, count, versions)
                 await endpoint.backend.load(step.model.name, timeout_s=LOAD_TIMEOUT_S)
             else:
-                await endpoint.backend.unload(step.model.name, timeout_s=LOAD_TIMEOUT_S)
+                # what is loaded next may need its memory
+                await endpoint.backend.unload(step.model.name, timeout_s=LOAD_TIMEOUT_S, to_its_end=True)
             instances = await endpoint.backend.instance_counts(timeout_s=LOAD_TIMEOUT_S)
             endpoint.leaving.discard(step.model)
             self._dispatcher.endpoint_is_up(endpoint, instances)
