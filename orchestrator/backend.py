@@ -22,11 +22,15 @@ class EndpointDown(BackendError):  # noqa: N818 - named by what happened
     """The server could not be reached, went away, or did not answer in time."""
 
 
-class BatchNotTaken(EndpointDown):  # noqa: N818
-    """The batch was not begun: there was no connection, or the server takes no work."""
+class BatchNotTaken(EndpointDown):
+    """The server said that it takes no work: the batch was not begun."""
 
 
-class ConnectionLost(EndpointDown):  # noqa: N818
+class NoConnection(BatchNotTaken):
+    """The batch was not sent: nobody listens, so that the next look finds the server down, too."""
+
+
+class ConnectionLost(EndpointDown):
     """The connection broke while the batch was under way, as it does when the server crashes."""
 
 
@@ -40,19 +44,19 @@ class CallRejected(BackendError):  # noqa: N818
         self.status = status
 
 
-class NotServed(CallRejected):  # noqa: N818
+class NotServed(CallRejected):
     """The server does not serve this model or version now."""
 
 
-class StubDead(CallRejected):  # noqa: N818
+class StubDead(CallRejected):
     """The Python process of a model has ended: all requests to it fail, while it and its server look ready (2.51).
 
     Loading it does nothing; unloading and loading it starts a new process.
     """
 
-    def __init__(self, text: str, *, model: str) -> None:
+    def __init__(self, text: str, *, model: str, answer: str | None = None) -> None:
         """`model` is the one whose process it was: that of the batch, or a part of it."""
-        super().__init__(text)
+        super().__init__(text, answer=answer)
         self.model = model
 
 

@@ -97,7 +97,7 @@ class Flights:
             self._failed(batch, error)
         except asyncio.CancelledError:
             self._cancelled(batch)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, its rows get an answer
             _log.exception("batch of %s for %s failed", batch.model, endpoint.name)
             self._give_up(batch)
         finally:
@@ -136,7 +136,7 @@ class Flights:
     def _failed(self, batch: Batch, error: BackendError) -> None:
         _log.warning("batch of %d rows failed: %s", batch.rows, error)
         self._metrics.batch_failed(batch.endpoint.name, batch.model.name)
-        self.isolation.failed(batch, error)
+        self.isolation.failed(batch, error, self._loop.time())
         endpoint = batch.endpoint
         # what an earlier life of the server left unanswered says nothing about this one
         if batch.generation != endpoint.generation:

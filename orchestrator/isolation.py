@@ -1,9 +1,10 @@
 """What becomes of the rows of a batch that failed, so that one bad row does not fail strangers.
 
-- The endpoint did not begin the batch: its rows go back to their queue, once.
+- The endpoint did not begin the batch: its rows go back to their queue; once, if the endpoint was there.
 - It answered with an error: the rows leave again in two halves, and so on; a row that fails alone is refused.
 - It went away, or the model's Python process ended: the rows are suspects. They are tried one at a time, by themselves,
-  on one endpoint; a row that crashes it is refused.
+  on one endpoint; a row that crashes it is refused. The last endpoint with the model is not risked while another may
+  come back, unless half of the time until the row's deadline has passed.
 
 None of it outlasts a deadline. A row may be refused with its request only: what else of it waits is dropped.
 """
@@ -17,7 +18,15 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.errors import DeadlineExceeded, InternalError, InvalidRequest, Unavailable
 from cascadeserve.policy.admission import in_time
-from orchestrator.backend import BatchNotTaken, CallRejected, ConnectionLost, EndpointDown, NotServed, StubDead
+from orchestrator.backend import (
+    BatchNotTaken,
+    CallRejected,
+    ConnectionLost,
+    EndpointDown,
+    NoConnection,
+    NotServed,
+    StubDead,
+)
 from orchestrator.rows import in_two, still_open
 from orchestrator.state import Batch
 
@@ -42,6 +51,8 @@ class Suspect:
 
     queue: FamilyQueue
     segment: Segment
+    # until then the last endpoint is spared
+    patient_until_s: float
 
 
 class Isolation:
@@ -65,7 +76,7 @@ class Isolation:
         self._endpoint: EndpointState | None = None
         self._reserved_s = 0.0
 
-    def failed(self, batch: Batch, error: BackendError) -> None:
+    def failed(self, batch: Batch, error: BackendError, now_s: float) -> None:
         """Decide what becomes of the rows of a batch."""
         segments = still_open(batch.segments)
         if not segments:
@@ -73,7 +84,7 @@ class Isolation:
         queue = batch.family.queues[batch.model.name]
         if isinstance(error, BatchNotTaken | NotServed):
             if batch.alone:
-                self.suspects.appendleft(Suspect(queue, segments[0]))
+                self.suspects.appendleft(_suspect(queue, segments[0], now_s))
             else:
                 self._retry(queue, segments, batch, error)
         elif isinstance(error, EndpointDown | StubDead):
@@ -81,7 +92,7 @@ class Isolation:
                 what = "its server went away" if isinstance(error, EndpointDown) else f"Triton said: {error.answer}"
                 self._refuse(batch, InternalError(f"{_which(batch)} crashed it, alone: {what}"), "crash")
             else:
-                self._suspect(queue, segments)
+                self._suspect(queue, segments, now_s)
         elif batch.rows == 1:
             answer = error.answer if isinstance(error, CallRejected) else str(error)
             is_invalid = isinstance(error, CallRejected) and error.status == _BAD_REQUEST
@@ -97,7 +108,7 @@ class Isolation:
             self.suspects = deque(each for each in self.suspects if not each.segment.ticket.done)
             if any(batch.alone for batch in self._in_flight):
                 return
-            places = ((suspect, self._place(suspect)) for suspect in self.suspects)
+            places = ((suspect, self._place(suspect, now_s)) for suspect in self.suspects)
             suspect, endpoint = next(((each, place) for each, place in places if place is not None), (None, None))
             self._reserve(endpoint, now_s)
             if suspect is None or endpoint is None:
@@ -114,11 +125,14 @@ class Isolation:
             self.suspects.popleft().segment.ticket.fail(Unavailable(why))
 
     def _retry(self, queue: FamilyQueue, segments: list[Segment], batch: Batch, error: BackendError) -> None:
-        again = [segment for segment in segments if not segment.retried]
-        for segment in segments:
-            if segment.retried:
-                segment.ticket.fail(Unavailable(f"endpoint '{batch.endpoint.name}' took no batch: {error}; try again"))
-            segment.retried = True
+        again = segments
+        if not isinstance(error, NoConnection):
+            again = [segment for segment in segments if not segment.retried]
+            for segment in segments:
+                if segment.retried:
+                    why = f"endpoint '{batch.endpoint.name}' took no batch: {error}; try again"
+                    segment.ticket.fail(Unavailable(why))
+                segment.retried = True
         if again:
             self._metrics.retried(batch.model.name, sum(segment.rows for segment in again))
             if batch.apart:
@@ -126,21 +140,25 @@ class Isolation:
             else:
                 queue.push_front(again)
 
-    def _suspect(self, queue: FamilyQueue, segments: list[Segment]) -> None:
+    def _suspect(self, queue: FamilyQueue, segments: list[Segment], now_s: float) -> None:
         rows = sum(segment.rows for segment in segments)
         self._metrics.suspects(queue.model.name, rows)
         for segment in segments:
-            self.suspects.extend(Suspect(queue, segment.split(1)) for _ in range(segment.rows - 1))
-            self.suspects.append(Suspect(queue, segment))
+            self.suspects.extend(_suspect(queue, segment.split(1), now_s) for _ in range(segment.rows - 1))
+            self.suspects.append(_suspect(queue, segment, now_s))
 
     def _refuse(self, batch: Batch, error: InternalError | InvalidRequest, failure: str) -> None:
         _log.warning("%s", error)
         self._metrics.poison(batch.model.name, failure)
         batch.segments[0].ticket.fail(error)
 
-    def _place(self, suspect: Suspect) -> EndpointState | None:
+    def _place(self, suspect: Suspect, now_s: float) -> EndpointState | None:
         """The endpoint where a suspect can be tried: where others were before it, or the one with least to do."""
         hosts = [endpoint for endpoint in self._endpoints if endpoint.hosts(suspect.queue.model)]
+        if len(hosts) == 1 and now_s < suspect.patient_until_s:
+            names = {model.name for model in suspect.queue.occupied}
+            if any(not endpoint.up or names & endpoint.dead for endpoint in self._endpoints):
+                return None
         if self._endpoint in hosts:
             return self._endpoint
         return min(hosts, key=lambda endpoint: endpoint.work_s, default=None)
@@ -167,6 +185,10 @@ class Isolation:
                 queue.model, queue.family, endpoint, [segment], 1, busy_s, endpoint.generation, apart=True, alone=alone
             )
         )
+
+
+def _suspect(queue: FamilyQueue, segment: Segment, now_s: float) -> Suspect:
+    return Suspect(queue, segment, (now_s + segment.ticket.deadline_s) / 2)
 
 
 def _which(batch: Batch) -> str:

@@ -88,7 +88,7 @@ class Metrics:
         )
         self._suspects = Counter(
             "cascadeserve_suspect_rows_total",
-            "Rows that were in flight when their endpoint or the model's Python process went away; each is tried alone.",
+            "Rows in flight when their endpoint or their model's Python process went away; each is tried alone.",
             ["model"],
             registry=self.registry,
         )

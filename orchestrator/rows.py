@@ -132,7 +132,7 @@ class Segment:
 
 @dataclass(slots=True)
 class ModelQueue:
-    """Rows waiting for one model, in order of arrival there; halves of failed batches go before them, each by itself."""
+    """Rows waiting for one model, in order of arrival; halves of failed batches go before them, each by itself."""
 
     segments: deque[Segment] = field(default_factory=deque)
     halves: deque[list[Segment]] = field(default_factory=deque)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -43,8 +42,12 @@ class Kick:
 
     async def wait(self, period_s: float) -> None:
         """Sleep for `period_s` or until kicked."""
-        # not wait_for, which loses a cancellation that comes together with a kick (3.11)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(period_s):
-                await self._event.wait()
+        try:
+            await asyncio.wait_for(self._event.wait(), period_s)
+        except TimeoutError:
+            return
         self._event.clear()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # wait_for loses a cancellation that comes together with a kick (3.11)
+            raise asyncio.CancelledError

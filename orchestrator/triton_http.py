@@ -21,6 +21,7 @@ from orchestrator.backend import (
     CallRejected,
     ConnectionLost,
     EndpointDown,
+    NoConnection,
     NotServed,
     StubDead,
 )
@@ -205,7 +206,7 @@ class BatchSender:
             async with asyncio.timeout(_CONNECT_LIMIT_S):
                 return await self._pool.open()
         except OSError as error:
-            raise BatchNotTaken(f"cannot connect to {self._address}: {str(error) or 'no answer'}") from error
+            raise NoConnection(f"cannot connect to {self._address}: {str(error) or 'no answer'}") from error
 
 
 def _error_of(what: str, status: int, answer: str) -> BackendError:
@@ -215,7 +216,7 @@ def _error_of(what: str, status: int, answer: str) -> BackendError:
     if status == _UNAVAILABLE:
         return BatchNotTaken(text)
     if dead := _STUB_DEAD.search(answer):
-        return StubDead(text, model=dead[1])
+        return StubDead(text, model=dead[1], answer=answer)
     return CallRejected(text, answer=answer, status=status)
 
 

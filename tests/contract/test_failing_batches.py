@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cascadeserve.gear_plan import TensorSpec
-from orchestrator.backend import BatchNotTaken, CallRejected, ConnectionLost, ModelVersion, NotServed, StubDead
+from orchestrator.backend import CallRejected, ConnectionLost, ModelVersion, NoConnection, NotServed, StubDead
 from orchestrator.triton import TritonBackend
 from tests.fakes.fake_backend import FakeTriton
 from tests.fakes.servers import Stack
@@ -87,6 +87,6 @@ async def test_a_crash_breaks_every_batch_under_way_and_then_none_is_taken(backe
     """The last one: the server is gone."""
     results = await asyncio.gather(send(backend, KILLS), send(backend, KILLS), return_exceptions=True)
     assert [type(result) for result in results] == [ConnectionLost] * 2
-    with pytest.raises(BatchNotTaken):
+    with pytest.raises(NoConnection):
         await send(backend, 0.0)
     assert not await backend.is_live(timeout_s=5)

@@ -15,11 +15,11 @@ from cascadeserve.endpoint_config import endpoint_config_path
 from cascadeserve.triton_config import instance_count, model_versions, read_config, served_versions
 from orchestrator.backend import (
     BatchAnswer,
-    BatchNotTaken,
     CallRejected,
     ConnectionLost,
     EndpointDown,
     ModelVersion,
+    NoConnection,
     NotServed,
     StubDead,
 )
@@ -90,7 +90,7 @@ class FakeTriton:
     ) -> BatchAnswer:
         """Answer after `busy_s`."""
         if self.down:
-            raise BatchNotTaken("connection refused")
+            raise NoConnection("connection refused")
         if model not in self._loaded():
             raise NotServed(f"Request for unknown model: '{model.name}' version {model.version} is not found")
         if [spec.name for spec in specs] != ["x"] or inputs[0].shape[1:] != (3,):
@@ -169,7 +169,12 @@ class FakeTriton:
         """Wait, or break off when the server is killed."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(math.inf if self.hang else busy_s, lambda: ended.done() or ended.set_result(None))
+
+        def end() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        timer = loop.call_later(math.inf if self.hang else busy_s, end)
         self._running.add(ended)
         try:
             await ended
@@ -181,13 +186,14 @@ class FakeTriton:
         marks = set(x[:, 2].tolist())
         if ERRS in marks:
             raise CallRejected("a row is marked")
-        if EXITS in marks and model.name not in self.dead:
+        crashes = KILLS in marks or (EXITS in marks and model.name not in self.dead)
+        if crashes:
             self.crashes.append(x[:, 0].astype(int).tolist())
-            self.dead.add(model.name)
         if KILLS in marks:
-            self.crashes.append(x[:, 0].astype(int).tolist())
             self.kill()
             raise ConnectionLost("closed, no answer")
+        if crashes:
+            self.dead.add(model.name)
         if model.name in self.dead:
             raise StubDead(f"Stub process '{model.name}_0_0' is not healthy.", model=model.name)
 

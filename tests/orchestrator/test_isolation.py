@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from cascadeserve.errors import DeadlineExceeded, InternalError, InvalidRequest, Unavailable
 from orchestrator.backend import BatchNotTaken, CallRejected, ModelVersion, NotServed
-from tests.fakes.fake_backend import FakeTriton
 from tests.fakes.tiny import ERRS, EXITS, KILLS, marked
 from tests.orchestrator.conftest import Rig, make_rig
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from orchestrator.rows import Ticket
+    from tests.fakes.fake_backend import FakeTriton
 
 pytestmark = pytest.mark.looptime
 
@@ -67,8 +67,13 @@ def counter(rig: Rig, name: str) -> float:
 
 def run_in_virtual_time(test: Coroutine[Any, Any, None]) -> None:
     """For properties, whose every example needs a loop of its own."""
-    with asyncio.Runner(loop_factory=lambda: looptime.new_event_loop(start=0.0)) as runner:
-        runner.run(test)
+
+    async def in_virtual_time() -> None:
+        with contextlib.nullcontext() if asyncio.get_running_loop().looptime_on else looptime.enabled():  # type: ignore[attr-defined]
+            await test
+
+    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+        runner.run(in_virtual_time())
 
 
 def check_idle(rig: Rig) -> None:

@@ -38,7 +38,9 @@ def ask(stack: Stack, label: int, mark: float) -> tuple[int, str | int]:
     """Status, and the label or the error."""
     body = {
         "parameters": {"timeout": TIMEOUT_S * 1_000_000},
-        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [label, 0.1 if label % 5 else 0.9, mark]}],
+        "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [label, 0.1 if label % 5 else 0.9, mark]}
+        ],
     }
     request = urllib.request.Request(f"{stack.url}/v2/models/family/infer", json.dumps(body).encode(), method="POST")
     try:
@@ -69,7 +71,7 @@ def test_rows_that_fail_are_refused_alone(stack: Stack) -> None:
             assert answer == right(label)
 
 
-@pytest.mark.parametrize("mark", [EXITS, KILLS])
+@pytest.mark.parametrize("mark", [KILLS, EXITS])
 def test_a_row_that_crashes_does_so_twice_at_most_and_every_other_row_is_answered(stack: Stack, mark: float) -> None:
     crashes = stack.state / "crashes"
     crashes.unlink(missing_ok=True)
