@@ -195,7 +195,7 @@ _PARTS: dict[str, tuple[Callable[..., Awaitable[dict[str, Any]]], Callable[[], d
 async def _run(part: str, *, short: bool) -> dict[str, Any]:
     run, plan = _PARTS[part]
     folder = _STATE / part
-    shutil.rmtree(folder, ignore_errors=True)  # noqa: ASYNC240
+    shutil.rmtree(folder, ignore_errors=True)
     stack = EnduranceStack(folder, plan())
     async with stack.running():
         return await run(stack, short=short)

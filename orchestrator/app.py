@@ -90,8 +90,9 @@ class Orchestrator:
         self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
         self.dispatcher.flights.on_dead_model = self._model_died
         # tests have no addresses
-        self.foreign_loads = {} if backends is not None else {
-            each.name: ForeignLoad(each, cluster.endpoint(each.name).metrics, self.metrics) for each in endpoints
+        watched = endpoints if backends is None else []
+        self.foreign_loads = {
+            each.name: ForeignLoad(each, cluster.endpoint(each.name).metrics, self.metrics) for each in watched
         }
         self.data_plane = CascadeDataPlane(self.dispatcher, self.metrics, on_arrival=self.gear_loop.on_arrival)
 

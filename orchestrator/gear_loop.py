@@ -154,9 +154,7 @@ class GearLoop:
         if reason != HOLD:
             self._set_gear(family, gears[wanted], "up" if reason == UP else "down")
 
-    def _surviving_share(
-        self, family: FamilyState, gear: Gear, planned: Mapping[str, Mapping[str, int]]
-    ) -> float:
+    def _surviving_share(self, family: FamilyState, gear: Gear, planned: Mapping[str, Mapping[str, int]]) -> float:
         """Share that is left of what a gear was planned for: of the slots for each of its models, the least.
 
         `planned` is what stands by endpoint and model under the layout in force.

@@ -108,7 +108,7 @@ class TritonBackend:
             )
             # The call returns at once.
             async with asyncio.timeout(timeout_s):
-                while to_its_end and await self._is_unloading(model, timeout_s):
+                while to_its_end and await self._is_unloading(model, timeout_s):  # noqa: ASYNC110 - Triton tells nobody
                     await asyncio.sleep(_UNLOAD_POLL_S)
 
     async def close(self) -> None:

@@ -120,7 +120,11 @@ def stubs(stack: Stack, model: str) -> set[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes()
-            if b"backend_stub" in command and f"\0{model}_".encode() in command and os.getpgid(int(entry.name)) == group:
+            if (
+                b"backend_stub" in command
+                and f"\0{model}_".encode() in command
+                and os.getpgid(int(entry.name)) == group
+            ):
                 found.add(int(entry.name))
         except OSError:
             continue
