@@ -78,11 +78,10 @@ class Orchestrator:
         self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
         self.dispatcher.flights.on_dead_model = self._model_died
         # tests have no addresses
-        self.foreign_loads = (
-            {}
-            if backends is not None
-            else {each.name: ForeignLoad(each, cluster.endpoint(each.name).metrics, self.metrics) for each in endpoints}
-        )
+        watched = endpoints if backends is None else []
+        self.foreign_loads = {
+            each.name: ForeignLoad(each, cluster.endpoint(each.name).metrics, self.metrics) for each in watched
+        }
         self.entry = Entry(on_refusal=self.refused, on_lag=self.metrics.loop_lag)
         # told at every look what is ahead of requests
         self.on_look: Callable[[Mapping[str, Ahead]], None] = lambda _: None

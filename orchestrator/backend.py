@@ -106,8 +106,11 @@ class Backend(Protocol):
     async def load(self, model: str, *, timeout_s: float) -> None:
         """Load a model, or reload it in place after its config file changed: what that file says then stands."""
 
-    async def unload(self, model: str, *, timeout_s: float) -> None:
-        """Unload all versions of a model."""
+    async def unload(self, model: str, *, timeout_s: float, to_its_end: bool = False) -> None:
+        """Unload all versions of a model: nothing new is begun; `to_its_end`: and what they held is free again.
+
+        A model whose Python process has ended is held for up to a minute yet.
+        """
 
     async def close(self) -> None:
         """Close the connection."""

@@ -146,7 +146,7 @@ class GearLoop:
             self._set_gear(family, gears[covering_rate(upper_per_s, demand)], reason)
             return
         current = gears.index(family.gear)
-        wanted, reason, load.low_since_s = switch_gear(
+        wanted, why, load.low_since_s = switch_gear(
             current,
             upper_per_s,
             demand,
@@ -155,8 +155,8 @@ class GearLoop:
             self._plan.switching.gear_dwell_s,
             error_per_s * load.guaranteed_per_share,
         )
-        if reason != HOLD:
-            self._set_gear(family, gears[wanted], "up" if reason == UP else "down")
+        if why != HOLD:
+            self._set_gear(family, gears[wanted], "up" if why == UP else "down")
 
     def _surviving_share(self, family: FamilyState, gear: Gear, planned: Mapping[str, Mapping[str, int]]) -> float:
         """Share that is left of what a gear was planned for: of the slots for each of its models, the least.

@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import CascadeServeError, UsageError
-from orchestrator.reconciler import CannotBringIn
+from orchestrator.incoming import CannotBringIn
 from orchestrator.state import FamilyState
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidArtefact
 from orchestrator.backend import BackendError, CallRejected, ModelVersion
+from orchestrator.incoming import CannotBringIn, Incoming
 from orchestrator.reconcile import Instances, LayoutChange, Step, instances_of, side_by_side, standing_layout, steps
 from orchestrator.reload import load_anew
 from orchestrator.step_failures import StepFailures
@@ -51,22 +51,6 @@ class _NotYet(Exception):  # noqa: N818 - named by what happened
     """The step has to wait for something else; the next round looks again."""
 
 
-class CannotBringIn(Exception):  # noqa: N818
-    """The models of another plan do not stand on all of its endpoints."""
-
-
-@dataclass(slots=True)
-class _Incoming:
-    """What another plan needs before it can come into force."""
-
-    wanted: Instances
-    stands: asyncio.Future[None]
-
-    def fail(self, why: str) -> None:
-        if not self.stands.done():
-            self.stands.set_exception(CannotBringIn(why))
-
-
 class Reconciler:
     """Owns the instances of every endpoint. `config` None: they cannot be changed, only read."""
 
@@ -83,7 +67,7 @@ class Reconciler:
         self._failures = StepFailures(metrics)
         self._adopted = False
         self._adopt_at_s: float | None = None
-        self._incoming: _Incoming | None = None
+        self._incoming: Incoming | None = None
         self._change: LayoutChange | None = None
         # models of this plan and of former ones, with what they are composed of: others on an endpoint are somebody
         # else's
@@ -126,7 +110,7 @@ class Reconciler:
         """
         self._ours |= _parts_of_models(plan)
         self._failures.clear()
-        incoming = _Incoming(instances_of(plan, layout), asyncio.get_running_loop().create_future())
+        incoming = Incoming(instances_of(plan, layout), asyncio.get_running_loop().create_future())
         self._incoming = incoming
         self._kick()
         try:
@@ -230,7 +214,7 @@ class Reconciler:
             self._start(step, endpoints[step.endpoint])
         return False
 
-    def _check_incoming(self, incoming: _Incoming, growing: list[Step]) -> None:
+    def _check_incoming(self, incoming: Incoming, growing: list[Step]) -> None:
         awaited = {(endpoint, model.name) for endpoint, models in incoming.wanted.items() for model in models}
         missing = [step for step in growing if step.model in incoming.wanted.get(step.endpoint, {})]
         if missing and self._config is None:
@@ -308,21 +292,13 @@ class Reconciler:
         former: str | None = None
         endpoint.changes += 1
         try:
-            versions = _versions_at(endpoint, step.model.name)
-            if step.wanted == 0:
-                await self._wait_until_unused(step, endpoint)
-                versions.discard(step.model.version)
-                count = step.present
-            else:
-                if not step.grows:
-                    await self._hold_to(step, endpoint)
-                versions.add(step.model.version)
-                count = step.wanted
+            versions, count = await self._make_ready(step, endpoint)
             if versions:
                 former = self._config.write(step.endpoint, step.model.name, count, versions)
                 await endpoint.backend.load(step.model.name, timeout_s=LOAD_TIMEOUT_S)
             else:
-                await endpoint.backend.unload(step.model.name, timeout_s=LOAD_TIMEOUT_S)
+                # what is loaded next may need its memory
+                await endpoint.backend.unload(step.model.name, timeout_s=LOAD_TIMEOUT_S, to_its_end=True)
             instances = await endpoint.backend.instance_counts(timeout_s=LOAD_TIMEOUT_S)
             endpoint.leaving.discard(step.model)
             self._dispatcher.endpoint_is_up(endpoint, instances)
@@ -343,6 +319,16 @@ class Reconciler:
             for model in list(endpoint.hosted):
                 if model.name == step.model.name:
                     self._dispatcher.limit_in_flight(endpoint, model, None)
+
+    async def _make_ready(self, step: Step, endpoint: EndpointState) -> tuple[set[int], int]:
+        """Wait until a step can be taken; returns the versions of the model that are to stand and how often each."""
+        versions = _versions_at(endpoint, step.model.name)
+        if step.wanted == 0:
+            await self._wait_until_unused(step, endpoint)
+            return versions - {step.model.version}, step.present
+        if not step.grows:
+            await self._hold_to(step, endpoint)
+        return versions | {step.model.version}, step.wanted
 
     def _is_next(self, step: Step, endpoint: EndpointState) -> bool:
         """Whether nothing has to go before it: the models of an ensemble are loaded before it and unloaded after it."""

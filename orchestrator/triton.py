@@ -100,15 +100,15 @@ class TritonBackend:
                 service_pb2.RepositoryModelLoadRequest(model_name=model), timeout=timeout_s
             )
 
-    async def unload(self, model: str, *, timeout_s: float) -> None:
+    async def unload(self, model: str, *, timeout_s: float, to_its_end: bool = False) -> None:
         """See `Backend.unload`."""
         with self._mapped_errors(f"unload of {model!r}"):
             await self._stub.RepositoryModelUnload(
                 service_pb2.RepositoryModelUnloadRequest(model_name=model), timeout=timeout_s
             )
-            # The call returns at once; what the instances hold is free when they are gone.
+            # The call returns at once.
             async with asyncio.timeout(timeout_s):
-                while await self._is_unloading(model, timeout_s):
+                while to_its_end and await self._is_unloading(model, timeout_s):  # noqa: ASYNC110 - Triton tells nobody
                     await asyncio.sleep(_UNLOAD_POLL_S)
 
     async def close(self) -> None:

@@ -141,7 +141,7 @@ class FakeTriton:
         self.instances[model] = instance_count(config)
         self.versions[model] = served_versions(config, model_versions(self.repository / model))
 
-    async def unload(self, model: str, *, timeout_s: float) -> None:  # noqa: ARG002
+    async def unload(self, model: str, *, timeout_s: float, to_its_end: bool = False) -> None:  # noqa: ARG002
         """Forget the model."""
         self._check_up()
         self.unloads.append(model)

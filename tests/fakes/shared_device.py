@@ -68,7 +68,7 @@ class SharedDevice:
         """Never asked for."""
         raise NotImplementedError
 
-    async def unload(self, model: str, *, timeout_s: float) -> None:
+    async def unload(self, model: str, *, timeout_s: float, to_its_end: bool = False) -> None:
         """Never asked for."""
         raise NotImplementedError
 
