@@ -73,7 +73,7 @@ def ask(transport: str, stack: Stack, batch: NDArray[np.float32]) -> Any:
         tensor = module.InferInput("image", list(batch.shape), "FP32")
         tensor.set_data_from_numpy(batch)
         outputs = [module.InferRequestedOutput(name) for name in ("label", "stage", "certainty")]
-        result = client.infer("digits", [tensor], outputs=outputs)
+        result = client.infer("digits", [tensor], outputs=outputs, timeout=30_000_000)
     finally:
         client.close()
     response = result.get_response()
