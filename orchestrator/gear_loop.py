@@ -140,10 +140,10 @@ class GearLoop:
         if in_force != load.gears or family.gear not in gears:
             # Another layout came into force, or no endpoint is left for a model of the gear: the gear for the present
             # demand is right at once.
-            reason = "capacity" if in_force == load.gears else "layout"
+            direction = "capacity" if in_force == load.gears else "layout"
             load.gears = in_force
             load.low_since_s = -1.0
-            self._set_gear(family, gears[covering_rate(upper_per_s, demand)], reason)
+            self._set_gear(family, gears[covering_rate(upper_per_s, demand)], direction)
             return
         current = gears.index(family.gear)
         wanted, why, load.low_since_s = switch_gear(

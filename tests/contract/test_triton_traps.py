@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from cascadeserve.triton_config import instance_count, parse_config, with_instance_count
+from orchestrator.foreign_load import pending_requests
 from orchestrator.instance_config import InstanceConfig
 from tests.fakes.servers import Stack, server_pid
 from tests.fakes.tiny import write_repository
@@ -232,6 +234,17 @@ def test_the_first_change_of_a_count_is_in_place_as_the_working_copy_is_compiled
     client.load_model(SLOW)
     wait_until(lambda: before.isdisjoint(stubs(stack, SLOW)))
     assert len(stubs(stack, SLOW)) == 2
+
+
+def test_requests_that_wait_are_counted_in_the_metrics(stack: Stack, client: InferenceServerClient) -> None:
+    url = f"http://127.0.0.1:{stack.ports['a'][2]}/metrics"
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask, client, SLOW) for _ in range(8)]
+        time.sleep(1.5 * _SLEEP_S)
+        with urllib.request.urlopen(url, timeout=5) as response:
+            assert pending_requests(response.read()) >= 3
+        for each in asking:
+            each.result()
 
 
 def test_only_the_config_of_its_own_name_counts_for_a_server(stack: Stack, client: InferenceServerClient) -> None:
