@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,8 +58,7 @@ def _said(ways: list[list[str]], value: Any) -> bool:
     return any(all(text in str(value) for text in way) for way in ways)
 
 
-@dataclass
-class Found:
+class Found(NamedTuple):
     """What both answered to one case of one client."""
 
     client: str
@@ -99,7 +97,11 @@ async def ask_all(stack: Stack) -> list[Found]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Found]]:
     stack = make_stack(tmp_path_factory.mktemp("pair"))
     with running(stack):
-        yield asyncio.run(ask_all(stack))
+        found = asyncio.run(ask_all(stack))
+        assert stack.orchestrator is not None
+        stack.orchestrator.stop()
+        stack.start_orchestrator("--fronts=1")
+        yield found + [each._replace(client=f"{each.client}, a front") for each in asyncio.run(ask_all(stack))]
 
 
 def test_nothing_differs_that_is_not_listed(found: list[Found]) -> None:
