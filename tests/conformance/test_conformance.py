@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,11 +18,8 @@ from tests.conformance.outcomes import Outcome, different
 from tests.conformance.pair import make_stack
 from tests.conformance.raw_cases import GRPC, HTTP, run_grpc, run_services
 from tests.conformance.stock_cases import CASES, run, runs
-from tests.fakes.servers import Stack, running
+from tests.fakes.servers import running
 from tests.orchestrator.wire.stock_clients import CLIENTS, StockClient
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 
@@ -59,8 +55,7 @@ def _said(ways: list[list[str]], value: Any) -> bool:
     return any(all(text in str(value) for text in way) for way in ways)
 
 
-@dataclass
-class Found:
+class Found(NamedTuple):
     """What both answered to one case of one client."""
 
     client: str
@@ -78,28 +73,37 @@ class Found:
         return {f"{self.case} {aspect}": pair for aspect, pair in pairs.items() if different(*pair, aspect)}
 
 
-async def ask_all(stack: Stack) -> list[Found]:
-    triton = {"http": f"127.0.0.1:{stack.ports['a'][0]}", "grpc": f"127.0.0.1:{stack.ports['a'][1]}"}
-    ours = {"http": f"127.0.0.1:{stack.http_port}", "grpc": stack.grpc_address}
-    found = []
+async def ask_all(http: str, grpc: str) -> dict[tuple[str, str], Outcome]:
+    """What the server at these addresses answers, by client and case."""
+    answers = {}
     for kind in CLIENTS:
-        clients = [StockClient(kind, where[kind.partition(".")[0]]) for where in (triton, ours)]
+        client = StockClient(kind, http if kind.startswith("http") else grpc)
         for name, case in CASES.items():
             if runs(name, kind):
-                found.append(Found(kind, name.rpartition(":")[2], *[await run(case, client) for client in clients]))
-    for name, request in HTTP.items():
-        found.append(Found("plain http", name, request.run(triton["http"]), request.run(ours["http"])))
-    for name, message in GRPC.items():
-        found.append(Found("plain grpc", name, run_grpc(message, triton["grpc"]), run_grpc(message, ours["grpc"])))
-    beside = [run_services(where["grpc"]) for where in (triton, ours)]
-    return found + [Found("plain grpc", name, beside[0][name], beside[1][name]) for name in beside[0]]
+                answers[kind, name.rpartition(":")[2]] = await run(case, client)
+    answers |= {("plain http", name): request.run(http) for name, request in HTTP.items()}
+    answers |= {("plain grpc", name): run_grpc(message, grpc) for name, message in GRPC.items()}
+    return answers | {("plain grpc", name): outcome for name, outcome in run_services(grpc).items()}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Found]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     stack = make_stack(tmp_path_factory.mktemp("pair"))
+    ours = f"127.0.0.1:{stack.http_port}", stack.grpc_address
     with running(stack):
-        yield asyncio.run(ask_all(stack))
+        alone = asyncio.run(ask_all(*ours))
+        assert stack.orchestrator is not None
+        stack.orchestrator.stop()
+        stack.start_orchestrator("--fronts=1")
+        behind_front = asyncio.run(ask_all(*ours))
+        # last and only once: what it refuses has been seen to end Triton later
+        triton = asyncio.run(ask_all(*(f"127.0.0.1:{port}" for port in stack.ports["a"][:2])))
+    assert triton.keys() == alone.keys() == behind_front.keys()
+    return [
+        Found(f"{client}{how}", case, outcome, answers[client, case])
+        for how, answers in (("", alone), (", by a front", behind_front))
+        for (client, case), outcome in triton.items()
+    ]
 
 
 def test_nothing_differs_that_is_not_listed(found: list[Found]) -> None:
