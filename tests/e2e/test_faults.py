@@ -48,8 +48,8 @@ def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_
             assert ledger["refused"] > 0
             assert ledger["answered_correct"] > 0.3 * ledger["sent"]
         for load in _over_both_transports(stack, tmp_path, "--rate=50", "--duration=2", "--slo=0.5"):
-            ledger = load.result()["ledger"]
-            assert ledger["answered_correct"] == ledger["sent"]
+            report = load.result()
+            assert report["ledger"]["answered_correct"] == report["ledger"]["sent"], report["errors"]
 
 
 @pytest.mark.parametrize("options", [(), ("--fronts=2",)], ids=["one process", "fronts"])
