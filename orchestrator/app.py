@@ -126,7 +126,7 @@ class Orchestrator:
                 slo_s=family.plan.slo_s,
                 own_s=sum(family.full_batch_s(stage.model) for stage in family.entry.stages),
                 surge_slos=DEADLINE_SLOS if family.has_faster_gear else LAST_GEAR_SLOS,
-                wait_s=in_flight_s + family.queued_work_s() / family_slots,
+                wait_s=in_flight_s + self.dispatcher.roughly_queued_work_s(family) / family_slots,
                 row_s=family.work_per_row_s / family_slots,
             )
         return queues
@@ -139,7 +139,7 @@ class Orchestrator:
         for watch in self.foreign_loads.values():
             await watch.close()
 
-    def refused(self, name: str, rows: int) -> None:
+    def refused(self, name: str, rows: float) -> None:
         """Count a request that an entry refused: demand is what comes, not what is let in."""
         self.metrics.request(name, "Overloaded", 0.0)
         self.metrics.statistics.failed(name, 0.0, asyncio.get_running_loop().time())

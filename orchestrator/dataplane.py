@@ -119,8 +119,9 @@ class CascadeDataPlane:
             options = read_options(request.parameters, rows)
             timeout_s = self._timeout_s(family, request, options, rows)
             self._metrics.arrived(family.name, rows)
-            self._entry.took(family.name, rows)
-            self._on_arrival(family, rows * options.work_per_row)
+            work = rows * options.work_per_row
+            self._entry.took(family.name, work)
+            self._on_arrival(family, work)
             if self.refusing:
                 raise Unavailable("the server is shutting down; try another one")
             ticket = await self._dispatcher.submit(

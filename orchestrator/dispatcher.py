@@ -98,10 +98,10 @@ class Dispatcher:
         self._deadlines.add(ticket)
         queue.add(Segment(ticket, ticket.rows, now_s, entry=entry))
         # Whatever else could leave now has left: only this queue has changed. Behind a head it can only have become
-        # full; while there is no room for it, the answer that makes some pumps.
-        if (queue.head is not None and queue.head.ticket is ticket) or (
-            queue.rows >= family.trigger(model)[0] and any(with_room(queue, self.endpoints))
-        ):
+        # full, or due for an important row; while there is no room for it, the answer that makes some pumps.
+        is_head = queue.head is not None and queue.head.ticket is ticket
+        may_be_due = ticket.handicap_s < 0.0 or queue.rows >= family.trigger(model)[0]
+        if is_head or (may_be_due and any(with_room(queue, self.endpoints))):
             self.pump()
         return future
 
@@ -187,12 +187,15 @@ class Dispatcher:
 
     def queued_work_s(self, family: FamilyState) -> float:
         """Device-seconds, over all stages still to come, of the family's waiting rows, those of earlier plans too."""
-        work_s = 0.0
         for queue in self._queues:
             if queue.family.name == family.name:
                 queue.drop_done()
-                work_s += queue.work * queue.family.work_from_s(queue.model.name)
-        return work_s
+        return self.roughly_queued_work_s(family)
+
+    def roughly_queued_work_s(self, family: FamilyState) -> float:
+        """The same, with rows that were answered since that was asked."""
+        queues = (queue for queue in self._queues if queue.family.name == family.name)
+        return sum(queue.work * queue.family.work_from_s(queue.model.name) for queue in queues)
 
     def is_needed(self, model: ModelVersion) -> bool:
         """Whether a gear in force, or rows that wait or are on their way under another, may still come to a model."""

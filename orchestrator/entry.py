@@ -50,7 +50,7 @@ class _Queue:
 class Entry:
     """Lets requests of any family in; one per process that takes requests."""
 
-    def __init__(self, *, on_refusal: Callable[[str, int], None], on_lag: Callable[[float], None]) -> None:
+    def __init__(self, *, on_refusal: Callable[[str, float], None], on_lag: Callable[[float], None]) -> None:
         """`on_refusal` is told the family of each refused request and how many rows it may have had.
 
         `on_lag` is told how late the loop is, in seconds, at every look.
@@ -99,14 +99,14 @@ class Entry:
         if let_in:
             queue.wait_s += queue.rows * ahead.row_s
             return
-        self._on_refusal(family, max(round(queue.rows), 1))
+        self._on_refusal(family, queue.rows)
         raise Overloaded(
             f"so much work waits for '{family}' that the answer would come too late; try again later",
             retry_after_s=max(wait_s - limit_s, ahead.slo_s),
         )
 
-    def took(self, family: str, rows: int) -> None:
-        """Learn how many rows a request had that was let in."""
+    def took(self, family: str, rows: float) -> None:
+        """Learn how many rows a request had that was let in; those of more work than the plan's count as more."""
         queue = self._queues.get(family)
         if queue is not None:
             queue.rows += _MEMORY * (rows - queue.rows)

@@ -180,7 +180,13 @@ class Isolation:
         if not in_time(
             queue.family.admission, segment.ticket.deadline_s, now_s, endpoint.work_s / endpoint.slots, busy_s
         ):
-            segment.ticket.fail(DeadlineExceeded("the answer would have come too late after its endpoint went away"))
+            if segment.stage:  # it keeps the answer that it has
+                segment.ticket.cut(1)
+                segment.ticket.finish_rows(1)
+            else:
+                segment.ticket.fail(
+                    DeadlineExceeded("the answer would have come too late after its endpoint went away")
+                )
             return
         alone = endpoint.in_flight == 0
         self._depart(

@@ -22,6 +22,8 @@ _REFERENCE = "cascade_reference"
 _MAX_STAGE = "cascade_max_stage"
 _MIN_CERTAINTY = "cascade_min_certainty"
 _WORK = "work"
+# of one request: beyond that sums of the work that waits would forget what is small
+_MOST_WORK = 1_000_000
 _OURS = (_REFERENCE, _MAX_STAGE, _MIN_CERTAINTY)
 
 
@@ -121,7 +123,7 @@ def _work_per_row(value: Parameter, rows: int) -> float:
     """One number for all rows, or a string with one for each: parameters are no lists, neither here nor in Triton."""
     wrong = InvalidRequest(
         f"parameter '{_WORK}' must be a number above 0, or a string of {rows} of them with commas between, "
-        "one for each row"
+        f"one for each row, and {_MOST_WORK:,} at most for all rows together"
     )
     if isinstance(value, bool):
         raise wrong
@@ -130,6 +132,10 @@ def _work_per_row(value: Parameter, rows: int) -> float:
     except (ValueError, OverflowError):
         raise wrong from None
     right_number = len(amounts) == rows or not isinstance(value, str)
-    if not right_number or not all(0.0 < amount < math.inf for amount in amounts):
+    # what is NaN is no such number either
+    if not right_number or not all(0.0 < amount <= _MOST_WORK for amount in amounts):
         raise wrong
-    return sum(amounts) / len(amounts)
+    mean = sum(amounts) / len(amounts)
+    if mean * rows > _MOST_WORK:
+        raise wrong
+    return mean

@@ -167,10 +167,6 @@ class FamilyState:
         """What the gear in force sends rows to."""
         return {self.served(stage.model) for stage in self.entry.stages}
 
-    def queued_work_s(self) -> float:
-        """Device-seconds, over all stages still to come, of what is in its queues, answered meanwhile or not."""
-        return sum(queue.rows * self.work_from_s(model) for model, queue in self.queues.items() if queue.rows)
-
     def waiting_rows(self) -> int:
         """Rows in all its queues whose request is not answered yet."""
         for queue in self.queues.values():

@@ -142,5 +142,7 @@ class ArrivalWindow:
         start = window_start(self._times_s, 0, len(self._times_s), now_s, self.dispersion)
         if start:
             del self._times_s[:start]
-            del self._rows_before[:start]
+            # counted anew from here, or in a long life what comes would be too small beside what has come
+            first = self._rows_before[start]
+            self._rows_before = [rows - first for rows in self._rows_before[start:]]
         return arrival_rate_per_s(self._times_s, self._rows_before, 0, len(self._times_s), now_s, self.dispersion)

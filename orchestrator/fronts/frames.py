@@ -61,7 +61,7 @@ class Refused(_Message, frozen=True):
     model: str
     outcome: str
     # how many it had, or is taken to have had; 0 where no one looked
-    rows: int = 0
+    rows: float = 0.0
 
 
 class ShowMetrics(_Message, frozen=True):

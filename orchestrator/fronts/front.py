@@ -34,6 +34,7 @@ from orchestrator.fronts.frames import (
     Waiting,
     Welcome,
 )
+from orchestrator.request_options import read_options
 from orchestrator.supervise import forever
 from orchestrator.wire.descriptions import IndexEntry
 from orchestrator.wire.request_checks import checked_inputs, checked_outputs, unknown_model
@@ -138,11 +139,12 @@ class FrontPlane:
         try:
             rows = checked_inputs(model, request, self._max_rows)[0].shape[0]
             checked_outputs(model, request)
+            work = rows * read_options(request.parameters, rows).work_per_row
             self._check_open()
         except (InvalidRequest, Unavailable) as error:
             self._link.send(Refused(model.name, type(error).__name__))
             raise
-        self._entry.took(model.name, rows)
+        self._entry.took(model.name, work)
         response: InferResponse = await self._answer_to(Infer(next(self._numbers), request))
         return response
 
@@ -176,7 +178,7 @@ class FrontPlane:
 
     # -- the socket ---------------------------------------------------------------------------------------------
 
-    def _overloaded(self, model: str, rows: int) -> None:
+    def _overloaded(self, model: str, rows: float) -> None:
         self._link.send(Refused(model, Overloaded.__name__, rows))
 
     def _check_open(self) -> None:

@@ -65,7 +65,7 @@ class Hub:
         *,
         models: Callable[[], Iterable[str]],
         metrics: counted.Metrics,
-        on_overload: Callable[[str, int], None],
+        on_overload: Callable[[str, float], None],
     ) -> None:
         """`models` names what the data plane serves; requests that a front refuses are counted in `metrics`.
 
@@ -150,7 +150,7 @@ class Front:
         metrics: counted.Metrics,
         *,
         service: Callable[[], Service],
-        on_overload: Callable[[str, int], None],
+        on_overload: Callable[[str, float], None],
     ) -> None:
         """Not started yet; `number` is its name in logs, `service` what it is told first."""
         self.number = number

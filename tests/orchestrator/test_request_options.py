@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -80,3 +81,9 @@ def test_what_cannot_be_is_refused_by_name(parameters: dict[str, Any], sentence:
 )
 def test_a_demand_changes_a_cascade_if_its_rows_may_go_another_way(options: RequestOptions, changes: bool) -> None:
     assert options.changes(tiny.plan().families["family"].entry("cascade")) is changes
+
+
+@pytest.mark.parametrize("work", [1e308, 1_000_001, 300_000.0, "1,1,999999", "nan,1,1", math.inf])
+def test_more_work_than_can_be_counted_beside_others_is_refused(work: float | str) -> None:
+    with pytest.raises(InvalidRequest, match="1,000,000 at most for all rows together"):
+        read_options({"work": work}, 4 if work == 300_000.0 else 3)
