@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from cascadeserve.artefacts import Artefact, read_json, write_json
+from cascadeserve.artefacts import Artefact, digest_files, read_json, write_json
 from cascadeserve.demo.family import EXAMPLE, FAMILY, REFERENCE, REPOSITORY
 from cascadeserve.demo.kept import digest_file, digest_of, is_current, keep
 from cascadeserve.demo.offline import run_command
@@ -13,8 +16,6 @@ from cascadeserve.errors import CascadeServeError
 from cascadeserve.gear_plan import read_gear_plan
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cascadeserve.gear_plan import GearPlan
 
 GOAL = EXAMPLE / "goal.toml"
@@ -101,4 +102,14 @@ def planned_rate_per_s(plan: GearPlan) -> float:
 
 
 def _inputs(search: Path, profile: Path, goal: Path) -> list[str]:
-    return [digest_file(path) for path in (search, profile, goal, _CLUSTER)]
+    """Digests of what a plan is made from, and of what makes it: another planner makes another plan."""
+    return [*(digest_file(path) for path in (search, profile, goal, _CLUSTER)), _planner_digest()]
+
+
+@functools.cache
+def _planner_digest() -> str:
+    sources: dict[str, bytes] = {}
+    for name in ("planner", "cascadeserve"):
+        (folder,) = importlib.import_module(name).__path__
+        sources |= {f"{name}/{path.relative_to(folder)}": path.read_bytes() for path in Path(folder).rglob("*.py")}
+    return digest_files(sources)
