@@ -18,12 +18,14 @@ from tests.conformance.outcomes import Outcome, different
 from tests.conformance.pair import make_stack
 from tests.conformance.raw_cases import GRPC, HTTP, run_grpc, run_services
 from tests.conformance.stock_cases import CASES, run, runs
-from tests.fakes.servers import running
+from tests.fakes.servers import Stack, running, status_of
 from tests.orchestrator.wire.stock_clients import CLIENTS, StockClient
 
 pytestmark = [pytest.mark.triton, pytest.mark.timeout(120)]
 
 LIST = Path(__file__).parents[2] / "docs" / "differences.md"
+_TRIES = 3
+_OK = 200
 _CODE = re.compile(r"`([^`]+)`")
 
 
@@ -86,6 +88,17 @@ async def ask_all(http: str, grpc: str) -> dict[tuple[str, str], Outcome]:
     return answers | {("plain grpc", name): outcome for name, outcome in run_services(grpc).items()}
 
 
+def ask_triton(stack: Stack) -> dict[tuple[str, str], Outcome]:
+    """What Triton answers: of one that lives through it, for what it refuses has been seen to end it now and then."""
+    for _ in range(_TRIES):
+        answers = asyncio.run(ask_all(*(f"127.0.0.1:{port}" for port in stack.ports["a"][:2])))
+        if status_of(f"{stack.triton_url('a')}/v2/health/ready") == _OK:
+            return answers
+        stack.tritons["a"].stop()
+        stack.start_triton("a")
+    raise AssertionError(f"Triton ended {_TRIES} times while it was asked:\n{stack.tritons['a'].text()}")
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     stack = make_stack(tmp_path_factory.mktemp("pair"))
@@ -96,8 +109,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
         stack.orchestrator.stop()
         stack.start_orchestrator("--fronts=1")
         behind_front = asyncio.run(ask_all(*ours))
-        # last and only once: what it refuses has been seen to end Triton later
-        triton = asyncio.run(ask_all(*(f"127.0.0.1:{port}" for port in stack.ports["a"][:2])))
+        triton = ask_triton(stack)
     assert triton.keys() == alone.keys() == behind_front.keys()
     return [
         Found(f"{client}{how}", case, outcome, answers[client, case])
