@@ -110,7 +110,6 @@ def depart(
     flights.until_s[place] = now_s + served.going_s[model, endpoint]
     flights.planned_s[place] = planned_s
     flights.turn[place] = turn
-    devices.last[0] = endpoint
     devices.in_flight[endpoint] += 1
     devices.planned_s[endpoint] += planned_s
     devices.sent_s[endpoint] += planned_s
