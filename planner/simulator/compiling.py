@@ -30,8 +30,12 @@ Compiled = TypeVar("Compiled", bound="Callable[..., Any]")
 
 
 def inlined(function: Compiled) -> Compiled:
-    """Compile a function into those that call it."""
-    twin: Compiled = numba.njit(forceinline=True, _nrt=False)(function)
+    """Compile a function into those that call it.
+
+    Python never calls it, and the wrappers with which it could take more than half of the time to compile (64 s, 27 s
+    without them).
+    """
+    twin: Compiled = numba.njit(forceinline=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
     return twin
 
 
