@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from typing import TYPE_CHECKING
@@ -176,6 +177,9 @@ async def serve(
     stopping = asyncio.create_task(stop.wait(), name="stop-signal")
     try:
         await door.open()
+        # What lives by now lives to the end. Left to the collector, it is walked through in one go: 20 ms of lateness.
+        gc.collect()
+        gc.freeze()
         if isinstance(door, Hub):
             loops.append(asyncio.create_task(door.run(), name="keep-fronts"))
         _log.info("listening on %s://%s:%d and grpc://%s:%d", "http" if settings.tls is None else "https",

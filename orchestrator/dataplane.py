@@ -171,7 +171,7 @@ class CascadeDataPlane:
             busy_s = rows * options.work_per_row * family.work_per_row_s
             timeout_s = DEADLINE_SLOS * max(family.plan.slo_s, busy_s)
         # it has waited to be read; the transport's deadline knows of that
-        timeout_s -= self._entry.lag_s()
+        timeout_s -= self._entry.lag_s() + request.waited_s
         if request.client_timeout_s is not None:
             timeout_s = min(timeout_s, request.client_timeout_s)
         return timeout_s

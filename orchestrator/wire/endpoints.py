@@ -25,11 +25,12 @@ from orchestrator.wire.exchange import OCTETS, OK, Answer, Call, Route, error_an
 from orchestrator.wire.limits import MAX_LISTED_ELEMENTS
 from orchestrator.wire.model_endpoints import model_routes
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
+from orchestrator.wire.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from orchestrator.wire.tensors import DataPlane
+    from orchestrator.wire.tensors import DataPlane, InferRequest
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ _RETRY_AFTER_S = 1
 _SERVER_ERROR = 500
 # not 503: what Triton answers
 _NOT_READY = 400
+# from this on, JSON takes longer to read than everything else about a request
+_DEAR_BYTES = 1 << 14
 _MODEL_PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
 
@@ -93,6 +96,7 @@ class _Endpoints:
     def __init__(self, data_plane: DataPlane, max_listed_elements: int) -> None:
         self._data_plane = data_plane
         self._max_listed_elements = max_listed_elements
+        self._turns = Turns()
 
     async def live(self, _call: Call) -> Answer:
         return Answer()
@@ -121,13 +125,7 @@ class _Endpoints:
             metadata = self._data_plane.model_metadata(call.model, call.version)
             request = decode_raw_request(call.body, metadata, model_version=call.version)
         else:
-            request = decode_request(
-                call.body,
-                header_length,
-                model_name=call.model,
-                model_version=call.version,
-                max_listed_elements=self._max_listed_elements,
-            )
+            request = await self._decode(call, header_length)
         # Cancelled here when the client hangs up: the data plane drops the request, nothing is held on this side.
         response = await self._data_plane.infer(request)
         encoded = encode_response(request, response)
@@ -137,6 +135,22 @@ class _Endpoints:
             headers = {HEADER_LENGTH: str(encoded.header_length), "Content-Type": OCTETS}
             answer = Answer(OK, encoded.body, headers)
         return answer if call.accept_encoding is None else await compressed(answer, call.accept_encoding)
+
+    async def _decode(self, call: Call, header_length: int | None) -> InferRequest:
+        def decode() -> InferRequest:
+            return decode_request(
+                call.body,
+                header_length,
+                model_name=call.model,
+                model_version=call.version,
+                max_listed_elements=self._max_listed_elements,
+            )
+
+        if (len(call.body) if header_length is None else header_length) < _DEAR_BYTES:
+            return decode()
+        request, waited_s = await self._turns.run(decode)
+        request.waited_s = waited_s
+        return request
 
 
 def _readiness(*, ready: bool) -> Answer:

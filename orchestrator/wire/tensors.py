@@ -58,6 +58,8 @@ class InferRequest:
     binary_outputs: bool = False
     # time left until the client stops waiting, if the transport knows it (gRPC deadline)
     client_timeout_s: float | None = None
+    # how long it waited before the data plane could see it; the client's timeout is without that
+    waited_s: float = 0.0
 
 
 @dataclass(slots=True)

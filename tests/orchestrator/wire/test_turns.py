@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cascadeserve.errors import Overloaded
+from orchestrator.wire.turns import Turns
+
+
+async def test_between_two_pieces_whatever_else_is_ready_runs() -> None:
+    turns, done = Turns(), []
+
+    async def small(name: str) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+            done.append(name)
+
+    dear = [asyncio.create_task(turns.run(lambda number=number: done.append(number))) for number in range(3)]
+    await asyncio.gather(*dear, small("small"))
+    assert [each for each in done if each != "small"] == [0, 1, 2]
+    assert all(done[done.index(number) + 1] == "small" for number in range(2))
+
+
+async def test_the_result_and_how_long_it_waited() -> None:
+    turns = Turns()
+    first, second = await asyncio.gather(turns.run(lambda: "first"), turns.run(lambda: "second"))
+    assert first[0] == "first"
+    assert second[0] == "second"
+    assert 0.0 <= first[1] <= second[1]
+
+
+async def test_work_that_raises_or_is_cancelled_lets_the_next_one_go() -> None:
+    turns = Turns()
+
+    def fail() -> None:
+        raise ValueError("bad")
+
+    failing = asyncio.create_task(turns.run(fail))
+    cancelled = asyncio.create_task(turns.run(lambda: None))
+    last = asyncio.create_task(turns.run(lambda: "last"))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    assert (await last)[0] == "last"
+    with pytest.raises(ValueError, match="bad"):
+        await failing
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+
+
+@pytest.mark.looptime
+async def test_what_waits_for_too_long_lets_nothing_more_in() -> None:
+    turns = Turns()
+    await turns._lock.acquire()
+    waiting = asyncio.create_task(turns.run(lambda: None))
+    await asyncio.sleep(0.2)
+    later = asyncio.create_task(turns.run(lambda: None))
+    await asyncio.sleep(0.1)
+    with pytest.raises(Overloaded, match="send binary data"):
+        await turns.run(lambda: None)
+    turns._lock.release()
+    await asyncio.gather(waiting, later)
+    assert (await turns.run(lambda: "again"))[0] == "again"
