@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.triton, pytest.mark.timeout(180)]
 
 _FAILING = 'cascadeserve_instance_change_failing{endpoint="a",model="large"}'
 _STATE_BYTES = 32 << 20
+_BEGINS = "the next test begins\n"
 
 
 def _mount(*arguments: str) -> str:
@@ -71,10 +72,11 @@ def _running(_small_disk: tuple[Path, str]) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(_running: Stack) -> Stack:
-    """The narrow layout stands, and nothing is in the log yet."""
+    """The narrow layout stands, and the log says where the test begins."""
     assert _running.orchestrator is not None
     wait_until(lambda: in_force(_running) == "narrow" and counted(_running) == 1, _running)
-    _running.orchestrator.log.write_text("")
+    with _running.orchestrator.log.open("a") as log:
+        log.write(_BEGINS)
     return _running
 
 
@@ -116,11 +118,8 @@ def wait_until(reached: Callable[[], bool], stack: Stack, *, timeout_s: float = 
 def alarms(stack: Stack) -> list[str]:
     """Lines of the orchestrator's log that somebody has to read; that a busy machine made it wait is not meant."""
     assert stack.orchestrator is not None
-    return [
-        line
-        for line in stack.orchestrator.text().splitlines()
-        if re.search(r" (WARNING|ERROR) (?!orchestrator\.health)", line)
-    ]
+    lines = stack.orchestrator.text().rpartition(_BEGINS)[2].splitlines()
+    return [line for line in lines if re.search(r" (WARNING|ERROR) (?!orchestrator\.health)", line)]
 
 
 @contextlib.contextmanager
@@ -164,12 +163,13 @@ def check_fault(stack: Stack, fault: Callable[[], None], mend: Callable[[], None
         with asked(stack) as answers:
             wait_until(lambda: bool(alarms(stack)), stack)
             before = len(answers)
+            assert config_path(stack).read_bytes() == left
             assert f"{_FAILING} 1.0" in metrics(stack)
             time.sleep(1.5)  # it is tried again after 1 s
             wait_until(lambda: len(answers) > before + 10, stack)
-            assert in_force(stack) == "narrow"
-            assert counted(stack) == 1
             assert config_path(stack).read_bytes() == left
+            assert in_force(stack) == "narrow", alarms(stack)
+            assert counted(stack) == 1
             mend()
             wait_until(lambda: in_force(stack) == "broad", stack)
             assert counted(stack) == 2
@@ -194,7 +194,9 @@ def test_a_full_disk(stack: Stack) -> None:
             while True:
                 file.write(bytes(4096))
 
-    check_fault(stack, fill, lambda: filler.unlink(missing_ok=True), "No space left on device")
+    check_fault(
+        stack, fill, lambda: filler.unlink(missing_ok=True), "a.pbtxt: cannot be replaced (No space left on device)"
+    )
 
 
 @pytest.mark.usefixtures("may_mount")
@@ -211,7 +213,7 @@ def test_a_read_only_repository(stack: Stack) -> None:
         while mounted:
             _unmount(mounted.pop())
 
-    check_fault(stack, make_read_only, mend, "Read-only file system")
+    check_fault(stack, make_read_only, mend, "a.pbtxt: cannot be replaced (Read-only file system)")
 
 
 @pytest.mark.parametrize(
