@@ -56,7 +56,7 @@ def _counts(turn: int) -> dict[str, dict[str, int]]:
 
 
 async def _changes(stack: EnduranceStack, *, short: bool) -> dict[str, Any]:
-    turns = 6 if short else 50
+    turns = 6 if short else 52  # of four changes and half a move each
     async with stack.under_load("steady", *_LOAD, duration_s=10.0 if short else 60.0) as load:
         await load.ended()
     steady = load.figures(timeout_s=_TIMEOUT_S)
@@ -151,7 +151,7 @@ async def _is_down(stack: EnduranceStack, endpoint: str) -> bool:
 
 async def _transitions(stack: EnduranceStack, *, short: bool) -> dict[str, Any]:
     ready_s, untouched, finished, not_answered = [], [], 0, 0
-    between = [layout["instances"] for layout in shifting_plan()["layouts"]]
+    between: list[dict[str, dict[str, int]]] = [layout["instances"] for layout in shifting_plan()["layouts"]]
     turns = 1 if short else 5
 
     async def on_its_way() -> bool:
