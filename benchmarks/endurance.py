@@ -10,6 +10,7 @@ for. Parts, each with a stack of its own:
   of its models are killed. Quoted: the ledger, by how much the latest refusal missed its deadline, and how long it took
   after a server was ready again, or after a Python process was killed, until it was sent to again.
 - *restarts*: the orchestrator gets SIGTERM under load, then SIGKILL, and is started again beside the same Tritons.
+- *transitions*: it gets SIGKILL in the middle of a transition from one layout to another, and is started again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import shutil
 import signal
 from functools import partial
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from benchmarks.endurance_stack import ENDPOINTS, EnduranceStack, standing_plan, two_layouts_plan, until
+from benchmarks.endurance_stack import ENDPOINTS, EnduranceStack, shifting_plan, standing_plan, two_layouts_plan, until
 from cascadeserve.artefacts import write_json
 from planner.host import describe_host
 
@@ -54,7 +56,7 @@ def _counts(turn: int) -> dict[str, dict[str, int]]:
 
 
 async def _changes(stack: EnduranceStack, *, short: bool) -> dict[str, Any]:
-    turns = 6 if short else 50
+    turns = 6 if short else 52  # of four changes and half a move each
     async with stack.under_load("steady", *_LOAD, duration_s=10.0 if short else 60.0) as load:
         await load.ended()
     steady = load.figures(timeout_s=_TIMEOUT_S)
@@ -147,6 +149,47 @@ async def _is_down(stack: EnduranceStack, endpoint: str) -> bool:
     return not await stack.is_up(endpoint)
 
 
+async def _transitions(stack: EnduranceStack, *, short: bool) -> dict[str, Any]:
+    ready_s, untouched, finished, not_answered = [], [], 0, 0
+    between: list[dict[str, dict[str, int]]] = [layout["instances"] for layout in shifting_plan()["layouts"]]
+    turns = 1 if short else 5
+
+    async def on_its_way() -> bool:
+        standing = await stack.instances()
+        return any(standing.values()) and standing not in between
+
+    async def stands(layout: int) -> bool:
+        return await stack.instances() == between[layout]
+
+    for turn in range(1, turns + 1):
+        await until(partial(stands, 0), within_s=60.0, saying="the layout for no load")
+        servers = [stack.tritons[name].pid for name in ENDPOINTS]
+        async with stack.under_load("killed", *_LOAD):
+            await until(on_its_way, within_s=30.0, saying="the transition to the other layout")
+            stack.signal_orchestrator(signal.SIGKILL)
+            assert stack.orchestrator is not None
+            await stack.orchestrator.wait()
+        noted = len(stack.log.read_text(errors="replace"))
+        ready_s.append(await stack.start_orchestrator())
+        async with stack.under_load("resumed", *_LOAD) as load:
+            await until(partial(stands, 1), within_s=60.0, saying="the layout that was under way")
+            await asyncio.sleep(1.0)
+        not_answered += _not_answered(load.figures(timeout_s=_TIMEOUT_S)["ledger"])
+        taken_over = re.search(
+            r"layout (\w+) is taken over, (\w+) wanted", stack.log.read_text(errors="replace")[noted:]
+        )
+        finished += taken_over is not None and taken_over[1] != taken_over[2]
+        untouched.append([stack.tritons[name].pid for name in ENDPOINTS] == servers)
+        _SAY.print(f"[dim]transition {turn} of {turns}: {ready_s[-1]:.2f} s[/dim]")
+    return {
+        "kills": turns,
+        "not_resumed": turns - finished,
+        "ready_s": max(ready_s),
+        "not_answered": not_answered,
+        "untouched": all(untouched),
+    }
+
+
 async def _restarts(stack: EnduranceStack, *, short: bool) -> dict[str, Any]:
     ready_s, untouched, ledgers = [], [], []
     for _ in range(1 if short else 5):
@@ -189,6 +232,7 @@ _PARTS: dict[str, tuple[Callable[..., Awaitable[dict[str, Any]]], Callable[[], d
     "layouts": (_layouts, two_layouts_plan),
     "faults": (_faults, lambda: standing_plan("faults", _LIKE)),
     "restarts": (_restarts, lambda: standing_plan("restarts", _LIKE)),
+    "transitions": (_transitions, shifting_plan),
 }
 
 

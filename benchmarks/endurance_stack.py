@@ -51,6 +51,33 @@ def standing_plan(name: str, instances: dict[str, dict[str, int]]) -> dict[str, 
     return plan | {"name": name, "layouts": [{"name": "only", "instances": instances}], "transitions": []}
 
 
+def shifting_plan() -> dict[str, Any]:
+    """Two layouts of these models; 60 rows/s call for the second, which is four steps away, none for the first."""
+    layouts = [{name: {"digits_mlp": count, "digits_cnn": count} for name in ENDPOINTS} for count in (1, 2)]
+    plan = standing_plan("shifting", layouts[0])
+    family = plan["families"][FAMILY]
+    last = family["gears"][-1]
+    family["gears"] = [
+        last | {"name": "low", "layout": "one", "min_rate_per_s": 0.0, "max_rate_per_s": 20.0, "degraded": False},
+        last | {"name": "over", "layout": "one", "min_rate_per_s": 20.0, "max_rate_per_s": None, "degraded": True},
+        last | {"name": "high", "layout": "two", "min_rate_per_s": 0.0, "max_rate_per_s": 1000.0, "degraded": False},
+    ]
+    plan["layouts"] = [{"name": name, "instances": each} for name, each in zip(("one", "two"), layouts, strict=True)]
+    steps = [(endpoint, model) for endpoint in ENDPOINTS for model in ("digits_mlp", "digits_cnn")]
+    plan["transitions"] = [
+        {
+            "from_layout": one,
+            "to_layout": other,
+            "gears": {FAMILY: gear},
+            "steps": [{"endpoint": a, "model": model, "present": present, "wanted": 3 - present} for a, model in steps],
+            "duration_s": 4.0,
+        }
+        for one, other, gear, present in (("one", "two", "over", 1), ("two", "one", "high", 2))
+    ]
+    plan["switching"] = {"gear_dwell_s": 0.5, "layout_up_after_s": 0.3, "layout_down_after_s": 1.0}
+    return plan
+
+
 class EnduranceStack:
     """A cluster of two endpoints on this machine, one core each if there are two."""
 

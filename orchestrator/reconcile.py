@@ -67,6 +67,11 @@ def standing_layout(plan: GearPlan, observed: Mapping[str, Mapping[ModelVersion,
     return min(plan.layouts, key=lambda layout: _distance(observed, instances_of(plan, layout)))
 
 
+def touched(first: Instances, second: Instances) -> set[str]:
+    """Endpoints on which two layouts want something different."""
+    return {each for each in first.keys() | second.keys() if first.get(each, {}) != second.get(each, {})}
+
+
 def _distance(
     observed: Mapping[str, Mapping[ModelVersion, int]], desired: Mapping[str, Mapping[ModelVersion, int]]
 ) -> int:
@@ -111,6 +116,11 @@ class LayoutChange:
     def between(self) -> tuple[str, str]:
         """Names of the layouts that it leads from and to."""
         return self.transition.from_layout, self.transition.to_layout
+
+    @property
+    def endpoints(self) -> set[str]:
+        """Those that it changes something on."""
+        return {step.endpoint for step in self.transition.steps}
 
     def wanted(self, observed: Mapping[str, Mapping[ModelVersion, int]]) -> Instances | None:
         """What is to stand next, once that before it does; None: the layout stands."""

@@ -24,7 +24,16 @@ from typing import TYPE_CHECKING
 from cascadeserve.errors import InvalidArtefact
 from orchestrator.backend import BackendError, CallRejected, ModelVersion
 from orchestrator.incoming import CannotBringIn, Incoming
-from orchestrator.reconcile import Instances, LayoutChange, Step, instances_of, side_by_side, standing_layout, steps
+from orchestrator.reconcile import (
+    Instances,
+    LayoutChange,
+    Step,
+    instances_of,
+    side_by_side,
+    standing_layout,
+    steps,
+    touched,
+)
 from orchestrator.reload import load_anew
 from orchestrator.step_failures import StepFailures
 from orchestrator.supervise import Kick
@@ -177,7 +186,8 @@ class Reconciler:
                 if step.endpoint not in full:
                     self._start(step, endpoints[step.endpoint])
         growing_pending = steps(observed, aim)[0] or any(task.get_name() == "grow" for task in self._pending.values())
-        if not growing_pending and all_up and self.in_force != self.aim:
+        ready = not growing_pending and touched(instances_of(self.plan, self.in_force), aim) <= endpoints.keys()
+        if ready and self.in_force != self.aim:
             _log.info("layout %s in force", self.aim.name)
             self.in_force = self.aim
             self._show_layout()
@@ -199,7 +209,7 @@ class Reconciler:
 
     def _ended(self, change: LayoutChange, observed: Instances, endpoints: Mapping[str, EndpointState]) -> bool:
         """Take the next step of a transition, if there is one."""
-        if len(endpoints) < len(self._dispatcher.endpoints):
+        if not change.endpoints <= endpoints.keys():
             # whether the step before it is done cannot be said of an endpoint that is down
             return False
         wanted = change.wanted(observed)

@@ -160,6 +160,27 @@ async def test_it_waits_for_an_endpoint_that_is_down(repository: Path) -> None:
     assert reconciler.in_force.name == "narrow"
 
 
+async def test_it_does_not_wait_for_an_endpoint_that_it_changes_nothing_on(repository: Path) -> None:
+    rig = await narrow_rig(repository)
+    rig.fakes["a"].down = True
+    await rig.probe()
+    reconciler = rig.orchestrator.reconciler
+    seen: list[tuple[str, dict[str, int]]] = []
+    async with running(rig, seen):
+        await asyncio.sleep(6.0)  # for as long it is waited for at the start
+        reconciler.aim_at(reconciler.plan.layout("broad"))
+        # until the small model stands on b too, there is none
+        await asyncio.gather(*await send(rig, 500, 5.0), return_exceptions=True)
+        assert reconciler.in_force.name == "broad"
+        rig.fakes["a"].instances = {}
+        rig.fakes["a"].down = False
+        await rig.probe()
+        futures = await send(rig, 500, 3.0)
+        assert rig.fakes["a"].instances == {"small": 1}
+        await asyncio.gather(*futures)
+    assert [standing for _, standing in seen] == [{"large": 1}, {}, {"small": 1}]
+
+
 async def test_without_a_repository_nothing_is_begun() -> None:
     rig = await narrow_rig(None)
     reconciler = rig.orchestrator.reconciler
