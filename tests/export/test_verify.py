@@ -370,7 +370,6 @@ def test_ctrl_c_ends_it_and_the_server_and_leaves_nothing(repository: Path, tmp_
         )
     try:
         server = wait_for_server(process)
-        time.sleep(1)  # starting, or asking already
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130, (tmp_path / "log").read_text()
     finally:
