@@ -6,6 +6,11 @@ BIN := $(VENV)/bin
 TIER ?= quick
 ONLY ?=
 INSTALLED := $(VENV)/.installed
+# where tests start a Triton, and where they put load on one
+TRITON_TESTS := tests/benchmarks/test_gpu_script.py tests/conformance tests/contract tests/e2e tests/export/test_verify.py
+LOADED_TESTS := tests/e2e
+# Tests start hundreds of Pythons: what the first has compiled the others take, whatever the caller's environment says.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check docs bench bars containers constraints clean help
 
@@ -24,8 +29,8 @@ demo: $(INSTALLED) ## start a real Triton and the orchestrator, replay a burst, 
 # Tests of one file share a Triton, so one worker runs the whole file; those that put load on it have the machine to themselves.
 test: check ## static checks and the whole test suite
 	$(BIN)/python -m pytest -m 'not triton' --numprocesses 2
-	$(BIN)/python -m pytest -m 'triton and not loaded' --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m loaded
+	$(BIN)/python -m pytest -m 'triton and not loaded' --numprocesses 2 --dist loadfile $(TRITON_TESTS)
+	$(BIN)/python -m pytest -m loaded $(LOADED_TESTS)
 
 check: $(INSTALLED) ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

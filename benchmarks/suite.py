@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,11 +12,20 @@ import pytest
 
 from cascadeserve.artefacts import write_json
 
+# as in the Makefile: where tests start a Triton, and where they put load on one
+TRITON_TESTS = (
+    "tests/benchmarks/test_gpu_script.py",
+    "tests/conformance",
+    "tests/contract",
+    "tests/e2e",
+    "tests/export/test_verify.py",
+)
+LOADED_TESTS = ("tests/e2e",)
 _SESSIONS = (
     ("-m", "not triton", "--numprocesses", "2"),
-    ("-m", "triton and not loaded", "--numprocesses", "2", "--dist", "loadfile"),
+    ("-m", "triton and not loaded", "--numprocesses", "2", "--dist", "loadfile", *TRITON_TESTS),
     # what puts load on a Triton has the machine to itself
-    ("-m", "loaded"),
+    ("-m", "loaded", *LOADED_TESTS),
 )
 _FINE = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
 
@@ -39,6 +50,9 @@ class _PerFile:
 @click.argument("arguments", nargs=-1)
 def main(result: Path, arguments: tuple[str, ...]) -> None:
     """Write {file: {passed, failed, skipped, all_passed}}; a file without a passed test has not all passed."""
+    # what the first Python has compiled the others take
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     plugin = _PerFile()
     found = [pytest.main([*session, *arguments], plugins=[plugin]) for session in _SESSIONS]
     status = next((each for each in found if each not in _FINE), min(found))

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.suite import LOADED_TESTS, TRITON_TESTS
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = [
     name
@@ -135,6 +137,16 @@ def test_every_package_that_is_installed_is_listed_and_nothing_else() -> None:
         module_name(path) for path in FILES if path.name == "__init__.py" and relative(path).startswith(installed)
     }
     assert listed == present
+
+
+def test_sessions_that_are_told_where_to_look_leave_no_test_out() -> None:
+    """`make test` and the benchmark of it collect tests on a Triton only where they are: to import all takes long."""
+    for mark, places in (("triton", TRITON_TESTS), ("loaded", LOADED_TESTS)):
+        assert f"\n{mark.upper()}_TESTS := {' '.join(places)}\n" in (ROOT / "Makefile").read_text()
+        marked = [
+            relative(path) for path in (ROOT / "tests").rglob("*.py") if re.search(rf"mark\.{mark}\b", path.read_text())
+        ]
+        assert [name for name in marked if not any(name.startswith(place) for place in places)] == []
 
 
 def test_tracked_files_name_no_machine_and_no_place_on_one() -> None:

@@ -49,7 +49,7 @@ POISSON = TraceLoad("world-cup", 1.0, ((2.0, 0.9), (10.0, 0.1)))
 ROWS = 3000
 
 
-def family(*, large_s: float = 0.02) -> Family:
+def family(*, small_s: float = 0.0001, large_s: float = 0.02) -> Family:
     """A small model that is right on three quarters of the rows, and knows which; a large one that is right on 95 %."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 4, ROWS)
@@ -68,7 +68,7 @@ def family(*, large_s: float = 0.02) -> Family:
     stated = StatedFamily(
         largest_batch=8,
         models={
-            "small": StatedModel(fixed_s=0.0005, row_s=0.0001, reason="made up"),
+            "small": StatedModel(fixed_s=0.0005, row_s=small_s, reason="made up"),
             "large": StatedModel(fixed_s=0.0005, row_s=large_s, reason="made up"),
         },
     )
@@ -136,7 +136,7 @@ def test_a_cascade_saves_endpoints_where_it_keeps_rows_from_the_large_model() ->
 
 
 def test_where_the_models_cost_alike_the_cascade_plan_is_the_single_model() -> None:
-    made = family(large_s=0.0001)
+    made = family(small_s=0.02)
     candidates = Candidates(made, slo(made, 8.0))
     (found,) = measure(made, POISSON, candidates, multiple=8.0, labels=["1 points below"], checkpoint=None)
     assert found.saving == 1.0

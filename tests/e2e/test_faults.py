@@ -34,7 +34,7 @@ def _over_both_transports(stack: Stack, folder: Path, *options: str) -> list[Rep
 
 def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_path: Path) -> None:
     with running(tiny_stack(tmp_path, ("a",))) as stack:
-        loads = _over_both_transports(stack, tmp_path, "--rate=75", "--duration=15", "--slo=0.5")
+        loads = _over_both_transports(stack, tmp_path, "--rate=75", "--duration=11", "--slo=0.5")
         time.sleep(4)
         os.kill(server_pid(stack.tritons["a"]), signal.SIGKILL)
         process = stack.tritons["a"].process
@@ -55,7 +55,7 @@ def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_
 @pytest.mark.parametrize("options", [(), ("--fronts=2",)], ids=["one process", "fronts"])
 def test_sigterm_under_load_loses_nothing(tmp_path: Path, options: tuple[str, ...]) -> None:
     with running(tiny_stack(tmp_path, ("a",)), *options) as stack:
-        loads = _over_both_transports(stack, tmp_path, "--rate=100", "--duration=8", "--slo=0.5")
+        loads = _over_both_transports(stack, tmp_path, "--rate=100", "--duration=6", "--slo=0.5")
         time.sleep(4)
         assert stack.orchestrator is not None
         assert stack.orchestrator.stop() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import tritonclient.http
 import tritonclient.http.aio
 
 from examples.digits.data import rows
-from tests.e2e.conftest import ONE_PROCESS_OR_FRONTS
+from tests.e2e.conftest import ONE_PROCESS_OR_FRONTS, ROOT
 from tests.fakes.servers import status_of
 
 if TYPE_CHECKING:
@@ -105,6 +106,16 @@ async def test_grpc_aio(digits: Stack) -> None:
         assert await client.is_server_ready()
         result = await client.infer("digits", [tensor(tritonclient.grpc)])
         assert result.as_numpy("label").shape == (5, 1)
+
+
+def test_the_example_of_the_readme(digits: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1].replace("localhost:8080", digits.url.removeprefix("http://")), names)
+    names["client"].close()
+    assert names["result"].as_numpy("label").shape == (5, 1)
+    assert "'plan': 'digits" in capsys.readouterr().out
 
 
 def test_metrics_are_at_the_same_address(digits: Stack) -> None:

@@ -24,7 +24,7 @@ async def test_both_schedule_alike(balancer: str, order: str, admission: str) ->
     """A calm stretch, one far beyond what the gears are for, and a calm one, with deadlines of 0.5 to 4 SLOs."""
     plan = make_gears(two_kinds=True, scheduling={"balancer": balancer, "order": order, "admission": admission})
     rng = np.random.default_rng(12)
-    load = draw_load(steps([(1.0, 60), (1.0, 1300), (1.5, 150)], rng), 3.5, RECORDS, rng, (1, 3))
+    load = draw_load(steps([(0.5, 60), (0.6, 1300), (0.9, 150)], rng), 2.0, RECORDS, rng, (1, 3))
     # eighths, which inputs of 32 bits hold exactly; and some of the least work of all
     load = dataclasses.replace(load, work=np.maximum(np.round(8 * rng.exponential(1.0, len(load.rows))), 1) / 8)
     timeout_s = 0.1 * rng.uniform(0.5, 4.0, len(load.rows))

@@ -151,8 +151,8 @@ async def orchestrate(
         (((6, 80), (4, 700), (8, 250)), (1, 9), 1.0, False),
         (((6, 80), (4, 700), (8, 250)), (1, 3), 1.0, True),
         # beyond the top: rows are refused, and the backlog holds the gear
-        (((3, 100), (2, 9000), (8, 250)), (1, 1), 0.2, False),
-        (((3, 100), (2, 9000), (8, 250)), (1, 1), 0.2, True),
+        (((3, 100), (1, 9000), (8, 250)), (1, 1), 0.2, False),
+        (((3, 100), (1, 9000), (8, 250)), (1, 1), 0.2, True),
     ],
     ids=["single rows", "several rows", "two kinds", "overload", "overload of two kinds"],
 )

@@ -45,7 +45,7 @@ class FakeStack:
     async def replay(self, output: Path, *_: object, log: object) -> Any:  # noqa: ARG002
         options = dict(option.partition("=")[::2] for option in _ if str(option).startswith("--"))  # type: ignore[attr-defined]
         self.asked.append(options)
-        report, records, _truth = made_up.load(output.parent)
+        report, records, _truth = made_up.load()
         latency_s = 0.01 if float(options.get("--rate", 0)) <= self.capacity else 0.5
         records["done_s"] = records["scheduled_s"] + latency_s
         write_json(output.with_suffix(".json"), made_up.retimed(report, latency_s))

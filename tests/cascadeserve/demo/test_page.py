@@ -32,12 +32,20 @@ class _Loads(HTMLParser):
 
 
 def page(folder: Path, **changes: object) -> str:
-    write_page(made_up.report(folder, **changes), folder)
+    write_page(made_up.report(**changes), folder)
     return (folder / "report.html").read_text()
 
 
-def test_the_page_says_what_was_found_and_needs_nothing_else(tmp_path: Path) -> None:
-    text = page(tmp_path)
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the page of a plain report."""
+    folder = tmp_path_factory.mktemp("page")
+    page(folder)
+    return folder
+
+
+def test_the_page_says_what_was_found_and_needs_nothing_else(drawn: Path) -> None:
+    text = (drawn / "report.html").read_text()
     assert "3.95 times the rate of the largest model" in text
     assert "-0.31 points" in text
     assert "0.72 points" in text
@@ -48,15 +56,14 @@ def test_the_page_says_what_was_found_and_needs_nothing_else(tmp_path: Path) -> 
     assert not re.search(r"url\((?!#)|@import", text)
 
 
-def test_texts_are_escaped(tmp_path: Path) -> None:
-    text = page(tmp_path)
+def test_texts_are_escaped(drawn: Path) -> None:
+    text = (drawn / "report.html").read_text()
     assert "Made &lt;up&gt;" in text
     assert "p95 of &lt;b&gt;too&lt;/b&gt; much" in text
 
 
-def test_the_timeline_stands_alone_too(tmp_path: Path) -> None:
-    page(tmp_path)
-    svg = (tmp_path / "timeline.svg").read_text()
+def test_the_timeline_stands_alone_too(drawn: Path, tmp_path: Path) -> None:
+    svg = (drawn / "timeline.svg").read_text()
     page(tmp_path)
     assert (tmp_path / "timeline.svg").read_text() == svg
     assert svg.startswith("<?xml")
@@ -83,7 +90,7 @@ def test_pairs_are_listed(tmp_path: Path) -> None:
     assert text.count("<td>1,700</td>") >= 5
 
 
-def test_the_curve_is_a_table_too_and_says_what_it_has_not(tmp_path: Path) -> None:
-    text = page(tmp_path)
+def test_the_curve_is_a_table_too_and_says_what_it_has_not(drawn: Path) -> None:
+    text = (drawn / "report.html").read_text()
     assert "<td>40 x</td><td>80.0\N{NO-BREAK SPACE}ms</td>" in text
     assert "Left out: 3 x, simulated: no plan of the large model keeps the SLO." in text

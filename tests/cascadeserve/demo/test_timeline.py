@@ -1,18 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from cascadeserve.demo.timeline import choose_steps
 from tests.cascadeserve.demo import made_up
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-
-def test_the_bins_hold_what_happened_in_them(tmp_path: Path) -> None:
-    timeline = made_up.timeline(tmp_path)
+def test_the_bins_hold_what_happened_in_them() -> None:
+    timeline = made_up.timeline()
     bins = timeline.bins
     assert len(bins.offered_rate_per_s) == len(bins.p95_s) == len(bins.accuracy) == 12
     assert bins.offered_rate_per_s[:6] == (200.0,) * 6
@@ -22,8 +17,8 @@ def test_the_bins_hold_what_happened_in_them(tmp_path: Path) -> None:
     assert all((p50 or 0.0) < (p95 or 0.0) for p50, p95 in zip(bins.p50_s, bins.p95_s, strict=True))
 
 
-def test_models_are_told_by_gear_and_stage(tmp_path: Path) -> None:
-    shares = made_up.timeline(tmp_path).rows_by_model
+def test_models_are_told_by_gear_and_stage() -> None:
+    shares = made_up.timeline().rows_by_model
     assert shares["small"] == pytest.approx(4800 / 7200)
     assert shares["large"] == pytest.approx(2400 / 7200)
 
