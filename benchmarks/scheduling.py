@@ -55,6 +55,8 @@ _SERVERS, _LOADS = (1, 4), (0.7, 0.9, 1.1)
 _ENDPOINTS, _TRITON_LOAD = (1, 2), 0.9
 _STABLE_LOAD, _STABLE_REQUESTS = 0.95, 200_000
 DEFAULT = Scheduling()
+# whether queues grow is seen where nothing is refused
+_UNREFUSED = Scheduling(admission="none")
 BASE = Scheduling(balancer="round_robin", order="fifo", admission="none")
 
 
@@ -186,7 +188,7 @@ def growth(traces: Mapping[str, Trace], load: float) -> float:
     found = []
     for trace, servers in product(traces.values(), _SERVERS):
         sent = poisson_load(trace, load, servers, _STABLE_REQUESTS)
-        plan = make_plan(trace, servers, DEFAULT)
+        plan = make_plan(trace, servers, _UNREFUSED)
         latency_s = simulate(plan, sent, sent.duration_s).latency_s
         quarters = np.array_split(latency_s, 4)
         # no deadline is short enough to hide a queue
@@ -210,8 +212,8 @@ async def on_triton(
         for servers in _ENDPOINTS:
             sent = poisson_load(trace, _STABLE_LOAD, servers, None, seconds=stable_s)
             no_timeout_s = np.full(len(sent.rows), 10 * stable_s)
-            measured_s = await sleepers.run(trace, servers, DEFAULT, sent, no_timeout_s)
-            simulated_s = simulate(make_plan(trace, servers, DEFAULT), sent, no_timeout_s).latency_s
+            measured_s = await sleepers.run(trace, servers, _UNREFUSED, sent, no_timeout_s)
+            simulated_s = simulate(make_plan(trace, servers, _UNREFUSED), sent, no_timeout_s).latency_s
             stable[str(servers)] = float(np.nan_to_num(measured_s, nan=np.inf).mean() / simulated_s.mean())
     return call_s, cells, stable
 

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.scheduling_load import FAMILY, MODEL, make_plan
 from cascadeserve.artefacts import write_atomically
 from cascadeserve.cluster import Cluster, CpuDevice, Endpoint
+from cascadeserve.errors import Overloaded
 from cascadeserve.gear_plan import Scheduling
 from cascadeserve.local_stack import TRITON_CORE, free_ports
 from cascadeserve.local_triton.server import LocalTriton
@@ -98,6 +99,8 @@ class Sleepers:
         async with self._orchestrator(trace, servers, how) as orchestrator:
             start_s = loop.time() + 0.1
             futures: list[asyncio.Future[Any]] = []
+            door = orchestrator.entry
+            looking = asyncio.create_task(door.run(orchestrator.show_entry))
 
             def answer(index: int, done: asyncio.Future[Any]) -> None:
                 if done.exception() is None:
@@ -106,10 +109,16 @@ class Sleepers:
             for index, time_s in enumerate(sent.times_s.tolist()):
                 if (left_s := start_s + time_s - loop.time()) > 0:
                     await asyncio.sleep(left_s)
+                try:
+                    door.admit(FAMILY)
+                except Overloaded:
+                    continue
+                door.took(FAMILY, float(works[index]))
                 future = _submit(orchestrator, float(works[index]), trace.row_s, float(timeout_s[index]))
                 future.add_done_callback(lambda done, index=index: answer(index, done))
                 futures.append(future)
             await asyncio.gather(*futures, return_exceptions=True)
+            looking.cancel()
         return latency_s
 
     def _cluster(self, servers: int) -> Cluster:

@@ -16,7 +16,7 @@ from cascadeserve.policy.batching import DUE_FULL, NOT_DUE, due_at_s, due_reason
 from orchestrator.deadlines import Deadlines
 from orchestrator.flights import Flights
 from orchestrator.request_options import NO_OPTIONS
-from orchestrator.routing import is_hosted, load_weights, with_room
+from orchestrator.routing import is_hosted, load_weights, with_room, work_there_s
 from orchestrator.rows import Segment, Ticket, bind, still_open, work_of
 from orchestrator.state import Batch
 
@@ -329,15 +329,18 @@ class Dispatcher:
         family = queue.family
         if family.admission == NONE:
             return True
+        hosts = [endpoint for endpoint in self.endpoints if endpoint.hosts(queue.model)]
+        if not hosts:
+            return True
         rank_s = queue.rank_s(ticket)
-        ahead_s = sum(each.work_before(rank_s) * each.family.work_from_s(each.model.name) for each in self._queues)
-        slots = 0
-        for endpoint in self.endpoints:
-            if endpoint.up:
-                ahead_s += endpoint.work_s
-                slots += endpoint.slots
+        ahead_s = 0.0
+        for each in self._queues:
+            if each.rows:
+                ahead_s += each.work_before(rank_s) * work_there_s(each, queue.model, self.endpoints)
+        ahead_s += sum(endpoint.work_s for endpoint in hosts)
         planned, work = family.plan.models[queue.model.name], ticket.rows * ticket.work_per_row
-        busy_s = min(planned.batch_busy_s(work, endpoint.name) for endpoint in self.endpoints)
+        busy_s = min(planned.batch_busy_s(work, endpoint.name) for endpoint in hosts)
+        slots = sum(endpoint.slots for endpoint in hosts)
         return in_time(family.admission, ticket.deadline_s, now_s, ahead_s / slots, busy_s)
 
     def _list_queues(self) -> None:

@@ -11,15 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from cascadeserve.errors import Overloaded
-from cascadeserve.policy.admission import NOT_STANDING, admits
+from cascadeserve.policy.admission import LAST_WEIGHT, LOOK_S, NOT_STANDING, admits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-# how often it is looked at
-LOOK_S = 0.02
-# weight of a request in the moving mean of rows per request
-_MEMORY = 0.02
 
 
 class Ahead(NamedTuple):
@@ -109,4 +104,4 @@ class Entry:
         """Learn how many rows a request had that was let in; those of more work than the plan's count as more."""
         queue = self._queues.get(family)
         if queue is not None:
-            queue.rows += _MEMORY * (rows - queue.rows)
+            queue.rows += LAST_WEIGHT * (rows - queue.rows)

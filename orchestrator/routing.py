@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cascadeserve.policy.work import share_at
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,6 +19,22 @@ def is_hosted(model: ModelVersion, endpoints: Sequence[EndpointState]) -> bool:
         if endpoint.hosts(model):
             return True
     return False
+
+
+def work_there_s(queue: FamilyQueue, model: ModelVersion, endpoints: Sequence[EndpointState]) -> float:
+    """Device-seconds that a row waiting in a queue takes, from there on, of the endpoints that host a model.
+
+    0 where none of them hosts the queue's own.
+    """
+    there = [endpoint.hosts(model) for endpoint in endpoints]
+    if all(there) and is_hosted(queue.model, endpoints):
+        return queue.family.work_from_s(queue.model.name)  # as a rule: whatever is done is done there
+    slots = [endpoint.slots for endpoint in endpoints]
+
+    def share(of: ModelVersion) -> float:
+        return share_at(there, [endpoint.hosts(of) for endpoint in endpoints], slots)
+
+    return queue.family.work_at_s(queue.model.name, share) if share(queue.model) else 0.0
 
 
 def load_weights(queue: FamilyQueue, endpoints: Sequence[EndpointState]) -> list[float]:

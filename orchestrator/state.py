@@ -15,7 +15,7 @@ from orchestrator.backend import ModelVersion
 from orchestrator.rows import ModelQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cascadeserve.gear_plan import Gear, GearPlan, PlannedFamily, Scheduling
     from orchestrator.backend import Backend
@@ -198,6 +198,14 @@ class FamilyState:
     def work_from_s(self, model: str) -> float:
         """Device-seconds that a row waiting for `model` takes from there on, expected under this gear."""
         return self._onward_work_s[model]
+
+    def work_at_s(self, model: str, share: Callable[[ModelVersion], float]) -> float:
+        """The same of some endpoints only, which do a `share` of a model's work."""
+        names = [stage.model for stage in self.entry.stages]
+        if model not in names:
+            return self.row_work_s(model) * share(self.served(model))
+        works_s = [self.row_work_s(name) * share(self.served(name)) for name in names]
+        return work_from_s(self.entry.reach, works_s, names.index(model))
 
     @property
     def work_per_row_s(self) -> float:

@@ -22,14 +22,18 @@ LEAST_WAIT_SLOS = 0.5
 # and it is over when it means less than this
 CLEARED_SLOS = 0.25
 NOT_STANDING = -1.0
+# How often what waits is looked at. Between two looks it is what it was, and what has been let in since.
+LOOK_S = 0.02
+# weight of a request in the moving mean of rows per request
+LAST_WEIGHT = 0.02
 
 
 def in_time(admission: int, deadline_s: float, now_s: float, work_ahead_s: float, busy_s: float) -> bool:
     """Whether what takes `busy_s` can be answered before a deadline, by the plan's busy times.
 
-    `work_ahead_s` is what is still to be done before it, per slot. It is asked twice: when a request arrives behind
-    others, and when a batch leaves. Without it a first-in-first-out queue under overload serves rows that expire on the
-    way, and nothing is answered in time.
+    `work_ahead_s` is what is still to be done before it, per slot, where it may go. It is asked twice: when a request
+    arrives behind others, and when a batch leaves. Without it a first-in-first-out queue under overload serves rows
+    that expire on the way, and nothing is answered in time.
     """
     return admission == NONE or now_s + work_ahead_s + busy_s <= deadline_s
 

@@ -58,6 +58,20 @@ def work_from_s(reach: Sequence[float], row_work_s: Sequence[float], stage: int)
     return total_s
 
 
+def share_at(there: Sequence[bool], hosts: Sequence[bool], slots: Sequence[int]) -> float:
+    """Share of a model's work that the endpoints `there` do, by slots; 0 if none of them is one of its `hosts`.
+
+    All by endpoint.
+    """
+    slots_there, slots_in_all = 0, 0
+    for index in range(len(slots)):
+        if hosts[index]:
+            slots_in_all += slots[index]
+            if there[index]:
+                slots_there += slots[index]
+    return slots_there / slots_in_all if slots_in_all else 0.0
+
+
 def planned_work_s(
     rate_per_s: float,
     reach: Sequence[float],

@@ -186,6 +186,7 @@ def lets_in(
     rows: Rows,
     queues: Queues,
     devices: Devices,
+    layout: int,
     gear: int,
     request: int,
     now_s: float,
@@ -198,14 +199,18 @@ def lets_in(
     ahead_s = 0.0
     for model in range(len(queues.first)):
         if queues.first[model] != NONE:
-            ahead_s += _work_before(queues, rows, load, model, rank_s_) * served.onward_work_s[gear, model]
-    slots, fewest_s = 0, np.inf
+            ahead_s += _work_before(queues, rows, load, model, rank_s_) * served.work_there_s[layout, gear, model]
+    slots, in_flight_s, fewest_s = 0, 0.0, np.inf
     work = (load.offset[request + 1] - load.offset[request]) * load.work[request]
     for endpoint in range(len(served.slots)):
-        ahead_s += devices.planned_s[endpoint]
-        slots += served.slots[endpoint]
-        fewest_s = min(fewest_s, busy_s(served.planned_busy_s[entry], work, endpoint))
-    return in_time(knobs.admission, rows.deadline_s[request], now_s, ahead_s / slots, fewest_s)
+        if served.instances[layout, endpoint, entry] > 0:
+            in_flight_s += devices.planned_s[endpoint]
+            slots += served.slots[endpoint]
+            fewest_s = min(fewest_s, busy_s(served.planned_busy_s[entry], work, endpoint))
+    if slots == 0:
+        return True
+    ahead_s = (ahead_s + in_flight_s) / slots
+    return in_time(knobs.admission, rows.deadline_s[request], now_s, ahead_s, fewest_s)
 
 
 @inlined

@@ -44,7 +44,6 @@ def _queued_work_s(served: Served, queues: Queues, gear: int) -> float:
 def _demand(
     served: Served,
     knobs: Knobs,
-    load: Load,
     rows: Rows,
     queues: Queues,
     gear: int,
@@ -53,7 +52,7 @@ def _demand(
     now_s: float,
 ) -> tuple[float, float]:
     """What orchestrator/gear_loop.py computes at a tick: demand, and the standard error of the rate in it."""
-    rate_per_s, error_per_s = arrival_rate_per_s(rows.seen_s, load.work_before, window, seen, now_s, knobs.dispersion)
+    rate_per_s, error_per_s = arrival_rate_per_s(rows.seen_s, rows.work_before, window, seen, now_s, knobs.dispersion)
     entry = served.gear_entry[gear]
     stages = served.entry_stages[entry]
     reach, row_work_s = served.reach[entry, :stages], served.stage_row_work_s[gear, :stages]
@@ -104,7 +103,7 @@ def tick(
 ) -> tuple[bool, float]:
     """Decide once on gear and layout; returns whether the gear was shifted, and the demand."""
     gear, layout = control.at[GEAR], control.at[LAYOUT]
-    demand, error_per_s = _demand(served, knobs, load, rows, queues, gear, window, seen, now_s)
+    demand, error_per_s = _demand(served, knobs, rows, queues, gear, window, seen, now_s)
     if knobs.held_gear != NONE:
         return False, demand
     if control.at[GEAR_LAYOUT] != layout:

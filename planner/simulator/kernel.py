@@ -31,6 +31,7 @@ from planner.simulator.dispatch import (
     rank,
     refuse,
 )
+from planner.simulator.door import admit, look
 from planner.simulator.gear_loop import tick
 from planner.simulator.policy import largest_batch_work, next_stage_in_time, window_start
 from planner.simulator.state import (
@@ -39,6 +40,7 @@ from planner.simulator.state import (
     CUT,
     GEAR,
     LAYOUT,
+    LOOK,
     NONE,
     OPEN,
     SURE,
@@ -54,7 +56,7 @@ from planner.simulator.state import (
 )
 
 if TYPE_CHECKING:
-    from planner.simulator.state import Ints
+    from planner.simulator.state import Floats, Ints
 
 _TICK_S = gear_switch.TICK_S
 _NOTHING = -(1 << 62)
@@ -136,6 +138,7 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
     devices: Devices,
     control: Control,
     ticks: Ticks,
+    door: Floats,
     waiting: Ints,
 ) -> tuple[int, int]:
     """Run a load; fills everything but `served`, `knobs` and `load`.
@@ -167,6 +170,8 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
         change_s = control.since_s[CHANGE]
         now_s = min(device_s, core_s, arrival_s, change_s, tick_s, wake_s)
         comes, handled, pumping, ended = _NOTHING, _NOTHING, False, 0
+        if now_s > door[LOOK]:
+            look(served, queues, devices, door, control.at[GEAR], now_s)
 
         if device_s == now_s:
             place = step(served, flights, devices, device, places, control.at[LAYOUT], now_s)
@@ -217,8 +222,10 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
             gear = control.at[GEAR]
             rows.seen_s[handled] = now_s
             rows.deadline_s[handled] = now_s + load.timeout_s[handled]
+            let_in, work = admit(knobs, load, door, handled, now_s)
+            rows.work_before[seen + 1] = rows.work_before[seen] + work
             seen += 1
-            if lets_in(served, knobs, load, rows, queues, devices, gear, handled, now_s):
+            if let_in and lets_in(served, knobs, load, rows, queues, devices, control.at[LAYOUT], gear, handled, now_s):
                 model = served.stage_model[served.gear_entry[gear], 0]
                 rank_s = rank(served, knobs, load, rows, handled, gear)
                 for row in range(load.offset[handled], load.offset[handled + 1]):

@@ -24,7 +24,8 @@ def _compiled(module: ModuleType) -> dict[str, Any]:
     return twins
 
 
-in_time = _compiled(admission)["in_time"]
+_admission = _compiled(admission)
+in_time, admits = _admission["in_time"], _admission["admits"]
 choose_endpoint = _compiled(balancing)["choose_endpoint"]
 rank_s = _compiled(ordering)["rank_s"]
 _batching = _compiled(batching)

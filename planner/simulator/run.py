@@ -135,7 +135,6 @@ class Simulator:
             record=load.row_index,
             request=np.repeat(np.arange(len(load.rows)), load.rows),
             work=work,
-            work_before=np.concatenate(([0.0], np.cumsum(load.rows * work))),
             timeout_s=np.full(len(load.rows), timeout_s, np.float64),
         )
         rows = state.empty_rows(sent, logged=logged_batches > 0)
@@ -157,7 +156,7 @@ class Simulator:
         control = state.first_gear(first, knobs.first_layout)
         waiting = np.empty(len(load.rows) + len(flights.phase), np.int64)
         num_ticks, unanswered = kernel.run(
-            self._served, knobs, sent, rows, queues, flights, devices, control, ticks, waiting
+            self._served, knobs, sent, rows, queues, flights, devices, control, ticks, state.first_door(), waiting
         )
         num_ticks = min(num_ticks, room)
         answered = np.repeat(~np.isnan(rows.latency_s), load.rows)

@@ -9,7 +9,8 @@ import numpy as np
 
 from cascadeserve.errors import UsageError
 from cascadeserve.gear_work import full_batches_s
-from cascadeserve.policy.work import batch_work_s, work_from_s
+from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_GEAR_SLOS
+from cascadeserve.policy.work import batch_work_s, share_at, work_from_s
 from planner.cascade_rows import cascade_answers
 from planner.profile import busy_points, planned_busy_points, work_rate
 from planner.simulator.layouts import of_layouts
@@ -59,12 +60,15 @@ def build_served(
     way_s = np.array(_of_each(devices, lambda profile: [_way_s(profile, name) for name in models])).T / 2
     device_busy_s = _of_each(devices, lambda profile: _device_busy_s(profile, family, models, largest))
     slots = {endpoint: profile.slots for endpoint, profile in devices.items()}
+    gears, layouts = _of_gears(plan, family, models, slots), of_layouts(plan, family_name, models, devices)
+    by_slots = np.array(list(slots.values()), np.int64)
     served = Served(
         **_of_entries(family, models),
         leaves_at=np.array([answer.stage for answer in answers], np.int8),
-        **_of_gears(plan, family, models, slots),
-        **of_layouts(plan, family_name, models, devices),
-        slots=np.array(list(slots.values()), np.int64),
+        **gears,
+        **layouts,
+        work_there_s=_work_there_s(family, models, gears["row_work_s"], layouts["instances"], by_slots),
+        slots=by_slots,
         planned_busy_s=np.swapaxes(planned_busy_s, 1, 2),
         device_busy_s=np.stack(device_busy_s, axis=2),
         going_s=way_s,
@@ -155,6 +159,7 @@ def _of_gears(
             max_wait_s[index, model] = trigger.max_wait_s
         for name, weights in gear.load.items():
             weight[index, models.index(name)] = [weights.get(endpoint, 0.0) for endpoint in slots]
+    upper_per_s = np.array([gear.upper_rate_per_s for gear in family.gears])
     by_gear = full_batches_s(plan, family, slots)
     full_batch_s = np.array([[by_gear[gear.name][name] for name in models] for gear in family.gears])
     row_work_s = full_batch_s / max_batch
@@ -177,6 +182,34 @@ def _of_gears(
         "stage_full_batch_s": by_stage[1],
         "stage_min_batch": by_stage[2].astype(np.int64),
         "stage_max_wait_s": by_stage[3],
+        "own_s": by_stage[1].sum(axis=1),
+        "surge_slos": np.where(upper_per_s < upper_per_s.max(), DEADLINE_SLOS, LAST_GEAR_SLOS),
         "onward_work_s": onward_work_s,
         "row_work_s": row_work_s,
     }
+
+
+def _work_there_s(
+    family: PlannedFamily,
+    models: list[str],
+    row_work_s: NDArray[np.float64],
+    instances: NDArray[np.int64],
+    slots: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Work per row [S, G, M] as `orchestrator.routing.work_there_s` has it, for the endpoints of the entry model."""
+    shares = np.zeros((len(instances), len(models), len(models)))
+    for state, hosts in enumerate((instances > 0).swapaxes(1, 2)):
+        for there, model in np.ndindex(len(models), len(models)):
+            shares[state, there, model] = share_at(hosts[there].tolist(), hosts[model].tolist(), slots.tolist())
+    work_s = np.zeros((len(instances), *row_work_s.shape))
+    for index, gear in enumerate(family.gears):
+        entry = family.entry(gear.ladder_entry)
+        chain = [models.index(stage.model) for stage in entry.stages]
+        for state in range(len(instances)):
+            share = shares[state, chain[0]]
+            work_s[state, index] = row_work_s[index] * share
+            works_s = work_s[state, index, chain].tolist()
+            for stage, model in enumerate(chain):
+                if share[model]:
+                    work_s[state, index, model] = work_from_s(entry.reach, works_s, stage)
+    return work_s

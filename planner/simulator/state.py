@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from cascadeserve.policy.admission import DEADLINE_SLOS, LOOK_S, NOT_STANDING
 from cascadeserve.policy.gear_switch import HOLD
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ OPEN, SURE, CUT = range(3)
 # places in `Control.at` and `Control.since_s`
 GEAR, LAYOUT, GEAR_LAYOUT, AIM, WISH = range(5)
 LOW, CHANGE = 0, 1
+# places in what the door knows: when it is looked at next; how long what waits takes, and each row let in adds to it;
+# how long a request's own batches take; how many SLOs may wait in a surge; the mean work of a request; since when the
+# wait has been too long
+LOOK, WAIT, ROW, OWN, SURGE, ROWS_OF_ONE, STANDING = range(7)
 
 
 class Served(NamedTuple):
@@ -48,10 +53,15 @@ class Served(NamedTuple):
     stage_full_batch_s: Floats  # [G, K]
     stage_min_batch: Ints  # [G, K]
     stage_max_wait_s: Floats  # [G, K]
+    # of a request that comes: device-seconds of its own batches, and how much may wait before it in a surge
+    own_s: Floats  # [G]
+    surge_slos: Floats  # [G]
     # device-seconds a row waiting for a model still takes
     onward_work_s: Floats  # [G, M]
     # and for the model alone
     row_work_s: Floats  # [G, M]
+    # and of that, what the endpoints with the gear's entry model take of it; 0 where none of them has the model
+    work_there_s: Floats  # [S, G, M]
     # of layouts and the states between them: gears by rising rate
     gears_in: Ints  # [S]
     layout_gear: Ints  # [S, G]
@@ -106,7 +116,6 @@ class Load(NamedTuple):
     record: Ints  # [r]
     request: Ints  # [r] the request of a row
     work: Floats  # [n] rows of the plan's busy times that one row of a request is
-    work_before: Floats  # [n + 1] of all requests before each
     timeout_s: Floats  # [n]
 
 
@@ -121,6 +130,7 @@ class Rows(NamedTuple):
     stage: NDArray[np.int8]  # [r]
     how: NDArray[np.int8]  # [r] OPEN, SURE or CUT
     seen_s: Floats  # [n] when the orchestrator took the request in
+    work_before: Floats  # [n + 1] of all requests seen before each, by what the orchestrator knows of them
     deadline_s: Floats  # [n]
     remaining: Ints  # [n] rows that are OPEN
     unheard: Ints  # [n] rows that no stage has answered
@@ -218,6 +228,7 @@ def empty_rows(load: Load, *, logged: bool = False) -> Rows:
         stage=np.zeros(rows, np.int8),
         how=np.full(rows, OPEN, np.int8),
         seen_s=np.zeros(requests),
+        work_before=np.zeros(requests + 1),
         deadline_s=np.full(requests, np.inf),
         remaining=np.diff(load.offset),
         unheard=np.diff(load.offset),
@@ -242,6 +253,11 @@ def empty_queues(models: int) -> Queues:
 def first_gear(gear: int, layout: int) -> Control:
     """As at the start of the orchestrator."""
     return Control(at=np.array([gear, layout, layout, layout, HOLD]), since_s=np.array([-1.0, np.inf, 0.0, 0.0, 0.0]))
+
+
+def first_door() -> Floats:
+    """It knows nothing yet, so everybody is let in."""
+    return np.array([LOOK_S / 2, 0.0, 0.0, 0.0, DEADLINE_SLOS, 1.0, NOT_STANDING])
 
 
 def empty_log(batches: int) -> Log:

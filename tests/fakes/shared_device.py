@@ -28,6 +28,7 @@ class SharedDevice:
         self._endpoint = endpoint
         self._way_s = way_s
         self._models = {name: model for family in plan.families.values() for name, model in family.models.items()}
+        self._standing = plan.layouts[0].instances[endpoint]
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, tuple[float, asyncio.Future[None]]] = {}
         self._queue: list[tuple[str, float, asyncio.Future[None]]] = []
@@ -61,8 +62,8 @@ class SharedDevice:
         return True
 
     async def instance_counts(self, *, timeout_s: float) -> dict[ModelVersion, int]:  # noqa: ARG002
-        """One of each model."""
-        return {ModelVersion(model, 1): 1 for model in self._models}
+        """Those of the first layout."""
+        return {ModelVersion(model, 1): count for model, count in self._standing.items()}
 
     async def load(self, model: str, *, timeout_s: float) -> None:
         """Never asked for."""

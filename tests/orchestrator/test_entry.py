@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cascadeserve.errors import Overloaded, RequestError
-from orchestrator.entry import LOOK_S, Ahead, Entry
+from cascadeserve.policy.admission import LOOK_S
+from orchestrator.entry import Ahead, Entry
 from orchestrator.wire.tensors import InferRequest, Tensor
 from tests.fakes.tiny import plan_document, rows
 from tests.orchestrator.conftest import Rig, make_rig

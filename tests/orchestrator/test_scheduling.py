@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cascadeserve.errors import DeadlineExceeded, Unavailable
 from orchestrator.request_options import RequestOptions
+from orchestrator.routing import work_there_s
 from tests.fakes.tiny import plan_document, rows
 from tests.orchestrator.conftest import Rig, make_rig
 
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.looptime
 
 
-def submit(rig: Rig, label: int, *, work: float = 1.0, timeout_s: float = 500.0) -> asyncio.Future[Ticket]:
+def submit(
+    rig: Rig, label: int, *, family: str = "family", work: float = 1.0, timeout_s: float = 500.0
+) -> asyncio.Future[Ticket]:
     return rig.orchestrator.dispatcher.submit(
-        rig.family,
+        rig.orchestrator.dispatcher.families[family],
         [rows([label], [0.9])],
         timeout_s=timeout_s,
         want_scores=False,
@@ -73,6 +77,67 @@ async def test_more_work_ahead_is_more_time_ahead() -> None:
     late = submit(rig, 3, timeout_s=11.0)
     assert isinstance(late.exception(), Unavailable)
     await asyncio.gather(*futures)
+
+
+async def hosting(found: dict[str, Any], models: dict[str, list[str]]) -> Rig:
+    """Endpoints with these models only; batches take a second."""
+    rig = await make_rig(found, names=tuple(models), busy_s={"small": 1.0, "third": 1.0})
+    for name, hosted in models.items():
+        rig.fakes[name].instances = dict.fromkeys(hosted, 1)
+    await rig.probe()
+    return rig
+
+
+def two_families() -> dict[str, Any]:
+    """A second family, of the model `third`, with endpoint b to itself."""
+    found = document(admission="predicted_work", order="fifo")
+    other = found["families"]["other"] = copy.deepcopy(found["families"]["family"])
+    other["models"] = {"third": other["models"]["small"]}
+    other |= {"reference_model": "third", "ladder": [{"name": "alone", "stages": [{"model": "third"}], "reach": [1.0]}]}
+    for gear in other["gears"]:
+        gear["ladder_entry"] = "alone"
+        gear.pop("triggers", None)
+    for layout in found["layouts"]:
+        layout["instances"]["b"] = {"third": 1}
+    return found
+
+
+async def test_overload_of_a_family_does_not_refuse_what_other_endpoints_are_asked() -> None:
+    rig = await hosting(two_families(), {"a": ["small", "large"], "b": ["third"]})
+    crowd = [submit(rig, label) for label in range(100)]
+    few = [submit(rig, label, family="other") for label in range(3)]
+    # two in flight and one that waits, of a second each
+    assert isinstance(submit(rig, 9, family="other", timeout_s=3.5).exception(), Unavailable)
+    few.append(submit(rig, 3, family="other", timeout_s=4.5))
+    assert [ticket.label[0] for ticket in await asyncio.gather(*few)] == [0, 1, 2, 3]
+    await asyncio.gather(*crowd)
+
+
+async def test_slots_of_other_endpoints_answer_nothing_sooner() -> None:
+    rig = await hosting(two_families(), {"a": ["small", "large"], "b": ["third"]})
+    waiting = [submit(rig, label) for label in range(6)]
+    assert isinstance(submit(rig, 9, timeout_s=5.0).exception(), Unavailable)
+    await asyncio.gather(*waiting)
+
+
+@pytest.mark.parametrize(
+    ("models", "small_s", "large_s"),
+    [
+        ({"a": ["small", "large"], "b": ["small", "large"]}, 1.0 + 0.3 * 0.01 / 64, 0.01 / 64),
+        ({"a": ["small"], "b": ["large"]}, 1.0, 0.0),
+        # which of them takes a row is open
+        ({"a": ["small", "large"], "b": ["large"]}, 1.0 + 0.5 * 0.3 * 0.01 / 64, 0.5 * 0.01 / 64),
+    ],
+    ids=["both on both", "apart", "one on both"],
+)
+async def test_work_that_waits_is_counted_where_it_is_done(
+    models: dict[str, list[str]], small_s: float, large_s: float
+) -> None:
+    rig = await hosting(document(), models)
+    queues, endpoints = rig.family.queues, rig.orchestrator.dispatcher.endpoints
+    small = queues["small"].model
+    assert work_there_s(queues["small"], small, endpoints) == pytest.approx(small_s, rel=1e-9)
+    assert work_there_s(queues["large"], small, endpoints) == pytest.approx(large_s, rel=1e-9)
 
 
 async def test_without_admission_it_waits_until_its_deadline() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,13 +17,33 @@ from planner.simulator import Simulator, draw_load
 from tests.fakes.plans import make_profile, make_records
 from tests.parity.test_simulator import BUSY_S, RECORDS, SLOW_S, WAY_S, make_gears, orchestrate
 
+if TYPE_CHECKING:
+    from cascadeserve.gear_plan import GearPlan
+
 pytestmark = [pytest.mark.timeout(240), pytest.mark.looptime(resolution=1e-9)]
 
 
 @pytest.mark.parametrize(("balancer", "order", "admission"), list(product(BALANCERS, ORDERS, ADMISSIONS)))
 async def test_both_schedule_alike(balancer: str, order: str, admission: str) -> None:
-    """A calm stretch, one far beyond what the gears are for, and a calm one, with deadlines of 0.5 to 4 SLOs."""
     plan = make_gears(two_kinds=True, scheduling={"balancer": balancer, "order": order, "admission": admission})
+    await both_fare_alike(plan)
+
+
+@pytest.mark.parametrize(
+    "instances",
+    [
+        {"a": {"small": 1}, "b": {"large": 1}},
+        {"a": {"small": 1, "large": 1}, "b": {"large": 1}},
+        {"a": {"small": 1, "large": 1}, "b": {"small": 1}},
+    ],
+    ids=["apart", "the large one on both", "the small one on both"],
+)
+async def test_both_schedule_alike_where_endpoints_differ_in_models(instances: dict[str, dict[str, int]]) -> None:
+    await both_fare_alike(make_gears(two_kinds=True, instances=instances))
+
+
+async def both_fare_alike(plan: GearPlan) -> None:
+    """A calm stretch, one far beyond what the gears are for, and a calm one, with deadlines of 0.5 to 4 SLOs."""
     rng = np.random.default_rng(12)
     load = draw_load(steps([(0.5, 60), (0.6, 1300), (0.9, 150)], rng), 2.0, RECORDS, rng, (1, 3))
     # eighths, which inputs of 32 bits hold exactly; and some of the least work of all

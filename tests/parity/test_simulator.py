@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from cascadeserve.artefacts import decode_json
+from cascadeserve.errors import Overloaded
 from cascadeserve.gear_plan import GearPlan
+from cascadeserve.policy.admission import LOOK_S
 from cascadeserve.policy.gear_switch import TICK_S
 from cascadeserve.replay.arrivals import steps
 from orchestrator.app import Orchestrator
@@ -34,7 +36,9 @@ WAY_S = 0.0006
 RECORDS = 500
 
 
-def make_gears(*, two_kinds: bool, scheduling: dict[str, str] | None = None) -> GearPlan:
+def make_gears(
+    *, two_kinds: bool, scheduling: dict[str, str] | None = None, instances: dict[str, dict[str, int]] | None = None
+) -> GearPlan:
     """Three gears: the reference alone, a careful cascade, a hasty one with larger batches; and one for overload."""
     family: dict[str, Any] = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [3]}],
@@ -75,7 +79,7 @@ def make_gears(*, two_kinds: bool, scheduling: dict[str, str] | None = None) -> 
         "schema_version": 1,
         "name": "parity",
         "families": {"family": family},
-        "layouts": [{"name": "all", "instances": {"a": both, "b": both}}],
+        "layouts": [{"name": "all", "instances": instances or {"a": both, "b": both}}],
         # no multiple of the tick: whether 8.1 - 6.1 reaches 2.0 is a matter of rounding
         "switching": {"gear_dwell_s": 1.95},
         "scheduling": scheduling or {},
@@ -110,6 +114,11 @@ async def orchestrate(
         inputs = np.zeros((len(rows), 3), np.float32)
         inputs[:, 1] = certainty[rows]
         inputs[:, 2] = works[index] - 1.0
+        try:
+            orchestrator.entry.admit("family")
+        except Overloaded:
+            return
+        orchestrator.entry.took("family", len(rows) * works[index])
         orchestrator.gear_loop.on_arrival(family, len(rows) * works[index])
         future = orchestrator.dispatcher.submit(
             family,
@@ -138,6 +147,9 @@ async def orchestrate(
         first += count
     for number in range(1, int(load.duration_s / TICK_S) + 1):
         loop.call_at(start_s + number * TICK_S, tick)
+    orchestrator.show_entry()
+    for number in range(int(load.duration_s / LOOK_S)):
+        loop.call_at(start_s + (number + 0.5) * LOOK_S, orchestrator.show_entry)
     await asyncio.sleep(load.duration_s + 2.0)
     await asyncio.gather(*futures, return_exceptions=True)
     await orchestrator.close()
