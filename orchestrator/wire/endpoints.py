@@ -128,6 +128,7 @@ class _Endpoints:
                 model_version=call.version,
                 max_listed_elements=self._max_listed_elements,
             )
+        request.admitted = call.admitted
         # Cancelled here when the client hangs up: the data plane drops the request, nothing is held on this side.
         response = await self._data_plane.infer(request)
         encoded = encode_response(request, response)

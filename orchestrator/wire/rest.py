@@ -258,14 +258,15 @@ def _adapted(route: Route, bodies: _Bodies) -> Handler:
 
     async def handle(request: web.Request) -> web.Response:
         model, version = request.match_info.get("model", ""), request.match_info.get("version", "")
-        if route.gate is not None:
-            route.gate(model, version)
+        # Nothing of the body is there: that such a request is important, nobody sees.
+        admitted = route.gate is None or route.gate(model, version, b"")
         call = Call(
             model,
             version,
             request.headers.get(HEADER_LENGTH),
             await bodies.read(request) if takes_body else b"",
             request.headers.get("Accept-Encoding"),
+            admitted,
         )
         return _response(await route.handler(call))
 
