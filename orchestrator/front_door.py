@@ -142,11 +142,7 @@ class FrontDoor:
         """Stop accepting, answer what is open, close."""
         settings, data_plane = self._settings, self._data_plane
         data_plane.draining = True
-        # Who has connected by now is accepted first: the kernel would reset what the listener leaves unaccepted, with
-        # all that was sent. In the first of two rounds of the loop the sockets are looked at, in the second accepted.
-        for _ in range(2):
-            await asyncio.sleep(0)
-        self._rest.stop_listening()
+        await self._rest.stop_listening()
         # Clients with an open connection may be sending at this moment: each is answered, over HTTP told to close.
         await asyncio.sleep(settings.linger_s)
         data_plane.refusing = True

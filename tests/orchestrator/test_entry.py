@@ -150,7 +150,8 @@ async def test_under_overload_important_requests_are_not_refused_for_what_they_o
     looking.cancel()
     important = [outcome for outcome in outcomes if outcome.startswith("important")]
     assert len(important) == 400
-    assert important.count("important in time") > 0.98 * len(important)
+    # but at first, behind what was let in before the backlog stood
+    assert important.count("important in time") > 0.9 * len(important)
     assert outcomes.count("in time") > 0.35 * 40 * 20
     assert outcomes.count("Overloaded") > 0.7 * 3600
 
