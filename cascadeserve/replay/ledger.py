@@ -55,8 +55,8 @@ class Records:
     """Arrays over requests and over sent rows, filled as replies come in; times in seconds from the run's start.
 
     Per request: scheduled_s, sent_s, done_s, outcome, gear, plan and error (indices into `gears`, `plans` and
-    `error_texts`, -1: none), certified (-1: not said). Per row, at `rows.offset`: label, stage, certainty (-1 and NaN where there is none; label
-    only means something where the request was answered).
+    `error_texts`, -1: none), certified (-1: not said). Per row, at `rows.offset`: label, stage, certainty
+    (-1 and NaN where there is none; label only means something where the request was answered).
     """
 
     def __init__(self, scheduled_s: NDArray[np.float64], rows: RequestRows) -> None:

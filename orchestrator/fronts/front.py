@@ -188,7 +188,7 @@ class FrontPlane:
     # -- the socket ---------------------------------------------------------------------------------------------
 
     def tell_refused(self) -> None:
-        """Tell the dispatcher how many requests were refused here: it counts for all fronts, and knows the demand by it.
+        """Tell the dispatcher how many requests were refused here: it counts for all fronts, and the gears follow it.
 
         Now and then for many at once, or an overload would be passed on to it.
         """

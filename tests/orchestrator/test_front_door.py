@@ -79,7 +79,7 @@ async def test_calls_that_were_sent_but_not_taken_yet_are_answered(
     with grpc.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
         ready = grpc.channel_ready_future(channel)
         async with asyncio.timeout(10):
-            while not ready.done():
+            while not ready.done():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         calls = [infer.future(request, timeout=20) for _ in range(200)]

@@ -234,9 +234,7 @@ async def test_what_a_request_has_waited_is_taken_off_its_time(joined: Joined) -
     assert 0.8 < asked.client_timeout_s < 1.41
 
 
-async def test_refused_rows_are_told_in_one_message_for_many(
-    joined: Joined, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_refused_rows_are_told_in_one_message_for_many(joined: Joined, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, str, float]] = []
     monkeypatch.setattr(joined.front, "_on_refusal", lambda *refusal: told.append(refusal))
     sent: list[object] = []

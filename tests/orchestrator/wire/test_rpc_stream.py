@@ -135,7 +135,7 @@ async def test_what_was_read_of_a_stream_is_answered_before_it_ends(
         for request in numbered(count):
             await call.write(request)
         async with asyncio.timeout(10):
-            while len(plane.requests) < count:
+            while len(plane.requests) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             ending.set()
             for number in range(count):
@@ -150,7 +150,7 @@ async def test_a_stream_that_its_client_has_ended_ends_well(
     async with connect(rpc_address) as stub:
         call = stub.ModelStreamInfer(iter(numbered(2)))
         async with asyncio.timeout(5):
-            while len(plane.requests) < 2:
+            while len(plane.requests) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         await asyncio.sleep(0.1)
         ending.set()
