@@ -147,8 +147,8 @@ class FrontDoor:
         await asyncio.sleep(settings.linger_s)
         data_plane.refusing = True
         self._ending.set()
-        # gRPC tells its clients to go elsewhere and lets the calls under way finish. It cancels those that came in but
-        # were not taken by this loop yet: after a load without pause, that may be many, so they had all that time.
+        # gRPC tells its clients to go elsewhere and lets the calls under way finish. Those that came in but were not
+        # taken by this loop yet it cancels, and under load they may be many: not before what was sent had its time.
         rpc_stopped = asyncio.create_task(self._rpc.stop(settings.drain_s), name="grpc-server-stop")
         if not await self._requests.drain(settings.drain_s):
             _log.warning("%d requests are refused unanswered", self._requests.open_tickets)

@@ -171,8 +171,10 @@ class PlainHttp:
 
 def _json_bytes(body_bytes: int, header_length: bytes | None) -> int:
     """How much of a body is JSON, as far as anybody looks."""
-    stated = header_length is not None and header_length.isdigit() and len(header_length) <= _MAX_LENGTH_DIGITS
-    return min(body_bytes, PEEK_BYTES, *((int(header_length),) if header_length is not None and stated else ()))
+    json_bytes = body_bytes
+    if header_length is not None and header_length.isdigit() and len(header_length) <= _MAX_LENGTH_DIGITS:
+        json_bytes = min(int(header_length), body_bytes)
+    return min(json_bytes, PEEK_BYTES)
 
 
 class _Connection(asyncio.Protocol):
