@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.orchestrator.wire.echo_plane import EchoPlane as Plane
 
-LINGER_S, DRAIN_S = 0.5, 30.0
+LINGER_S, DRAIN_S = 1.0, 30.0
 
 
 class ClosableEcho(EchoPlane):
@@ -82,7 +82,7 @@ async def test_calls_that_were_sent_but_not_taken_yet_are_answered(
             while not ready.done():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        calls = [infer.future(request, timeout=20) for _ in range(200)]
+        calls = [infer.future(request, timeout=20) for _ in range(50)]
         time.sleep(0.5)  # noqa: ASYNC251 - the loop is busy with something else
         assert plane.requests == []
         await door.close()
