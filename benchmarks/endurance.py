@@ -9,7 +9,8 @@ for. Parts, each with a stack of its own:
 - *faults*: one endpoint is killed and started again, the other one is stopped (SIGSTOP) and continued, Python processes
   of its models are killed. Quoted: the ledger, by how much the latest refusal missed its deadline, and how long it took
   after a server was ready again, or after a Python process was killed, until it was sent to again.
-- *restarts*: the orchestrator gets SIGTERM under load, then SIGKILL, and is started again beside the same Tritons.
+- *restarts*: the orchestrator gets SIGTERM under load, then SIGKILL, and is started again beside the same Tritons. What
+  a SIGTERM left unanswered is told by kind: sent before it, sent after it, or not sent, for nobody listened any more.
 - *transitions*: it gets SIGKILL in the middle of a transition from one layout to another, and is started again.
 """
 
@@ -191,13 +192,15 @@ async def _transitions(stack: EnduranceStack, *, short: bool) -> dict[str, Any]:
 
 
 async def _restarts(stack: EnduranceStack, *, short: bool) -> dict[str, Any]:
-    ready_s, untouched, ledgers = [], [], []
+    ready_s, untouched, ledgers, unanswered = [], [], [], []
     for _ in range(1 if short else 5):
         async with stack.under_load("stopped", *_LOAD) as load:
             await asyncio.sleep(3.0)
             assert stack.orchestrator is not None
+            stopped_s = asyncio.get_running_loop().time()
             stack.signal_orchestrator(signal.SIGTERM)
             await stack.orchestrator.wait()
+        unanswered.append(load.unanswered(stopped_s))
         ledgers.append(load.figures(timeout_s=_TIMEOUT_S)["ledger"])
         await stack.start_orchestrator()
         await asyncio.sleep(2.0)  # ready with one of the two, it may not have read the other
@@ -212,7 +215,8 @@ async def _restarts(stack: EnduranceStack, *, short: bool) -> dict[str, Any]:
         untouched.append(same)
     return {
         "sigterm_lost": sum(ledger["lost"] + ledger["duplicated"] + ledger["failed"] for ledger in ledgers),
-        "sigterm": ledgers,
+        "sigterm_unanswered": sum(sum(kinds["sent_before"].values()) for kinds in unanswered),
+        "sigterm": [{"ledger": ledger, "unanswered": kinds} for ledger, kinds in zip(ledgers, unanswered, strict=True)],
         "ready_s": max(ready_s),
         "untouched": all(untouched),
     }

@@ -218,6 +218,10 @@ class EnduranceStack:
         return sorted(found)
 
 
+# what a request is told that found nobody to connect to: of it nothing was sent
+_NOT_CONNECTED = "connection refused"
+
+
 class Load:
     """A load, and what became of it once it has ended."""
 
@@ -245,6 +249,24 @@ class Load:
             "stolen_frac": report.stolen_frac,
             "errors": report.errors,
         }
+
+    def unanswered(self, stopped_s: float) -> dict[str, dict[str, int]]:
+        """Requests without an answer, by what they were told, in three kinds.
+
+        `sent_before`: sent before `stopped_s` of the machine's monotonic clock, when the orchestrator was told to stop.
+        `sent_after`: sent after that. `not_sent`: nobody took the connection.
+        """
+        kinds: dict[str, dict[str, int]] = {"sent_before": {}, "sent_after": {}, "not_sent": {}}
+        with np.load(self.records_path) as records:
+            texts = [str(text) for text in records["error_texts"]]
+            before = records["start_s"] + records["sent_s"] < stopped_s
+            missed = np.flatnonzero((records["outcome"] != Outcome.ANSWERED) & (records["outcome"] != Outcome.UNSENT))
+            for index in missed:
+                text = texts[records["error"][index]]
+                sent = "sent_before" if before[index] else "sent_after"
+                told = kinds["not_sent" if text == _NOT_CONNECTED else sent]
+                told[text] = told.get(text, 0) + 1
+        return kinds
 
 
 async def until(what: Callable[[], Any], *, within_s: float, saying: str) -> float:

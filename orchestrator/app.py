@@ -8,6 +8,7 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
+from cascadeserve.errors import Overloaded
 from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_GEAR_SLOS, NONE
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
@@ -83,7 +84,7 @@ class Orchestrator:
         self.foreign_loads = {
             each.name: ForeignLoad(each, cluster.endpoint(each.name).metrics, self.metrics) for each in watched
         }
-        self.entry = Entry(on_refusal=self.refused, on_lag=self.metrics.loop_lag)
+        self.entry = Entry(on_refusal=self._overloaded, on_lag=self.metrics.loop_lag)
         # told at every look what is ahead of requests
         self.on_look: Callable[[Mapping[str, Ahead]], None] = lambda _: None
         self.data_plane = CascadeDataPlane(
@@ -140,12 +141,18 @@ class Orchestrator:
         for watch in self.foreign_loads.values():
             await watch.close()
 
-    def refused(self, name: str, rows: float) -> None:
-        """Count a request that an entry refused: demand is what comes, not what is let in."""
-        self.metrics.request(name, "Overloaded", 0.0)
+    def refused(self, name: str, outcome: str, rows: float) -> None:
+        """Count a request that was refused before it got to the data plane; `rows` is 0 if it was wrong.
+
+        Demand is what comes, not what is let in.
+        """
+        self.metrics.request(name, outcome, 0.0)
         self.metrics.statistics.failed(name, 0.0, asyncio.get_running_loop().time())
-        if (family := self.dispatcher.families.get(name)) is not None:
+        if rows and (family := self.dispatcher.families.get(name)) is not None:
             self.gear_loop.on_arrival(family, rows)
+
+    def _overloaded(self, name: str, rows: float) -> None:
+        self.refused(name, Overloaded.__name__, rows)
 
     def _endpoint_failed(self, endpoint: EndpointState) -> None:
         self.dispatcher.endpoint_is_down(endpoint)
@@ -204,7 +211,7 @@ def _front_door(orchestrator: Orchestrator, settings: ServeSettings) -> FrontDoo
     data_plane, dispatcher, metrics = orchestrator.data_plane, orchestrator.dispatcher, orchestrator.metrics
     if settings.fronts:
         hub = Hub(
-            data_plane, settings, models=lambda: dispatcher.families, metrics=metrics, on_overload=orchestrator.refused
+            data_plane, settings, models=lambda: dispatcher.families, metrics=metrics, on_refusal=orchestrator.refused
         )
         orchestrator.on_look = lambda queues: hub.show(queues, orchestrator.entry.lag_s())
         return hub

@@ -15,6 +15,7 @@ from orchestrator.request_options import read_options
 from orchestrator.wire.descriptions import VERSION, IndexEntry, ModelConfig
 from orchestrator.wire.limits import MAX_ROWS
 from orchestrator.wire.request_checks import checked_inputs, checked_outputs, unknown_model
+from orchestrator.wire.status import SHUTTING_DOWN
 from orchestrator.wire.tensors import (
     InferRequest,
     InferResponse,
@@ -103,10 +104,10 @@ class CascadeDataPlane:
         now_s = self._loop.time()
         return [self._metrics.statistics.of(family, now_s) for family in ([name] if name else sorted(families))]
 
-    def admit(self, name: str, version: str) -> None:
+    def admit(self, name: str, version: str, beginning: bytes = b"") -> bool:
         """See `DataPlane.admit`; what is wrong with the name is left to `infer`."""
-        if name in self._dispatcher.families and version in ("", VERSION):
-            self._entry.admit(name)
+        known = name in self._dispatcher.families and version in ("", VERSION)
+        return not known or self._entry.admit(name, beginning)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Carry the request's rows through the cascade; without named outputs the answer is `label`."""
@@ -123,9 +124,16 @@ class CascadeDataPlane:
             self._entry.took(family.name, work)
             self._on_arrival(family, work)
             if self.refusing:
-                raise Unavailable("the server is shutting down; try another one")
+                raise Unavailable(SHUTTING_DOWN)
+            if not request.admitted and not options.important:
+                raise self._entry.refusal(family.name)
             ticket = await self._dispatcher.submit(
-                family, inputs, timeout_s=timeout_s, want_scores="scores" in outputs, options=options
+                family,
+                inputs,
+                timeout_s=timeout_s,
+                want_scores="scores" in outputs,
+                options=options,
+                admitted=request.admitted,
             )
         except RequestError as error:
             self._metrics.request(family.name, type(error).__name__, 0.0)

@@ -65,11 +65,12 @@ class Dispatcher:
         timeout_s: float,
         want_scores: bool,
         options: RequestOptions = NO_OPTIONS,
+        admitted: bool = True,
     ) -> asyncio.Future[Ticket]:
         """Queue a request; the future gives the answered ticket or raises one RequestError.
 
-        `work_per_row` is how many rows of the plan's busy times one of these is. Cancelling the future drops the rows
-        that have not left yet.
+        Cancelling the future drops the rows that have not left yet. `admitted` False: the entry would have refused it
+        but for its priority, so it is let in only if what it does not overtake leaves it time within the SLO.
         """
         now_s = self._loop.time()
         future: asyncio.Future[Ticket] = self._loop.create_future()
@@ -92,7 +93,8 @@ class Dispatcher:
             ticket.gears.append(family.gear.name)
         queue = family.queues[model]
         queue.drop_done_head()
-        if queue.head is not None and not self._let_in(queue, ticket, now_s):
+        until_s = ticket.deadline_s if admitted else min(ticket.deadline_s, now_s + family.plan.slo_s)
+        if not self._let_in(queue, ticket, now_s, until_s):
             ticket.fail(Unavailable("what waits already takes longer than this request may; try again later"))
             return future
         self._deadlines.add(ticket)
@@ -324,10 +326,13 @@ class Dispatcher:
             queue.refuse("the server is shutting down")
         self.flights.isolation.refuse("the server is shutting down")
 
-    def _let_in(self, queue: FamilyQueue, ticket: Ticket, now_s: float) -> bool:
-        """Whether a request can still be answered in time behind what goes before it."""
+    def _let_in(self, queue: FamilyQueue, ticket: Ticket, now_s: float, until_s: float) -> bool:
+        """Whether a request can still be answered by a time behind what waits and goes before it.
+
+        With nothing of that it is let in: it is judged when it leaves, by what is left of the work in flight.
+        """
         family = queue.family
-        if family.admission == NONE:
+        if family.admission == NONE or not any(each.work for each in self._queues):
             return True
         hosts = [endpoint for endpoint in self.endpoints if endpoint.hosts(queue.model)]
         if not hosts:
@@ -337,11 +342,19 @@ class Dispatcher:
         for each in self._queues:
             if each.rows:
                 ahead_s += each.work_before(rank_s) * work_there_s(each, queue.model, self.endpoints)
+        if not ahead_s:
+            return True
+        # all its rows but those of its last batch go before that too
+        model = queue.model.name
+        last_rows = min(ticket.rows, family.trigger(model)[1])
+        if last_rows < ticket.rows:
+            row_s = ticket.work_per_row * work_there_s(queue, queue.model, self.endpoints)
+            ahead_s += (ticket.rows - last_rows) * row_s
         ahead_s += sum(endpoint.work_s for endpoint in hosts)
-        planned, work = family.plan.models[queue.model.name], ticket.rows * ticket.work_per_row
-        busy_s = min(planned.batch_busy_s(work, endpoint.name) for endpoint in hosts)
+        planned, last_work = family.plan.models[model], last_rows * ticket.work_per_row
+        busy_s = min(planned.batch_busy_s(last_work, endpoint.name) for endpoint in hosts)
         slots = sum(endpoint.slots for endpoint in hosts)
-        return in_time(family.admission, ticket.deadline_s, now_s, ahead_s / slots, busy_s)
+        return in_time(family.admission, until_s, now_s, ahead_s / slots, busy_s)
 
     def _list_queues(self) -> None:
         families = (*self.families.values(), *self._leaving)

@@ -2,6 +2,10 @@
 
 What waits is looked at fifty times a second, so that a request costs a comparison. How late the loop is for that look
 tells how long requests have been waiting unread in their sockets: that counts as waited time, for nobody else sees it.
+
+An important request would overtake most of what waits, but that it is one stands in its parameters. So one whose first
+bytes speak of a priority is not refused here: whoever reads it refuses it if it is not important, and if it is, the
+dispatcher knows what goes before it.
 """
 
 from __future__ import annotations
@@ -40,6 +44,13 @@ class _Queue:
     # rows of a request, a moving mean: how many one has is in its body
     rows: float = 1.0
     standing_since_s: float = NOT_STANDING
+    # the longest wait with which a request was let in, as of the last one
+    limit_s: float = 0.0
+
+
+def may_be_important(beginning: bytes) -> bool:
+    """Whether the first bytes of a request, as JSON or as protobuf, may give it a priority."""
+    return b"priority" in beginning
 
 
 class Entry:
@@ -81,23 +92,39 @@ class Entry:
             else:
                 queue.ahead, queue.wait_s = ahead, ahead.wait_s
 
-    def admit(self, family: str) -> None:
-        """Let a request in or raise Overloaded; a family of which nothing is known is let in."""
+    def admit(self, family: str, beginning: bytes = b"") -> bool:
+        """Let a request in or raise Overloaded; a family of which nothing is known is let in.
+
+        `beginning` is what there is of its body. False: to be let in only if it turns out to be important.
+        """
         queue = self._queues.get(family)
         if queue is None:
-            return
+            return True
         ahead = queue.ahead
-        wait_s = self.lag_s() + queue.wait_s
-        let_in, limit_s, queue.standing_since_s = admits(
-            wait_s, ahead.own_s, ahead.slo_s, ahead.surge_slos, self._loop.time(), queue.standing_since_s
+        let_in, queue.limit_s, queue.standing_since_s = admits(
+            self.lag_s() + queue.wait_s,
+            ahead.own_s,
+            ahead.slo_s,
+            ahead.surge_slos,
+            self._loop.time(),
+            queue.standing_since_s,
         )
         if let_in:
             queue.wait_s += queue.rows * ahead.row_s
-            return
+            return True
+        if may_be_important(beginning):
+            return False
         self._on_refusal(family, queue.rows)
-        raise Overloaded(
+        raise self.refusal(family)
+
+    def refusal(self, family: str) -> Overloaded:
+        """What to raise for a request that is not let in."""
+        retry_after_s = 0.0
+        if (queue := self._queues.get(family)) is not None:
+            retry_after_s = max(self.lag_s() + queue.wait_s - queue.limit_s, queue.ahead.slo_s)
+        return Overloaded(
             f"so much work waits for '{family}' that the answer would come too late; try again later",
-            retry_after_s=max(wait_s - limit_s, ahead.slo_s),
+            retry_after_s=retry_after_s,
         )
 
     def took(self, family: str, rows: float) -> None:

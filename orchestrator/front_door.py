@@ -88,6 +88,8 @@ class FrontDoor:
         self._shares_ports = shares_ports
         self._tls = None if settings.tls is None else Tls(settings.tls)
         self._following: asyncio.Task[None] | None = None
+        # tells gRPC's streams, which may be open for as long as their clients like
+        self._ending = asyncio.Event()
         limits = settings.limits
         allowed = allow_connections(limits)
         if allowed < limits.max_connections:
@@ -102,7 +104,11 @@ class FrontDoor:
             limits=limits,
         )
         self._rpc = build_rpc_server(
-            data_plane, max_message_bytes=settings.max_request_bytes, reuse_port=shares_ports, limits=limits
+            data_plane,
+            max_message_bytes=settings.max_request_bytes,
+            ending=self._ending,
+            reuse_port=shares_ports,
+            limits=limits,
         )
 
     async def open(self) -> None:
@@ -136,13 +142,14 @@ class FrontDoor:
         """Stop accepting, answer what is open, close."""
         settings, data_plane = self._settings, self._data_plane
         data_plane.draining = True
-        self._rest.stop_listening()
-        # gRPC tells its clients to go elsewhere and lets the calls under way finish.
-        stop = self._rpc.stop(settings.linger_s + settings.drain_s)
-        rpc_stopped = asyncio.create_task(stop, name="grpc-server-stop")
-        # Clients with an open HTTP connection may be sending at this moment: each is answered and told to close.
+        await self._rest.stop_listening()
+        # Clients with an open connection may be sending at this moment: each is answered, over HTTP told to close.
         await asyncio.sleep(settings.linger_s)
         data_plane.refusing = True
+        self._ending.set()
+        # gRPC tells its clients to go elsewhere and lets the calls under way finish. Those that came in but were not
+        # taken by this loop yet it cancels, and under load they may be many: not before what was sent had its time.
+        rpc_stopped = asyncio.create_task(self._rpc.stop(settings.drain_s), name="grpc-server-stop")
         if not await self._requests.drain(settings.drain_s):
             _log.warning("%d requests are refused unanswered", self._requests.open_tickets)
             await self._requests.close()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidRequest
+from cascadeserve.policy.batching import DEFAULT_PRIORITY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +44,11 @@ class RequestOptions:
     min_certainty: float | None = None
     # known amount of work of one of its rows, the mean where they differ; an ordinary row is 1
     work_per_row: float = 1.0
+
+    @property
+    def important(self) -> bool:
+        """Whether its rows overtake those of requests without a priority."""
+        return 0 < self.priority < DEFAULT_PRIORITY
 
     def changes(self, entry: LadderEntry) -> bool:
         """Whether its rows go through this cascade otherwise than the certificate has it tested."""

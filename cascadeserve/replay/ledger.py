@@ -54,9 +54,9 @@ class LiveCounts:
 class Records:
     """Arrays over requests and over sent rows, filled as replies come in; times in seconds from the run's start.
 
-    Per request: scheduled_s, sent_s, done_s, outcome, gear and plan (indices into `gears` and `plans`, -1: none named),
-    certified (-1: not said). Per row, at `rows.offset`: label, stage, certainty (-1 and NaN where there is none; label
-    only means something where the request was answered).
+    Per request: scheduled_s, sent_s, done_s, outcome, gear, plan and error (indices into `gears`, `plans` and
+    `error_texts`, -1: none), certified (-1: not said). Per row, at `rows.offset`: label, stage, certainty
+    (-1 and NaN where there is none; label only means something where the request was answered).
     """
 
     def __init__(self, scheduled_s: NDArray[np.float64], rows: RequestRows) -> None:
@@ -69,11 +69,15 @@ class Records:
         self.gear = np.full(requests, -1, dtype=np.int32)
         self.plan = np.full(requests, -1, dtype=np.int32)
         self.certified = np.full(requests, -1, dtype=np.int8)
+        self.error = np.full(requests, -1, dtype=np.int32)
         self.label = np.full(sent_rows, -1, dtype=np.int64)
         self.stage = np.full(sent_rows, -1, dtype=np.int32)
         self.certainty = np.full(sent_rows, np.nan, dtype=np.float32)
         self.gears: list[str] = []
         self.plans: list[str] = []
+        self.error_texts: list[str] = []
+        # when the run started, on the clock that all processes of the machine share
+        self.start_s = math.nan
         self.errors: Counter[str] = Counter()
         self.live = LiveCounts()
         # processor time of the generator over the run
@@ -89,7 +93,9 @@ class Records:
         self.live.count(reply, reply.done_s - float(self.scheduled_s[index]))
         if reply.error:
             known = reply.error in self.errors or len(self.errors) < _MAX_ERROR_TEXTS
-            self.errors[reply.error if known else _OTHER_ERRORS] += 1
+            text = reply.error if known else _OTHER_ERRORS
+            self.errors[text] += 1
+            self.error[index] = _place_of(text, self.error_texts)
         answer = reply.answer
         if answer is None:
             return
@@ -126,6 +132,9 @@ class Records:
                 plan=self.plan,
                 plan_names=np.array(self.plans, dtype=np.str_),
                 certified=self.certified,
+                error=self.error,
+                error_texts=np.array(self.error_texts, dtype=np.str_),
+                start_s=self.start_s,
                 row_offset=self.rows.offset,
                 row_index=self.rows.row_index,
                 label=self.label,

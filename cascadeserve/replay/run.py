@@ -53,6 +53,7 @@ class OpenLoop:
     async def run(self) -> Records:
         """Send everything and wait until the end of every request is known."""
         self._start_s = asyncio.get_running_loop().time() + _LEAD_S
+        self.records.start_s = self._start_s
         cpu_before_s, stolen_before_s, began_s = time.process_time(), stolen_s(), time.monotonic()
         async with asyncio.TaskGroup() as group:
             self._pacer = group.create_task(self._pace(group), name="replay pacer")

@@ -56,12 +56,13 @@ class Cancel(_Message, frozen=True):
 
 
 class Refused(_Message, frozen=True):
-    """A request was refused before it got here; `outcome` as in the metrics."""
+    """Requests were refused before they got here since the last time that was said; `outcome` as in the metrics."""
 
     model: str
     outcome: str
-    # how many it had, or is taken to have had; 0 where no one looked
-    rows: float = 0.0
+    requests: int
+    # how many they had, or are taken to have had, all together; 0: no demand, for they were wrong
+    rows: float
 
 
 class ShowMetrics(_Message, frozen=True):

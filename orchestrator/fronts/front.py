@@ -38,7 +38,7 @@ from orchestrator.request_options import read_options
 from orchestrator.supervise import forever
 from orchestrator.wire.descriptions import IndexEntry
 from orchestrator.wire.request_checks import checked_inputs, checked_outputs, unknown_model
-from orchestrator.wire.status import STATUS
+from orchestrator.wire.status import SHUTTING_DOWN, STATUS
 
 if TYPE_CHECKING:
     from orchestrator.wire.descriptions import ModelConfig, ModelStatistics
@@ -69,6 +69,8 @@ class FrontPlane:
         self._served: asyncio.Future[None] = self._loop.create_future()
         self._service: Service
         self._max_rows: int
+        # requests refused here and their rows, by model and outcome, until the dispatcher is told
+        self._refused: dict[tuple[str, str], tuple[int, float]] = {}
         self._entry = Entry(on_refusal=self._overloaded, on_lag=lambda _: None)
 
     async def connect(self, sock: socket.socket) -> ServeSettings:
@@ -124,25 +126,31 @@ class FrontPlane:
     async def statistics(self, name: str, version: str) -> list[ModelStatistics]:
         """See `DataPlane.statistics`: the dispatcher counts for all fronts."""
         self._check_open()
+        self.tell_refused()
         counted: list[ModelStatistics] = await self._answer_to(ShowStatistics(next(self._numbers), name, version))
         return counted
 
-    def admit(self, name: str, version: str) -> None:
+    def admit(self, name: str, version: str, beginning: bytes = b"") -> bool:
         """See `DataPlane.admit`."""
         model = self._service.models.get(name)
-        if model is not None and (not version or version in model.versions):
-            self._entry.admit(name)
+        known = model is not None and (not version or version in model.versions)
+        return not known or self._entry.admit(name, beginning)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Check the request and have the dispatcher answer it; see `DataPlane.infer`."""
         model = self.model_metadata(request.model_name, request.model_version)
+        request.waited_s = self._entry.lag_s()
+        work = 0.0
         try:
             rows = checked_inputs(model, request, self._max_rows)[0].shape[0]
             checked_outputs(model, request)
-            work = rows * read_options(request.parameters, rows).work_per_row
+            options = read_options(request.parameters, rows)
+            work = rows * options.work_per_row
             self._check_open()
+            if not request.admitted and not options.important:
+                raise self._entry.refusal(model.name)
         except (InvalidRequest, Unavailable) as error:
-            self._link.send(Refused(model.name, type(error).__name__))
+            self._note_refusal(model.name, type(error).__name__, work)
             raise
         self._entry.took(model.name, work)
         response: InferResponse = await self._answer_to(Infer(next(self._numbers), request))
@@ -151,6 +159,7 @@ class FrontPlane:
     async def metrics(self) -> tuple[bytes, str]:
         """Return the dispatcher's metrics and their content type: it counts for all fronts."""
         self._check_open()
+        self.tell_refused()
         answer: tuple[bytes, str] = await self._answer_to(ShowMetrics(next(self._numbers)))
         return answer
 
@@ -174,18 +183,31 @@ class FrontPlane:
 
     async def watch(self) -> None:
         """Look forever how late this process is; what waits, the dispatcher tells."""
-        await self._entry.run(lambda: None)
+        await self._entry.run(self.tell_refused)
 
     # -- the socket ---------------------------------------------------------------------------------------------
 
+    def tell_refused(self) -> None:
+        """Tell the dispatcher how many requests were refused here: it counts for all fronts, and the gears follow it.
+
+        Now and then for many at once, or an overload would be passed on to it.
+        """
+        refused, self._refused = self._refused, {}
+        for (model, outcome), (requests, rows) in refused.items():
+            self._link.send(Refused(model, outcome, requests, rows))
+
     def _overloaded(self, model: str, rows: float) -> None:
-        self._link.send(Refused(model, Overloaded.__name__, rows))
+        self._note_refusal(model, Overloaded.__name__, rows)
+
+    def _note_refusal(self, model: str, outcome: str, rows: float) -> None:
+        requests, all_rows = self._refused.get((model, outcome), (0, 0.0))
+        self._refused[model, outcome] = requests + 1, all_rows + rows
 
     def _check_open(self) -> None:
         if self.lost.is_set():
             raise Unavailable(_DISPATCHER_GONE)
         if self.refusing:
-            raise Unavailable("the server is shutting down; try another one")
+            raise Unavailable(SHUTTING_DOWN)
         if len(self._open) >= MAX_OPEN:
             raise Unavailable(f"{MAX_OPEN} requests are open here already; try again shortly")
 
@@ -194,7 +216,10 @@ class FrontPlane:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._open[number] = future
         try:
+            began_s = self._loop.time()
             await self._link.writable()
+            if isinstance(question, Infer):
+                _count_waited(question.request, self._loop.time() - began_s)
             self._link.send(question)
             return await future
         except asyncio.CancelledError:
@@ -248,6 +273,13 @@ class FrontPlane:
             self._settle(number, Unavailable(sentence))
 
 
+def _count_waited(request: InferRequest, waited_s: float) -> None:
+    """Take what a request waited here off the time that it has at the dispatcher."""
+    request.waited_s += waited_s
+    if request.client_timeout_s is not None:
+        request.client_timeout_s -= waited_s
+
+
 async def serve_front(sock: socket.socket) -> int:
     """Serve until SIGTERM, or until the dispatcher ends; returns the exit status."""
     stop = asyncio.Event()
@@ -262,6 +294,8 @@ async def serve_front(sock: socket.socket) -> int:
     ends = [asyncio.create_task(event.wait()) for event in (stop, plane.lost)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     await door.close()
+    plane.tell_refused()
+    await asyncio.sleep(0)  # what is to be sent leaves in the next round of the loop
     for task in (watch, *ends):
         task.cancel()
     return 1 if plane.lost.is_set() else 0

@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from cascadeserve.errors import Overloaded, RequestError, ServerStartFailed
+from cascadeserve.errors import RequestError, ServerStartFailed
 from cascadeserve.process import spawn, stop
 from orchestrator.front_door import cannot_listen
 from orchestrator.fronts.frames import (
@@ -65,18 +65,19 @@ class Hub:
         *,
         models: Callable[[], Iterable[str]],
         metrics: counted.Metrics,
-        on_overload: Callable[[str, float], None],
+        on_refusal: Callable[[str, str, float], None],
     ) -> None:
-        """`models` names what the data plane serves; requests that a front refuses are counted in `metrics`.
+        """`models` names what the data plane serves; `metrics` is what is shown to those who ask a front.
 
-        `on_overload` is told of those that its entry refused: the family, and how many rows they may have had.
+        `on_refusal` is told of each request that a front refused: the family, the outcome as in the metrics, and how
+        many rows it had or may have had, 0 if it was wrong.
         """
         self._data_plane = data_plane
         self._settings = settings
         self._models = models
         self._told: Service | None = None
         self._fronts = [
-            Front(number, data_plane, settings, metrics, service=self._service, on_overload=on_overload)
+            Front(number, data_plane, settings, metrics, service=self._service, on_refusal=on_refusal)
             for number in range(1, settings.fronts + 1)
         ]
 
@@ -150,7 +151,7 @@ class Front:
         metrics: counted.Metrics,
         *,
         service: Callable[[], Service],
-        on_overload: Callable[[str, float], None],
+        on_refusal: Callable[[str, str, float], None],
     ) -> None:
         """Not started yet; `number` is its name in logs, `service` what it is told first."""
         self.number = number
@@ -158,7 +159,7 @@ class Front:
         self._settings = settings
         self._metrics = metrics
         self._service = service
-        self._on_overload = on_overload
+        self._on_refusal = on_refusal
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -245,11 +246,9 @@ class Front:
             case Cancel():
                 if (task := self._open.pop(message.number, None)) is not None:
                     task.cancel()
-            case Refused(outcome=Overloaded.__name__):
-                self._on_overload(message.model, message.rows)
             case Refused():
-                self._metrics.request(message.model, message.outcome, 0.0)
-                self._metrics.statistics.failed(message.model, 0.0, self._loop.time())
+                for _ in range(message.requests):
+                    self._on_refusal(message.model, message.outcome, message.rows / message.requests)
             case ShowMetrics():
                 self._send(Metrics(message.number, *self._metrics.render()))
             case Listening():

@@ -126,6 +126,7 @@ class _Endpoints:
             request = decode_raw_request(call.body, metadata, model_version=call.version)
         else:
             request = await self._decode(call, header_length)
+        request.admitted = call.admitted
         # Cancelled here when the client hangs up: the data plane drops the request, nothing is held on this side.
         response = await self._data_plane.infer(request)
         encoded = encode_response(request, response)

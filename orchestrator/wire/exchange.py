@@ -24,6 +24,8 @@ class Call:
     header_length: str | None = None
     body: bytes = b""
     accept_encoding: str | None = None
+    # what its gate said
+    admitted: bool = True
 
 
 @dataclass(slots=True)
@@ -38,13 +40,14 @@ class Answer:
 class Route(NamedTuple):
     """`path` may hold places such as {model}; `handler` raises what `endpoints.answer_to` turns into an answer.
 
-    `gate` is asked before the body is read, with what stands in {model} and {version}; it may raise the same.
+    `gate` is asked before the body is read, with what stands in {model} and {version} and the beginning of the body, as
+    far as it is there; it may raise the same, or answers what is to become `Call.admitted`.
     """
 
     method: str
     path: str
     handler: Callable[[Call], Awaitable[Answer]]
-    gate: Callable[[str, str], None] | None = None
+    gate: Callable[[str, str, bytes], bool] | None = None
 
 
 def json_answer(body: bytes, status: int = OK) -> Answer:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MAX_LISTED_ELEMENTS = 1 << 20
 # rows of one request: each takes its own way, and some memory until the last one is answered
 MAX_ROWS = 1 << 16
+# What is there of a request's body before it is let in or refused: its parameters stand before its tensors.
+PEEK_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)

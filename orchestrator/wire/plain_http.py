@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 from orchestrator.wire.codec_http import HEADER_LENGTH
 from orchestrator.wire.endpoints import answer_to
 from orchestrator.wire.exchange import Answer, Call, Route
+from orchestrator.wire.limits import PEEK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,12 +56,14 @@ class _Head:
     """What the head of a plain request says."""
 
     handler: Callable[[Call], Awaitable[Answer]]
-    gate: Callable[[str, str], None] | None
+    gate: Callable[[str, str, bytes], bool] | None
     model: str
     version: str
     header_length: str | None
     accept_encoding: str | None
     body_bytes: int
+    # how much of the body the gate is shown
+    peek_bytes: int
 
 
 class PlainHttp:
@@ -151,6 +154,7 @@ class PlainHttp:
                     None if header_length is None else header_length.decode(),
                     None if accept_encoding is None else accept_encoding.decode(),
                     int(length),
+                    _json_bytes(int(length), header_length) if route.gate is not None else 0,
                 )
         return None
 
@@ -165,11 +169,19 @@ class PlainHttp:
         return head.encode() + answer.body
 
 
+def _json_bytes(body_bytes: int, header_length: bytes | None) -> int:
+    """How much of a body is JSON, as far as anybody looks."""
+    json_bytes = body_bytes
+    if header_length is not None and header_length.isdigit() and len(header_length) <= _MAX_LENGTH_DIGITS:
+        json_bytes = min(int(header_length), body_bytes)
+    return min(json_bytes, PEEK_BYTES)
+
+
 class _Connection(asyncio.Protocol):
     """One client's connection: one request at a time, in order."""
 
     __slots__ = (
-        "_chunks", "_drained", "_idle_check", "_let_in", "_loop", "_needed", "_reading_paused", "_server", "_size",
+        "_admitted", "_chunks", "_drained", "_idle_check", "_loop", "_needed", "_reading_paused", "_server", "_size",
         "_skip", "_task", "_transport", "_used", "num_requests",
     )  # fmt: skip
 
@@ -183,8 +195,9 @@ class _Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._size = 0
         self._needed = 1
-        # whether the request of which the head is there was let in; and bytes to come of one that was not
-        self._let_in = False
+        # what the gate said to the request of which the head is there, once it was asked; and bytes to come of one that
+        # was refused
+        self._admitted: bool | None = None
         self._skip = 0
         self._used = True
         self._reading_paused = False
@@ -275,7 +288,7 @@ class _Connection(asyncio.Protocol):
     # -- one request after the other ----------------------------------------------------------------------------
 
     def _take_next(self) -> None:
-        """Begin the next request if all of it is there; refuse it as soon as its head is, if it must wait too long."""
+        """Begin the next request if all of it is there; refuse it as soon as its JSON is, if it must wait too long."""
         if not self._size or self._transport.is_closing():
             return
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
@@ -290,20 +303,24 @@ class _Connection(asyncio.Protocol):
         body_start = head_end + 4
         body_end = body_start + head.body_bytes
         # a connection that is about to be closed would be closed on a client that is still sending
-        if head.gate is not None and not self._let_in and not self._server.closing():
+        if self._admitted is None and head.gate is not None and not self._server.closing():
+            peek_end = body_start + head.peek_bytes
+            if len(data) < peek_end:
+                self._keep(data, peek_end)
+                return
             try:
-                head.gate(head.model, head.version)
+                self._admitted = head.gate(head.model, head.version, data[body_start:peek_end])
             except Exception as error:  # noqa: BLE001 - logged there
                 self._refuse(answer_to(error), data, body_end)
                 return
-        self._let_in = len(data) < body_end
-        if self._let_in:
+        if len(data) < body_end:
             self._keep(data, body_end)
             return
+        admitted, self._admitted = self._admitted is not False, None
         self._keep(data[body_end:], 1)
         body = data[body_start:body_end]
         self.num_requests += 1
-        call = Call(head.model, head.version, head.header_length, body, head.accept_encoding)
+        call = Call(head.model, head.version, head.header_length, body, head.accept_encoding, admitted)
         self._task = self._loop.create_task(self._answer(head.handler, call))
 
     def _keep(self, data: bytes, needed: int) -> None:

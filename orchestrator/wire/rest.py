@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import os
+import socket
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
@@ -84,6 +87,10 @@ class RestServer:
         self._plain = PlainHttp(table, max_body_bytes=max_body_bytes, closing=closing, hand_over=self._other_protocol)
         self._close_timeout_s = close_timeout_s
         self._listener: asyncio.Server | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._tls_times: dict[str, Any] = {}
+        # the connections that were taken last, until they are made
+        self._late: asyncio.Future[list[Any]] | None = None
 
     async def start(self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None) -> None:
         """Listen; `reuse_port` lets several front processes share the port.
@@ -94,15 +101,10 @@ class RestServer:
         """
         await self._runner.setup()
         loop = asyncio.get_running_loop()
+        self._tls, self._tls_times = tls, _TLS_TIMES if tls else {}
         try:
             self._listener = await loop.create_server(
-                self._new_connection,
-                host,
-                port,
-                backlog=_BACKLOG,
-                reuse_port=reuse_port,
-                ssl=tls,
-                **(_TLS_TIMES if tls else {}),
+                self._new_connection, host, port, backlog=_BACKLOG, reuse_port=reuse_port, ssl=tls, **self._tls_times
             )
         except OSError:
             await self._runner.cleanup()
@@ -117,14 +119,27 @@ class RestServer:
         host, port = self._listener.sockets[0].getsockname()[:2]
         return f"{host}:{port}"
 
-    def stop_listening(self) -> None:
-        """Take no new connections; those that are open go on."""
-        if self._listener is not None:
-            self._listener.close()
+    async def stop_listening(self) -> None:
+        """Take no new connections; those that are open go on, and those that the kernel has taken already.
+
+        It would reset them with the listening socket, with all that their clients have sent.
+        """
+        if self._listener is None or not self._listener.is_serving():
+            return
+        loop = asyncio.get_running_loop()
+        for listening in self._listener.sockets:
+            loop.remove_reader(listening.fileno())
+        # what asyncio has accepted a moment ago becomes connections of its server, which must not be closed then
+        for _ in range(2):
+            await asyncio.sleep(0)
+        late = [taken for listening in self._listener.sockets for taken in _accept_waiting(listening.fileno())]
+        self._listener.close()
+        make = functools.partial(loop.connect_accepted_socket, self._new_connection, ssl=self._tls, **self._tls_times)
+        self._late = asyncio.gather(*map(make, late), return_exceptions=True)
 
     async def close(self) -> None:
         """Close idle connections at once and the others with their answers."""
-        self.stop_listening()
+        await self.stop_listening()
         await asyncio.gather(self._plain.close(self._close_timeout_s), self._runner.cleanup())
         if self._watch is not None:
             self._watch.cancel()
@@ -195,6 +210,18 @@ class RestServer:
         return self._runner.server()
 
 
+def _accept_waiting(descriptor: int) -> list[socket.socket]:
+    """Accept what waits at a listening socket."""
+    taken = []
+    with socket.socket(fileno=os.dup(descriptor)) as listening, contextlib.suppress(OSError):
+        listening.setblocking(False)
+        while True:
+            connection, _ = listening.accept()
+            connection.setblocking(False)
+            taken.append(connection)
+    return taken
+
+
 class _Bodies:
     """Reads the bodies of requests that aiohttp has, within the limits of each and of all."""
 
@@ -258,14 +285,15 @@ def _adapted(route: Route, bodies: _Bodies) -> Handler:
 
     async def handle(request: web.Request) -> web.Response:
         model, version = request.match_info.get("model", ""), request.match_info.get("version", "")
-        if route.gate is not None:
-            route.gate(model, version)
+        # Nothing of the body is there: that such a request is important, nobody sees.
+        admitted = route.gate is None or route.gate(model, version, b"")
         call = Call(
             model,
             version,
             request.headers.get(HEADER_LENGTH),
             await bodies.read(request) if takes_body else b"",
             request.headers.get("Accept-Encoding"),
+            admitted,
         )
         return _response(await route.handler(call))
 

@@ -6,6 +6,7 @@ No logic lives here: messages become requests in `codec_grpc`, the data plane an
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from cascadeserve.errors import InvalidRequest, NotFound, NotSupported, Overloaded, RequestError
+from cascadeserve.errors import InvalidRequest, NotFound, NotSupported, Overloaded, RequestError, Unavailable
 from orchestrator.wire.codec_grpc import check_version, decode_infer_request, encode_infer_response, model_of
 from orchestrator.wire.codec_grpc_models import (
     encode_model_config,
@@ -24,7 +25,7 @@ from orchestrator.wire.codec_grpc_models import (
     encode_repository_index,
     encode_statistics,
 )
-from orchestrator.wire.limits import Limits
+from orchestrator.wire.limits import PEEK_BYTES, Limits
 from orchestrator.wire.not_offered import RPCS
 from orchestrator.wire.rpc_health import add_services
 from orchestrator.wire.rpc_stream import answer_stream
@@ -59,12 +60,18 @@ _KEEPALIVE = (
 
 
 def build_rpc_server(
-    data_plane: DataPlane, *, max_message_bytes: int, reuse_port: bool = False, limits: Limits | None = None
+    data_plane: DataPlane,
+    *,
+    max_message_bytes: int,
+    ending: asyncio.Event | None = None,
+    reuse_port: bool = False,
+    limits: Limits | None = None,
 ) -> grpc.aio.Server:
     """Make the gRPC server; the caller binds its port.
 
     `max_message_bytes` bounds a request; gRPC itself refuses a larger one with RESOURCE_EXHAUSTED. `reuse_port` lets
-    several front processes share a port; gRPC's own default would let a second orchestrator take one by accident.
+    several front processes share a port; gRPC's own default would let a second orchestrator take one by accident. Once
+    `ending` is set, streams end with the answers to what was read of them.
     """
     limits = limits or Limits()
     server = grpc.aio.server(
@@ -77,7 +84,7 @@ def build_rpc_server(
             *_KEEPALIVE,
         ],
     )
-    server.add_generic_rpc_handlers((_handlers(InferenceServicer(data_plane, limits)),))
+    server.add_generic_rpc_handlers((_handlers(InferenceServicer(data_plane, limits, ending or asyncio.Event())),))
     add_services(server, data_plane, _SERVICE.full_name)
     return server
 
@@ -165,8 +172,9 @@ def _not_offered(name: str) -> Rpc:
 class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """`inference.GRPCInferenceService` over the data plane; its RPCs are named by the protocol."""
 
-    def __init__(self, data_plane: DataPlane, limits: Limits) -> None:
+    def __init__(self, data_plane: DataPlane, limits: Limits, ending: asyncio.Event) -> None:
         self._data_plane = data_plane
+        self._ending = ending
         self._max_listed_elements = limits.max_listed_elements
 
     @_answered
@@ -226,31 +234,36 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     @_answered
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: ANN401, N802
         """Answer an inference request, which comes as bytes: it is read when it has been let in, not before."""
-        self._data_plane.admit(*model_of(request))
-        return await self._infer(_read_infer(request), context)
+        admitted = self._data_plane.admit(*model_of(request), request[:PEEK_BYTES])
+        return await self._infer(_read_infer(request), context, admitted=admitted)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:  # noqa: N802
         """Answer the requests of a stream, in their order."""
 
         async def admitted(request: Any) -> Any:  # noqa: ANN401
             # read already: who sent it looks for its id in the answer
-            if not isinstance(request, _Unreadable):
-                self._data_plane.admit(request.model_name, request.model_version)
-            return await self._infer(request, context)
+            admitted = isinstance(request, _Unreadable) or self._data_plane.admit(
+                request.model_name, request.model_version, b"".join(map(str.encode, request.parameters))
+            )
+            return await self._infer(request, context, admitted=admitted)
 
         async def infer(request: Any) -> tuple[Any, str]:  # noqa: ANN401
             response, failure = await _outcome(admitted(request))
             return response, "" if failure is None else failure.sentence
 
-        async for answer in answer_stream(requests, infer):
-            yield answer
+        try:
+            async for answer in answer_stream(requests, infer, self._ending):
+                yield answer
+        except Unavailable as error:
+            await context.abort(status_of(error).grpc, message_of(error))
 
-    async def _infer(self, request: Any, context: Context) -> Any:  # noqa: ANN401
+    async def _infer(self, request: Any, context: Context, *, admitted: bool) -> Any:  # noqa: ANN401
         if isinstance(request, _Unreadable):
             raise InvalidRequest(_UNREADABLE)
         infer_request = decode_infer_request(
             request, context.time_remaining(), max_listed_elements=self._max_listed_elements
         )
+        infer_request.admitted = admitted
         return encode_infer_response(infer_request, await self._data_plane.infer(infer_request))
 
     RepositoryModelLoad = _not_offered("RepositoryModelLoad")

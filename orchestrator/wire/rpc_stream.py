@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from tritonclient.grpc import service_pb2
 
+from cascadeserve.errors import Unavailable
+from orchestrator.wire.status import SHUTTING_DOWN
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -18,23 +21,34 @@ _FINAL = "triton_final_response"
 
 
 async def answer_stream(
-    requests: AsyncIterator[Any], infer: Callable[[Any], Awaitable[tuple[Any, str]]]
+    requests: AsyncIterator[Any], infer: Callable[[Any], Awaitable[tuple[Any, str]]], ending: asyncio.Event
 ) -> AsyncIterator[Any]:
     """Answer each message with one ModelStreamInferResponse.
 
     `infer` returns a ModelInferResponse and an empty sentence, or None and what was wrong. One request that fails takes
     no other with it.
+
+    Raises:
+        Unavailable: `ending` was set before the client had sent its last message; what was read of it is answered.
+
     """
-    answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(MAX_OPEN)
-    reader = asyncio.create_task(_read(requests, infer, answers), name="stream-reader")
+    answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
+    room = asyncio.Semaphore(MAX_OPEN)
+    reader = asyncio.create_task(_read(requests, infer, answers, room), name="stream-reader")
+    reader.add_done_callback(lambda _: answers.put_nowait(None))
+    end = asyncio.create_task(_stop_reading(reader, ending), name="stream-end")
     try:
         while (task := await answers.get()) is not None:
+            room.release()
             yield await task
-        await reader
+        if reader.cancelled():
+            raise Unavailable(SHUTTING_DOWN)
+        reader.result()
     finally:
-        # The client left or the server stops: nobody waits for what is under way.
+        # If this comes early, the client left: nobody waits for what is under way.
         reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
+        end.cancel()
+        await asyncio.gather(reader, end, return_exceptions=True)
         left = []
         while not answers.empty():
             if (task := answers.get_nowait()) is not None:
@@ -47,23 +61,17 @@ async def _read(
     requests: AsyncIterator[Any],
     infer: Callable[[Any], Awaitable[tuple[Any, str]]],
     answers: asyncio.Queue[asyncio.Task[Any] | None],
+    room: asyncio.Semaphore,
 ) -> None:
-    try:
-        async for request in requests:
-            await _put(answers, asyncio.create_task(_answer(request, infer), name="stream-infer"))
-    except Exception:
-        await answers.put(None)
-        raise
-    # Not when cancelled: then nobody takes anything out any more.
-    await answers.put(None)
+    async for request in requests:
+        answers.put_nowait(asyncio.create_task(_answer(request, infer), name="stream-infer"))
+        # before the next one is read: what is read will be answered
+        await room.acquire()
 
 
-async def _put(answers: asyncio.Queue[asyncio.Task[Any] | None], task: asyncio.Task[Any]) -> None:
-    try:
-        await answers.put(task)
-    except asyncio.CancelledError:
-        task.cancel()
-        raise
+async def _stop_reading(reader: asyncio.Task[None], ending: asyncio.Event) -> None:
+    await ending.wait()
+    reader.cancel()
 
 
 async def _answer(request: Any, infer: Callable[[Any], Awaitable[tuple[Any, str]]]) -> Any:  # noqa: ANN401

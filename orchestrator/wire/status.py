@@ -39,6 +39,7 @@ STATUS: dict[type[RequestError], Status] = {
 
 # What a client reads when the fault is a bug of ours; the log has the traceback.
 INTERNAL_ERROR = "internal error"
+SHUTTING_DOWN = "the server is shutting down; try another one"
 
 # gRPC sends the message as a header, percent-encoded, and clients refuse more than 8 KiB of headers.
 _MAX_MESSAGE = 500

@@ -58,7 +58,9 @@ class InferRequest:
     binary_outputs: bool = False
     # time left until the client stops waiting, if the transport knows it (gRPC deadline)
     client_timeout_s: float | None = None
-    # how long it waited before the data plane could see it; the client's timeout is without that
+    # what `DataPlane.admit` said: where False, it is let in only if it is important
+    admitted: bool = True
+    # how long it waited before the data plane could see it, also in another process; client_timeout_s is without that
     waited_s: float = 0.0
 
 
@@ -117,8 +119,11 @@ class DataPlane(Protocol):
     def model_metadata(self, name: str, version: str) -> ModelMetadata:
         """Describe a model; raises NotFound for an unknown one."""
 
-    def admit(self, name: str, version: str) -> None:
-        """Let a request in whose body is not read yet, or raise Overloaded; it must cost next to nothing."""
+    def admit(self, name: str, version: str, beginning: bytes = b"") -> bool:
+        """Let a request in whose body is not read yet, or raise Overloaded; it must cost next to nothing.
+
+        `beginning` is what there is of the body. The answer is to become `InferRequest.admitted`.
+        """
 
     def model_config(self, name: str, version: str) -> ModelConfig:
         """Tell how a model is configured; raises NotFound for an unknown one."""

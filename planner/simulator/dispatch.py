@@ -193,15 +193,22 @@ def lets_in(
 ) -> bool:
     """Whether a request that arrives can still be answered in time behind what goes before it."""
     entry = served.stage_model[served.gear_entry[gear], 0]
-    if drop_done_head(queues, rows, load, entry, now_s) == NONE or knobs.admission == _LETS_ALL_IN:
+    drop_done_head(queues, rows, load, entry, now_s)
+    if knobs.admission == _LETS_ALL_IN:
         return True
     rank_s_ = rank(served, knobs, load, rows, request, gear)
     ahead_s = 0.0
     for model in range(len(queues.first)):
         if queues.first[model] != NONE:
             ahead_s += _work_before(queues, rows, load, model, rank_s_) * served.work_there_s[layout, gear, model]
+    if ahead_s == 0.0:
+        return True
     slots, in_flight_s, fewest_s = 0, 0.0, np.inf
-    work = (load.offset[request + 1] - load.offset[request]) * load.work[request]
+    # all its rows but those of its last batch go before that too
+    all_rows = load.offset[request + 1] - load.offset[request]
+    last_rows = min(all_rows, served.max_batch[gear, entry])
+    ahead_s += (all_rows - last_rows) * load.work[request] * served.work_there_s[layout, gear, entry]
+    work = last_rows * load.work[request]
     for endpoint in range(len(served.slots)):
         if served.instances[layout, endpoint, entry] > 0:
             in_flight_s += devices.planned_s[endpoint]

@@ -20,6 +20,7 @@ class Replay:
 
     process: subprocess.Popen[bytes]
     report: Path
+    records: Path
     log: Path
 
     def result(self, *, timeout_s: float = 120.0) -> dict[str, Any]:
@@ -28,6 +29,12 @@ class Replay:
         assert self.report.exists(), self.log.read_text()
         document: dict[str, Any] = json.loads(self.report.read_text())
         return document
+
+    def unanswered_before(self, time_s: float) -> list[str]:
+        """What requests were told that were sent before a time of the machine's monotonic clock and not answered."""
+        with np.load(self.records) as records:
+            missed = (records["start_s"] + records["sent_s"] < time_s) & (records["error"] >= 0)
+            return [str(records["error_texts"][error]) for error in records["error"][missed]]
 
 
 def tiny_rows(folder: Path, *, escalated: float = 0.3, count: int = 1000) -> Path:
@@ -43,8 +50,9 @@ def tiny_rows(folder: Path, *, escalated: float = 0.3, count: int = 1000) -> Pat
 
 def start_replay(folder: Path, url: str, rows: Path, *options: str, model: str = "family") -> Replay:
     """Start the generator on core 1 if there is one."""
-    report, log = folder / "report.json", folder / "replay.log"
-    arguments = ["replay", f"--url={url}", f"--model={model}", f"--rows={rows}", f"--report={report}", *options]
+    report, records, log = folder / "report.json", folder / "records.npz", folder / "replay.log"
+    arguments = ["replay", f"--url={url}", f"--model={model}", f"--rows={rows}", f"--report={report}"]
+    arguments += [f"--records={records}", *options]
     with log.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-m", "cascadeserve", *arguments], stdout=file, stderr=file)
-    return Replay(process, report, log)
+    return Replay(process, report, records, log)

@@ -58,8 +58,12 @@ def test_sigterm_under_load_loses_nothing(tmp_path: Path, options: tuple[str, ..
         loads = _over_both_transports(stack, tmp_path, "--rate=100", "--duration=6", "--slo=0.5")
         time.sleep(4)
         assert stack.orchestrator is not None
+        stopped_s = time.monotonic()
         assert stack.orchestrator.stop() == 0
         for ledger in (load.result()["ledger"] for load in loads):
             assert ledger["lost"] == ledger["duplicated"] == ledger["failed"] == ledger["answered_wrong"] == 0, ledger
             assert ledger["answered_correct"] > 150
             assert ledger["refused"] > 0  # what came after the listening sockets were closed
+        # on a machine that is busy with other things some may be too late or too much, but none is cut off
+        told = [text for load in loads for text in load.unanswered_before(stopped_s)]
+        assert not [text for text in told if "shutting down" in text or "CANCELLED" in text]

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cascadeserve.errors import Overloaded, RequestError
+from cascadeserve.errors import Overloaded, RequestError, Unavailable
 from cascadeserve.policy.admission import LOOK_S
 from orchestrator.entry import Ahead, Entry
 from orchestrator.wire.tensors import InferRequest, Tensor
 from tests.fakes.tiny import plan_document, rows
 from tests.orchestrator.conftest import Rig, make_rig
+
+if TYPE_CHECKING:
+    from orchestrator.wire.tensors import InferResponse, Parameter
 
 pytestmark = pytest.mark.looptime
 
@@ -81,25 +84,31 @@ async def test_the_client_is_told_when_to_come_again() -> None:
     assert caught.value.retry_after_s == pytest.approx(8.0)
 
 
-async def overload(rig: Rig, rate_per_s: float, duration_s: float) -> list[str]:
-    """Requests as the transports carry them; the outcome of each."""
+async def overload(rig: Rig, rate_per_s: float, duration_s: float, *, important: int = 0) -> list[str]:
+    """Requests as the transports carry them; the outcome of each.
+
+    The last `important` of every twenty are important.
+    """
     loop = asyncio.get_running_loop()
     plane = rig.orchestrator.data_plane
     outcomes: list[str] = []
 
-    async def one() -> None:
+    async def one(parameters: dict[str, Parameter]) -> None:
         began_s = loop.time()
+        beginning, which = str(parameters).encode(), "important " * bool(parameters)
         try:
-            plane.admit("family", "")
-            await plane.infer(InferRequest("family", [Tensor("x", "FP32", rows([1], [0.9]))]))
+            admitted = plane.admit("family", "", beginning)
+            tensor = Tensor("x", "FP32", rows([1], [0.9]))
+            await plane.infer(InferRequest("family", [tensor], parameters=parameters, admitted=admitted))
         except RequestError as error:
-            outcomes.append(type(error).__name__)
+            outcomes.append(which + type(error).__name__)
         else:
-            outcomes.append("in time" if loop.time() - began_s <= SLO_S else "late")
+            outcomes.append(which + ("in time" if loop.time() - began_s <= SLO_S else "late"))
 
     tasks = []
-    for _ in range(round(rate_per_s * duration_s)):
-        tasks.append(asyncio.create_task(one()))
+    for number in range(round(rate_per_s * duration_s)):
+        parameters: dict[str, Parameter] = {"priority": 1} if number % 20 >= 20 - important else {}
+        tasks.append(asyncio.create_task(one(parameters)))
         await asyncio.sleep(1 / rate_per_s)
     await asyncio.gather(*tasks)
     return outcomes
@@ -131,6 +140,70 @@ async def test_under_overload_goodput_stays_and_what_is_let_in_is_in_time(times:
         "cascadeserve_requests_total", {"family": "family", "outcome": "Overloaded"}
     )
     assert counted == outcomes.count("Overloaded")
+
+
+async def test_under_overload_important_requests_are_not_refused_for_what_they_overtake() -> None:
+    rig = await make_rig(slow_document(), busy_s={"small": 0.1})
+    rig.fakes["a"].serial = True
+    looking = asyncio.create_task(rig.orchestrator.entry.run(rig.orchestrator.show_entry))
+    # five times the capacity; the important ones alone are half of it
+    outcomes = await overload(rig, 200.0, 20.0, important=2)
+    looking.cancel()
+    important = [outcome for outcome in outcomes if outcome.startswith("important")]
+    assert len(important) == 400
+    # but at first, behind what was let in before the backlog stood
+    assert important.count("important in time") > 0.9 * len(important)
+    assert outcomes.count("in time") > 0.35 * 40 * 20
+    assert outcomes.count("Overloaded") > 0.7 * 3600
+
+
+async def test_of_important_requests_no_more_are_let_in_than_can_be_answered() -> None:
+    rig = await make_rig(slow_document(), busy_s={"small": 0.1})
+    rig.fakes["a"].serial = True
+    looking = asyncio.create_task(rig.orchestrator.entry.run(rig.orchestrator.show_entry))
+    outcomes = await overload(rig, 200.0, 20.0, important=20)
+    looking.cancel()
+    assert outcomes.count("important in time") > 0.85 * 40 * 20
+    assert outcomes.count("important late") + outcomes.count("important DeadlineExceeded") < 0.05 * len(outcomes)
+
+
+async def test_what_says_priority_and_is_not_important_is_refused_once_it_is_read() -> None:
+    rig = await make_rig()
+    plane, loop = rig.orchestrator.data_plane, rig.orchestrator.gear_loop
+    ahead = Ahead(slo_s=SLO_S, own_s=0.1 * SLO_S, surge_slos=4.0, wait_s=10.0, row_s=0.0)
+    rig.orchestrator.entry.show({"family": ahead})
+    with pytest.raises(Overloaded):
+        plane.admit("family", "", b'{"id":"a","inputs":[')
+    tensor = Tensor("x", "FP32", rows([1, 2], [0.9, 0.9]))
+    for parameters in ({}, {"priority": 0}, {"priority": 2}, {"priority": 5}):
+        assert plane.admit("family", "", b'{"parameters":{"priority":') is False
+        with pytest.raises(Overloaded, match="so much work waits for 'family'") as caught:
+            await plane.infer(InferRequest("family", [tensor], parameters=parameters, admitted=False))
+        assert caught.value.retry_after_s == pytest.approx(8.0)
+    sample = rig.orchestrator.metrics.registry.get_sample_value
+    labels = {"family": "family", "outcome": "Overloaded"}
+    assert sample("cascadeserve_requests_total", labels) == 5
+    assert loop._loads["family"].window._rows_before[-1] == 1 + 4 * 2
+    assert await plane.infer(InferRequest("family", [tensor], parameters={"priority": 1}, admitted=False))
+
+
+async def test_a_request_with_less_time_than_it_would_wait_is_refused_when_it_is_read() -> None:
+    rig = await make_rig(slow_document(), busy_s={"small": 0.1})
+    rig.fakes["a"].serial = True
+    plane = rig.orchestrator.data_plane
+    began_s = asyncio.get_running_loop().time()
+
+    def ask(**parameters: Parameter) -> asyncio.Task[InferResponse]:
+        tensor = Tensor("x", "FP32", rows([1], [0.9]))
+        return asyncio.create_task(plane.infer(InferRequest("family", [tensor], parameters=parameters)))
+
+    waiting = [ask() for _ in range(20)]
+    await asyncio.sleep(0)
+    short, long, important = ask(timeout=200_000), ask(timeout=1_500_000), ask(timeout=400_000, priority=1)
+    with pytest.raises(Unavailable, match="what waits already takes longer than this request may"):
+        await short
+    assert asyncio.get_running_loop().time() == began_s
+    await asyncio.gather(*waiting, long, important)
 
 
 async def test_demand_is_what_comes_not_what_is_let_in() -> None:

@@ -140,6 +140,41 @@ async def test_work_that_waits_is_counted_where_it_is_done(
     assert work_there_s(queues["large"], small, endpoints) == pytest.approx(large_s, rel=1e-9)
 
 
+async def test_rows_beyond_a_batch_are_work_ahead_for_all_slots() -> None:
+    found = document(admission="predicted_work")
+    found["layouts"][0]["instances"]["b"] = found["layouts"][0]["instances"]["a"]
+    rig = await make_rig(found, names=("a", "b"), busy_s={"small": 1.0})
+
+    def ask(count: int, timeout_s: float) -> asyncio.Future[Ticket]:
+        return rig.orchestrator.dispatcher.submit(
+            rig.family, [rows([7] * count, [0.9] * count)], timeout_s=timeout_s, want_scores=False
+        )
+
+    waiting = [ask(1, 100.0) for _ in range(5)]
+    # 4 in flight, 1 waits: 10 rows in batches of one are done after 8 s by two slots; one batch of 10 would take 10
+    assert isinstance(ask(10, 7.0).exception(), Unavailable)
+    assert (await ask(10, 9.0)).rows == 10
+    await asyncio.gather(*waiting)
+
+
+async def test_rows_that_wait_further_on_are_ahead_too() -> None:
+    found = document(admission="predicted_work")
+    found["families"]["family"]["models"]["large"] |= {"max_batch": 1, "busy_s": [[1, 1.0]]}
+    rig = await make_rig(found, busy_s={"large": 1.0})
+
+    def ask(certainty: float, timeout_s: float) -> asyncio.Future[Ticket]:
+        return rig.orchestrator.dispatcher.submit(
+            rig.family, [rows([7], [certainty])], timeout_s=timeout_s, want_scores=False
+        )
+
+    waiting = [ask(0.1, 100.0) for _ in range(6)]
+    await asyncio.sleep(0.1)
+    assert rig.orchestrator.dispatcher.queued_rows("small") == 0
+    assert rig.orchestrator.dispatcher.queued_rows("large") == 4
+    assert isinstance(ask(0.9, 3.0).exception(), Unavailable)
+    await asyncio.gather(*waiting)
+
+
 async def test_without_admission_it_waits_until_its_deadline() -> None:
     rig = await make_rig(document(admission="none"), busy_s={"small": 1.0})
     waiting = [submit(rig, label) for label in range(6)]

@@ -46,13 +46,18 @@ def settings(**changes: Any) -> ServeSettings:
     return ServeSettings("127.0.0.1", http_port, grpc_port, linger_s=0.1, drain_s=5.0, **fields)
 
 
+def count_refusal(metrics: Metrics, family: str, outcome: str) -> None:
+    metrics.request(family, outcome, 0.0)
+    metrics.statistics.failed(family, 0.0, 0.0)
+
+
 def hub_over(echo: ClosableEcho, wanted: ServeSettings, metrics: Metrics) -> Hub:
     return Hub(
         echo,
         wanted,
         models=lambda: MODELS,
         metrics=metrics,
-        on_overload=lambda family, _rows: metrics.request(family, "Overloaded", 0.0),
+        on_refusal=lambda family, outcome, _rows: count_refusal(metrics, family, outcome),
     )
 
 

@@ -71,6 +71,8 @@ requests = st.builds(
     outputs=st.lists(st.builds(RequestedOutput, st.text(max_size=8), st.booleans(), st.integers(0, 9)), max_size=2),
     binary_outputs=st.booleans(),
     client_timeout_s=st.none() | st.floats(allow_nan=False),
+    admitted=st.booleans(),
+    waited_s=st.floats(0.0, 1e9),
 )
 responses = st.builds(
     InferResponse, st.text(max_size=8), st.just("1"), st.lists(tensors(), max_size=3), parameters=parameters
@@ -89,7 +91,7 @@ from_front = st.one_of(
     st.builds(Cancel, numbers),
     st.builds(ShowMetrics, numbers),
     st.builds(ShowStatistics, numbers, st.text(max_size=8), st.just("1")),
-    st.builds(Refused, st.text(max_size=8), st.just("InvalidRequest")),
+    st.builds(Refused, st.text(max_size=8), st.just("InvalidRequest"), numbers, st.floats(0.0, 1e9)),
     st.builds(Listening),
 )
 from_dispatcher = st.one_of(

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cascadeserve.errors import DeadlineExceeded, InternalError, InvalidRequest, NotFound, RequestError, Unavailable
+from cascadeserve.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    RequestError,
+    Unavailable,
+)
+from orchestrator.entry import Ahead
 from orchestrator.fronts import front as front_module
 from orchestrator.wire.descriptions import Duration, ModelStatistics
 from orchestrator.wire.tensors import RequestedOutput, Tensor
@@ -30,7 +40,8 @@ async def test_a_request_and_its_answer_travel_whole(joined: Joined) -> None:
     np.testing.assert_array_equal(response.outputs[0].array, IMAGE)
     assert response.parameters == joined.echo.parameters
     (asked,) = joined.echo.requests
-    assert (asked.id, asked.parameters, asked.client_timeout_s) == ("7", request.parameters, 1.5)
+    assert (asked.id, asked.parameters) == ("7", request.parameters)
+    assert asked.client_timeout_s == pytest.approx(1.5, abs=0.1)
     assert joined.plane.open_tickets == 0
 
 
@@ -204,3 +215,52 @@ async def test_a_front_waits_while_the_dispatcher_does_not_keep_up(joined: Joine
     assert not joined.echo.requests
     joined.plane._link.resume_writing()
     assert (await asking).outputs
+
+
+async def test_what_a_request_has_waited_is_taken_off_its_time(joined: Joined) -> None:
+    watch = asyncio.create_task(joined.plane.watch())
+    await asyncio.sleep(0)
+    joined.plane._link.pause_writing()
+    await asyncio.sleep(0)
+    time.sleep(0.2)  # noqa: ASYNC251 - the front is late
+    asking = asyncio.create_task(joined.plane.infer(image_request(client_timeout_s=1.5)))
+    await asyncio.sleep(0.1)
+    joined.plane._link.resume_writing()
+    await asking
+    watch.cancel()
+    (asked,) = joined.echo.requests
+    assert 0.25 < asked.waited_s < 1.0
+    # of the transport's deadline the first part was gone when it was read
+    assert 0.8 < asked.client_timeout_s < 1.41
+
+
+async def test_refused_rows_are_told_in_one_message_for_many(joined: Joined, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str, float]] = []
+    monkeypatch.setattr(joined.front, "_on_refusal", lambda *refusal: told.append(refusal))
+    sent: list[object] = []
+    send = joined.plane._link.send
+    monkeypatch.setattr(joined.plane._link, "send", lambda each: (sent.append(each), send(each)))
+    monkeypatch.setattr(front_module, "MAX_OPEN", 0)
+    for _ in range(50):
+        with pytest.raises(Unavailable, match="0 requests are open here already"):
+            await joined.plane.infer(image_request(parameters={"work": 3.0}))
+        with pytest.raises(InvalidRequest):
+            await joined.plane.infer(image_request(inputs=[]))
+    joined.plane.tell_refused()
+    joined.plane.tell_refused()
+    await comes_true(lambda: len(told) == 100)
+    assert len(sent) == 2
+    assert told.count(("echo", "Unavailable", 6.0)) == told.count(("echo", "InvalidRequest", 0.0)) == 50
+
+
+async def test_what_the_door_left_open_is_refused_here_if_it_is_not_important(joined: Joined) -> None:
+    joined.plane._entry.show({"echo": Ahead(slo_s=0.1, own_s=0.0, surge_slos=2.0, wait_s=60.0, row_s=0.0)})
+    for priority in (0, 2, 3):
+        assert not joined.plane.admit("echo", "", b'{"parameters":{"priority":')
+        with pytest.raises(Overloaded, match="so much work waits for 'echo'") as caught:
+            await joined.plane.infer(image_request(parameters={"priority": priority}, admitted=False))
+        assert caught.value.retry_after_s == pytest.approx(59.8, abs=0.1)
+    await joined.plane.infer(image_request(parameters={"priority": 1}, admitted=False))
+    body, _ = await joined.plane.metrics()
+    assert b'cascadeserve_requests_total{family="echo",outcome="Overloaded"} 3.0' in body
+    assert [request.admitted for request in joined.echo.requests] == [False]

@@ -35,8 +35,14 @@ async def rest_address(plane: EchoPlane) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def rpc_address(plane: EchoPlane) -> AsyncIterator[str]:
-    server = build_rpc_server(plane, max_message_bytes=MAX_BYTES)
+def ending() -> asyncio.Event:
+    """Set when the gRPC server is about to end."""
+    return asyncio.Event()
+
+
+@pytest.fixture
+async def rpc_address(plane: EchoPlane, ending: asyncio.Event) -> AsyncIterator[str]:
+    server = build_rpc_server(plane, max_message_bytes=MAX_BYTES, ending=ending)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from cascadeserve.errors import InvalidRequest, NotFound
+from orchestrator.entry import may_be_important
 from orchestrator.wire.descriptions import IndexEntry, ModelConfig, ModelStatistics
 from orchestrator.wire.tensors import (
     InferRequest,
@@ -43,6 +44,7 @@ class EchoPlane:
         # raised at the door, if set
         self.refusal: Exception | None = None
         self.asked: list[tuple[str, str]] = []
+        self.beginnings: list[bytes] = []
         self.delay_s = 0.0
         self.counted: dict[str, ModelStatistics] = {}
         self.requests: list[InferRequest] = []
@@ -69,10 +71,12 @@ class EchoPlane:
             raise NotFound(f"model '{name}' has no version '{version}'")
         return MODELS[name]
 
-    def admit(self, name: str, version: str) -> None:
+    def admit(self, name: str, version: str, beginning: bytes = b"") -> bool:
         self.asked.append((name, version))
-        if self.refusal is not None:
+        self.beginnings.append(beginning)
+        if self.refusal is not None and not may_be_important(beginning):
             raise self.refusal
+        return self.refusal is None
 
     def model_config(self, name: str, version: str) -> ModelConfig:
         metadata = self.model_metadata(name, version)

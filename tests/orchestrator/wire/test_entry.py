@@ -12,8 +12,11 @@ from tritonclient.grpc import service_pb2
 
 from cascadeserve.errors import Overloaded
 from orchestrator.wire.codec_grpc import model_of
-from tests.orchestrator.wire.bodies import INFER
-from tests.orchestrator.wire.test_plain_http import BODY, LIVE, connect, post
+from orchestrator.wire.limits import PEEK_BYTES
+from tests.orchestrator.wire.bodies import HEADER, INFER, binary, head, with_buffer
+from tests.orchestrator.wire.test_plain_http import LIVE, connect, post
+from tests.orchestrator.wire.test_rpc import connect as connect_grpc
+from tests.orchestrator.wire.test_rpc import message, typed
 
 if TYPE_CHECKING:
     from tests.orchestrator.wire.echo_plane import EchoPlane
@@ -39,14 +42,19 @@ async def test_http_answers_with_retry_after(rest_address: str, full: EchoPlane,
 
 
 async def test_the_answer_comes_before_the_body_does(rest_address: str, full: EchoPlane) -> None:
-    request = post(BODY, path="/v2/models/echo/versions/2/infer")
+    body, json_bytes = with_buffer(binary(400, "INT32", [100]), bytes(400))
+    request = post(body, f"{HEADER}: {json_bytes}", path="/v2/models/echo/versions/2/infer")
     async with connect(rest_address) as client:
-        client.send(request[: -len(BODY)])
+        # its JSON has to be there, for it may say that the request is important
+        client.send(request[:-401])
+        await asyncio.sleep(0.05)
+        assert full.asked == []
+        client.send(request[-401:-400])
         assert (await client.reply())[0] == 503
         assert full.asked == [("echo", "2")]
         full.refusal = None
         # what comes now is the body nobody wants, and then another request
-        client.send(BODY + LIVE)
+        client.send(request[-400:] + LIVE)
         assert (await client.reply())[0] == 200
         for piece in (post()[:10], post()[10:-5], post()[-5:]):
             client.send(piece)
@@ -54,6 +62,38 @@ async def test_the_answer_comes_before_the_body_does(rest_address: str, full: Ec
         assert (await client.reply())[0] == 200
     assert len(full.requests) == 1
     assert len(full.asked) == 2, "asked again when the rest of the body came"
+
+
+async def test_of_much_json_only_the_beginning_is_waited_for(rest_address: str, full: EchoPlane) -> None:
+    request = post(b" " * 100_000)
+    async with connect(rest_address) as client:
+        client.send(request[:-90_000])
+        assert (await client.reply())[0] == 503
+    assert full.beginnings == [b" " * PEEK_BYTES]
+
+
+async def test_what_may_be_important_is_read_before_it_is_refused(
+    rest_address: str, rpc_address: str, full: EchoPlane
+) -> None:
+    important, json_bytes = {"priority": 1}, len(head(binary(4), parameters={"priority": 1}))
+    body = head(binary(4), parameters=important) + bytes(4)
+    async with connect(rest_address) as client:
+        for piece in (request := post(body, f"{HEADER}: {json_bytes}"))[:-30], request[-30:]:
+            client.send(piece)
+            await asyncio.sleep(0.01)
+        assert (await client.reply())[0] == 200
+        client.send(post())
+        assert (await client.reply())[0] == 503
+        full.refusal = None
+        client.send(post())
+        assert (await client.reply())[0] == 200
+        full.refusal = Overloaded("too much is waiting", retry_after_s=1.2)
+    async with connect_grpc(rpc_address) as stub:
+        request = message(typed("INT32", [1], int_contents=[1]), parameters={"priority": {"int64_param": 1}})
+        await stub.ModelInfer(request)
+        (answer,) = [answer async for answer in stub.ModelStreamInfer(iter([request]))]
+    assert not answer.error_message
+    assert [request.admitted for request in full.requests] == [False, True, False, False]
 
 
 async def test_a_body_is_thrown_away_in_any_pieces(rest_address: str, full: EchoPlane) -> None:

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2
 
 from orchestrator.wire.rpc_stream import MAX_OPEN
+from orchestrator.wire.status import SHUTTING_DOWN
 from tests.orchestrator.wire.test_rpc import connect, message, typed
 
 if TYPE_CHECKING:
@@ -107,6 +108,54 @@ async def test_no_more_than_so_many_are_under_way(rpc_address: str, plane: EchoP
         # those in the queue, the one that waits to get in and the one that is waited for
         assert seen == MAX_OPEN + 2
         call.cancel()
+
+
+async def test_an_idle_stream_ends_with_the_server(rpc_address: str, ending: asyncio.Event) -> None:
+    async with connect(rpc_address) as stub:
+        call = stub.ModelStreamInfer()
+        (request,) = numbered(1)
+        await call.write(request)
+        assert (await call.read()).infer_response.id == "0"
+        ending.set()
+        async with asyncio.timeout(5):
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+            assert await call.details() == SHUTTING_DOWN
+        # and one that is opened now
+        async with asyncio.timeout(5):
+            assert await stub.ModelStreamInfer().code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_what_was_read_of_a_stream_is_answered_before_it_ends(
+    rpc_address: str, plane: EchoPlane, ending: asyncio.Event
+) -> None:
+    plane.delay_s = 0.3
+    count = MAX_OPEN + 2
+    async with connect(rpc_address) as stub:
+        call = stub.ModelStreamInfer()
+        for request in numbered(count):
+            await call.write(request)
+        async with asyncio.timeout(10):
+            while len(plane.requests) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            ending.set()
+            for number in range(count):
+                assert (await call.read()).infer_response.id == str(number)
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_stream_that_its_client_has_ended_ends_well(
+    rpc_address: str, plane: EchoPlane, ending: asyncio.Event
+) -> None:
+    plane.delay_s = 0.3
+    async with connect(rpc_address) as stub:
+        call = stub.ModelStreamInfer(iter(numbered(2)))
+        async with asyncio.timeout(5):
+            while len(plane.requests) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.1)
+        ending.set()
+        assert [answer.infer_response.id async for answer in call] == ["0", "1"]
+        assert await call.code() is grpc.StatusCode.OK
 
 
 @pytest.mark.parametrize("service", ["", "inference.GRPCInferenceService", "any"])
