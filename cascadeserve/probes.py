@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from cascadeserve.gear_plan import TensorSpec
 
 # By which a certainty may differ from the recorded one, relative where that is beyond 1. Batches of another size sum in
-# another order, and devices of another kind compute otherwise: `export` and `verify` hold probabilities to 1e-4 in FP32,
-# and to 0.005 in the mean in FP16. Retrained weights move an uncertain row by far more.
+# another order, and devices of another kind compute otherwise: `export` and `verify` hold probabilities to 1e-4 in
+# FP32, and to 0.005 in the mean in FP16. Retrained weights move an uncertain row by far more.
 TOLERANCE = 0.005
 
 
