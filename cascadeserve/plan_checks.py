@@ -123,6 +123,13 @@ def _certificate_problems(family: PlannedFamily, at: str) -> Problems:
     largest = max((entry.epsilon for entry in family.ladder if entry.epsilon is not None), default=None)
     if family.certificate.epsilon != largest:
         yield f"{at}.certificate.epsilon", f"must be the largest epsilon of the ladder, which is {largest}"
+    if (probes := family.certificate.probes) is not None:
+        for model in probes.answers.keys() - family.models.keys():
+            yield f"{at}.certificate.probes.answers.{model}", f"is no model of this family: {_listed(family.models)}"
+        try:
+            probes.tensors(family.inputs)
+        except ValueError as error:
+            yield f"{at}.certificate.probes.inputs", f"{error}; plan anew, or leave the probes out"
 
 
 def _gear_problems(plan: GearPlan, family: PlannedFamily, at: str) -> Problems:

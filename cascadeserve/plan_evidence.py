@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from cascadeserve.artefacts import Artefact
+from cascadeserve.probes import Probes
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Gap = Annotated[float, Meta(ge=-1.0, le=1.0)]
@@ -51,6 +52,8 @@ class PlanCertificate(Artefact, frozen=True, kw_only=True):
     # on the calibration rows
     reference_accuracy: Share
     assumptions: tuple[str, ...] = ()
+    # null: whether the models that stand are those that were recorded is not looked at
+    probes: Probes | None = None
 
 
 class Expected(Artefact, frozen=True, kw_only=True):

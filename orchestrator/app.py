@@ -21,6 +21,7 @@ from orchestrator.health import EndpointMonitor
 from orchestrator.instance_config import InstanceConfig
 from orchestrator.metrics import Metrics
 from orchestrator.plan_change import PlanChange
+from orchestrator.probe_rows import ProbeRows, say_what_is_not_probed
 from orchestrator.reconciler import Reconciler
 from orchestrator.state import EndpointState, FamilyState
 from orchestrator.supervise import forever
@@ -77,6 +78,7 @@ class Orchestrator:
         self.monitors = {endpoint.name: EndpointMonitor(endpoint, self.dispatcher) for endpoint in endpoints}
         for monitor in self.monitors.values():
             monitor.on_up = self.reconciler.endpoint_came_up
+        self.probe_rows = {each.name: ProbeRows(each, self.dispatcher, self.metrics) for each in endpoints}
         self.dispatcher.flights.on_endpoint_error = self._endpoint_failed
         self.dispatcher.flights.on_dead_model = self._model_died
         # tests have no addresses
@@ -97,6 +99,8 @@ class Orchestrator:
             for name, monitor in self.monitors.items():
                 group.create_task(forever(f"monitor-{name}", monitor.run), name=f"monitor-{name}")
                 group.create_task(forever(f"watch-{name}", monitor.watch), name=f"watch-{name}")
+            for name, probe_rows in self.probe_rows.items():
+                group.create_task(forever(f"probe-rows-{name}", probe_rows.run), name=f"probe-rows-{name}")
             for name, watch in self.foreign_loads.items():
                 group.create_task(forever(f"foreign-load-{name}", watch.run), name=f"foreign-load-{name}")
             group.create_task(forever("reconciler", self.reconciler.run), name="reconciler")
@@ -176,6 +180,7 @@ async def serve(
         _log.warning(
             "the plan has %d layouts but no --repository was given: counts stay as they are", len(plan.layouts)
         )
+    say_what_is_not_probed(plan)
     stop = asyncio.Event()
     _install_signal_handlers(stop)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, orchestrator.plan_change.ask)

@@ -155,7 +155,7 @@ class CascadeDataPlane:
             parameters={
                 "gear": ",".join(ticket.gears),
                 "plan": family.plan_name,
-                "certified": ticket.certified,
+                "certified": ticket.certified and not family.mismatches,
             },
             outputs=[_output(ticket, name) for name in outputs],
         )

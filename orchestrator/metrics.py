@@ -183,6 +183,13 @@ class Metrics:
             ["endpoint"],
             registry=self.registry,
         )
+        self._void = Gauge(
+            "cascadeserve_certificate_void",
+            "1 where a model answers the probe rows of the certificate otherwise than when it was recorded.",
+            ["family", "endpoint", "model"],
+            registry=self.registry,
+        )
+        self._void_seen: set[tuple[str, str, str]] = set()
 
     def render(self) -> tuple[bytes, str]:
         """Exposition text and its content type."""
@@ -290,3 +297,11 @@ class Metrics:
     def foreign_load(self, endpoint: str, requests: int) -> None:
         """Show the requests of others."""
         self._foreign.labels(endpoint).set(requests)
+
+    def certificate_void(self, endpoint: str, models: set[tuple[str, str]]) -> None:
+        """Raise the alarm about these models of an endpoint, each with its family, and end that about others there."""
+        void = {(family, endpoint, model) for family, model in models}
+        self._void_seen |= void
+        for place in self._void_seen:
+            if place[1] == endpoint:
+                self._void.labels(*place).set(place in void)

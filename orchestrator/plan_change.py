@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.errors import CascadeServeError, UsageError
 from orchestrator.incoming import CannotBringIn
+from orchestrator.probe_rows import say_what_is_not_probed
 from orchestrator.state import FamilyState
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class PlanChange:
         self._metrics.plan(plan.name, former=former.name)
         self._metrics.plan_change("ok")
         _log.info("plan %s in force, layout %s", plan.name, layout.name)
+        say_what_is_not_probed(plan)
 
 
 def _check_can_follow(former: GearPlan, plan: GearPlan) -> None:

@@ -306,6 +306,7 @@ class Reconciler:
             if versions:
                 former = self._config.write(step.endpoint, step.model.name, count, versions)
                 await endpoint.backend.load(step.model.name, timeout_s=LOAD_TIMEOUT_S)
+                endpoint.loads[step.model.name] += 1
             else:
                 # what is loaded next may need its memory
                 await endpoint.backend.unload(step.model.name, timeout_s=LOAD_TIMEOUT_S, to_its_end=True)

@@ -33,4 +33,5 @@ async def load_anew(endpoint: EndpointState, model: str, ensembles: Sequence[str
     await backend.unload(model, timeout_s=_TIMEOUT_S)
     for name in (model, *ensembles):
         await backend.load(name, timeout_s=_TIMEOUT_S)
+        endpoint.loads[name] += 1
     return await backend.instance_counts(timeout_s=_TIMEOUT_S)

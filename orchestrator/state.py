@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ class EndpointState:
     instances: dict[ModelVersion, int] = field(default_factory=dict)
     # counts begun and ended changes of instances: what was read across one of them is stale
     changes: int = 0
+    # how often each model, by name, was loaded there by us
+    loads: Counter[str] = field(default_factory=Counter)
     # what is about to be unloaded: nothing new is sent to it
     leaving: set[ModelVersion] = field(default_factory=set)
     # names of models whose Python process has ended there: nothing is sent to them, or to what is made of them
@@ -113,6 +116,10 @@ class FamilyState:
     full_batches_s: Mapping[str, Mapping[str, float]]
     scheduling: Scheduling
     queues: dict[str, FamilyQueue] = field(init=False)
+    # by endpoint and model: the load of it that was last asked the probe rows of the certificate, see `ProbeRows`
+    probed: dict[tuple[str, str], tuple[int, int]] = field(init=False, default_factory=dict)
+    # where a model answers them otherwise than recorded: the certificate is void while there are any
+    mismatches: set[tuple[str, str]] = field(init=False, default_factory=set)
     # `scheduling` as the numbers of the policy
     balancer: int = field(init=False)
     order: int = field(init=False)

@@ -49,7 +49,7 @@ def assemble(
         gears=tuple(gears),
         dispersion=inputs.goal.dispersion,
         percentile=inputs.goal.percentile,
-        certificate=None if certificate is None else _certificate(certificate, entries, gears, expected),
+        certificate=None if certificate is None else _certificate(certificate, models, entries, gears, expected),
         expected=expected,
         share=msgspec.UNSET if inputs.share == 1.0 else inputs.share,
     )
@@ -139,7 +139,11 @@ def _way(
 
 
 def _certificate(
-    certificate: Certificate, entries: Sequence[LadderEntry], gears: Sequence[Gear], expected: Expected | None
+    certificate: Certificate,
+    models: Mapping[str, PlannedModel],
+    entries: Sequence[LadderEntry],
+    gears: Sequence[Gear],
+    expected: Expected | None,
 ) -> PlanCertificate:
     epsilons = {entry.name: entry.epsilon for entry in entries if entry.epsilon is not None}
     weighted = None
@@ -147,6 +151,10 @@ def _certificate(
         parts = [(expected.gears[gear.name], epsilons.get(gear.ladder_entry)) for gear in gears]
         if all(epsilon is not None for share, epsilon in parts if share > 0.0):
             weighted = sum(share * (epsilon or 0.0) for share, epsilon in parts)
+    probes = certificate.probes
+    if probes is not None:
+        answers = {name: answers for name, answers in probes.answers.items() if name in models}
+        probes = msgspec.structs.replace(probes, answers=answers)
     return PlanCertificate(
         epsilon=max(epsilons.values()),
         weighted_epsilon=weighted,
@@ -157,4 +165,5 @@ def _certificate(
         records_digest=certificate.records_digest,
         reference_accuracy=certificate.reference_accuracy,
         assumptions=certificate.assumptions,
+        probes=probes,
     )

@@ -24,10 +24,11 @@ import numpy as np
 from cascadeserve.artefacts import Artefact, digest_bytes
 from cascadeserve.errors import UsageError
 from cascadeserve.gear_plan import LadderEntry, Name
+from cascadeserve.probes import Probes
 from planner.bounds import gap_upper, grouped_gap_upper, harms, repairs
 from planner.cascade_rows import cascade_answers
 from planner.records import CalibrationRecords, HeldOutRecords, Records, SearchRecords
-from planner.records_files import claim_delta, read_calibration, read_ledger
+from planner.records_files import claim_delta, read_calibration, read_ledger, read_probes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -121,6 +122,7 @@ class Certificate(Artefact, frozen=True, kw_only=True):
     max_epsilon: Gap | None
     wanted_epsilon: Gap | None = None
     assumptions: tuple[str, ...]
+    probes: Probes | None = None
 
     def __post_init__(self) -> None:
         """Check that the largest epsilon is the largest."""
@@ -283,9 +285,10 @@ def certify_file(
     _check_fit(frozen, calibration)
     available = claim_delta(path, delta, frozen.digest, spend=spend)
     earlier = [use.ladder_digest for use in read_ledger(path).uses].index(frozen.digest)
-    return certify(
+    certificate = certify(
         frozen, calibration, delta=available, wanted_epsilon=wanted_epsilon, population=population, earlier_uses=earlier
     )
+    return msgspec.structs.replace(certificate, probes=read_probes(path))
 
 
 def gaps(frozen: FrozenLadder, records: SearchRecords | HeldOutRecords) -> dict[str, float]:

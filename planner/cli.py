@@ -23,6 +23,7 @@ from cascadeserve.replay.payload import InputRows, match_inputs
 from planner import profiling
 from planner.front_cost import NUM_PHASES, FrontSession
 from planner.host import describe_host, find_server, is_local, resident_bytes
+from planner.probing import PROBE_ROWS, choose_probe_rows
 from planner.profile import FrontCost, ModelProfile, PartProfile, Profile, batch_busy_s, check_profile
 from planner.profile_table import show_profile
 from planner.recording import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _MODEL_HELP = "NAME or NAME:VERSION [default: the newest], repeatable, ordered cheap to dear."
+_PROBE_HELP = "Calibration rows that the plan will carry, to see if what is served answers as recorded; 0: none."
 _DEFAULT_BATCHES = "1,2,4,8,16,32,64"
 
 
@@ -91,6 +93,7 @@ def _continued_by_running_again(partial: Path) -> Iterator[None]:
 @click.option("--repository", type=_FOLDER, default="model_repository", show_default=True, help="What Triton serves.")
 @click.option("--output", type=_FILE, required=True, help="Records file to write (.npz).")
 @click.option("--keep-scores", is_flag=True, help="Keep the scores of all classes too (FP16).")
+@click.option("--probe-rows", type=click.IntRange(min=0), default=PROBE_ROWS, show_default=True, help=_PROBE_HELP)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Rows per call.")
 def record(
     *,
@@ -103,6 +106,7 @@ def record(
     repository: Path,
     output: Path,
     keep_scores: bool,
+    probe_rows: int,
     batch: int,
 ) -> None:
     """Put every row of a file to every model, through a running Triton, and keep the answers.
@@ -129,7 +133,8 @@ def record(
 
     with _continued_by_running_again(partial), _progress(**dict.fromkeys(chosen, len(rows_file.rows))) as on_rows:
         records = asyncio.run(run(on_rows))
-    write_family(output, records)
+    certifies = split == "calibration"
+    write_family(output, records, choose_probe_rows(records, rows_file.rows.inputs, probe_rows) if certifies else None)
     table = Table("model", "accuracy", "mean certainty", title=f"{output}: {len(records)} rows, {split}")
     for model, answers in records.models.items():
         right = float(np.mean(answers.label == records.truth))

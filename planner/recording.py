@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from planner.probing import ProbeRows
     from planner.triton_calls import ServedModel
 
 AnyRecords = SearchRecords | CalibrationRecords | HeldOutRecords
@@ -292,7 +293,7 @@ async def record_family(
     return RECORDS_TYPE[split](family, answers, rows_file.rows.labels, group)
 
 
-def write_family(output: Path, records: AnyRecords) -> None:
+def write_family(output: Path, records: AnyRecords, probe_rows: ProbeRows | None = None) -> None:
     """Write the records file, then drop the checkpoints it was made from."""
-    write_records(output, records)
+    write_records(output, records, probe_rows)
     shutil.rmtree(partial_folder(output), ignore_errors=True)

@@ -1,7 +1,8 @@
 """Records files: one .npz per split, read strictly, and the ledger of what a calibration file was used for.
 
 A file holds `header` (JSON as uint8: `Header`), `truth`, `group_id` and per model `<model>/label`, `<model>/certainty`
-and, if they were kept, `<model>/scores`; shapes and types are those of `planner.records`. Nothing in it is pickled.
+and, if they were kept, `<model>/scores`; shapes and types are those of `planner.records`. A calibration file may hold
+probe rows: `probe_row`, int64 [k], and their inputs, `input:<TENSOR>` [k, ...] each. Nothing in it is pickled.
 
 **The ledger** `<file>.uses.json` lies beside a calibration file, because the chance delta of a false certificate
 belongs to the rows and not to a run of the planner. Each certified ladder takes half of what is left of delta: delta/2,
@@ -29,6 +30,7 @@ import numpy as np
 from cascadeserve.artefacts import Artefact, decode_json, read_json, write_atomically, write_json
 from cascadeserve.errors import InvalidArtefact, UsageError
 from cascadeserve.gear_plan import Name
+from cascadeserve.probes import ProbeAnswers, Probes, pack_inputs
 from planner.records import (
     CalibrationRecords,
     HeldOutRecords,
@@ -46,10 +48,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from planner.probing import ProbeRows
+
 R = TypeVar("R", SearchRecords, CalibrationRecords, HeldOutRecords)
 Split = Literal["search", "calibration", "test"]
 
 _HEADER = "header"
+_PROBE_ROW = "probe_row"
+_INPUT = "input:"
 _SPLITS: dict[type[Records], Split] = {
     SearchRecords: "search",
     CalibrationRecords: "calibration",
@@ -91,8 +97,12 @@ class UseLedger(Artefact, frozen=True, kw_only=True):
         return next((use for use in self.uses if use.ladder_digest == ladder_digest), None)
 
 
-def write_records(path: Path, records: SearchRecords | CalibrationRecords | HeldOutRecords) -> None:
+def write_records(
+    path: Path, records: SearchRecords | CalibrationRecords | HeldOutRecords, probe_rows: ProbeRows | None = None
+) -> None:
     """Write records atomically; their type names the split. Folders are made.
+
+    `probe_rows` are rows of calibration records, for the certificate.
 
     Raises:
         InvalidArtefact: the records could not be read again; nothing is written.
@@ -111,7 +121,10 @@ def write_records(path: Path, records: SearchRecords | CalibrationRecords | Held
     # Names are checked on decoding only.
     decode_json(content, Header, path=path)
     file = io.BytesIO()
-    np.savez_compressed(file, **{_HEADER: np.frombuffer(content, dtype=np.uint8)}, **dict(arrays(records)))
+    probes: dict[str, NDArray[np.generic]] = {}
+    if probe_rows is not None:
+        probes = {_PROBE_ROW: probe_rows.row} | {_INPUT + name: each for name, each in probe_rows.inputs.items()}
+    np.savez_compressed(file, **{_HEADER: np.frombuffer(content, dtype=np.uint8)}, **dict(arrays(records)), **probes)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, file.getvalue())
 
@@ -141,6 +154,35 @@ def read_calibration(path: Path) -> CalibrationRecords:
     return _read(path, CalibrationRecords)
 
 
+def read_probes(path: Path) -> Probes | None:
+    """Read the probe rows of a calibration file; None: it has none. Only `planner.certificate` calls this, too.
+
+    Raises:
+        InvalidArtefact: naming the file and the array.
+
+    """
+    found = _load(path)
+    header = _header(found, path, "calibration")
+    inputs = {name.removeprefix(_INPUT): array for name, array in found.items() if name.startswith(_INPUT)}
+    row = found.get(_PROBE_ROW)
+    if row is None or not inputs:
+        return None
+    if row.dtype != np.int64 or row.ndim != 1 or not row.size or row.min() < 0 or row.max() >= len(found["truth"]):
+        raise InvalidArtefact("must be rows of this file, int64; record it again", path=path, field=_PROBE_ROW)
+    for name, array in inputs.items():
+        if array.shape[:1] != row.shape:
+            problem = f"has shape {list(array.shape)}, but there are {len(row)} probe rows; record the file again"
+            raise InvalidArtefact(problem, path=path, field=_INPUT + name)
+    answers = {
+        name: ProbeAnswers(
+            label=tuple(found[f"{name}/label"][row].tolist()),
+            certainty=tuple(found[f"{name}/certainty"][row].tolist()),
+        )
+        for name in (model.name for model in header.models)
+    }
+    return Probes(inputs=pack_inputs(inputs), answers=answers)
+
+
 def read_held_out(path: Path) -> HeldOutRecords:
     """Read the test split; errors as in `read_search`."""
     return _read(path, HeldOutRecords)
@@ -156,7 +198,10 @@ def _read(path: Path, kind: type[R]) -> R:
     needed = {"truth", "group_id"} | {f"{name}/{kind}" for name in names for kind in ("label", "certainty")}
     for name in sorted(needed - found.keys()):
         raise InvalidArtefact("is missing; record the file again", path=path, field=name)
-    for name in sorted(found.keys() - needed - {f"{name}/scores" for name in names}):
+    known = needed | {f"{name}/scores" for name in names}
+    if kind is CalibrationRecords:
+        known |= {_PROBE_ROW} | {name for name in found if name.startswith(_INPUT)}
+    for name in sorted(found.keys() - known):
         raise InvalidArtefact("is an unknown array; models are named in the header", path=path, field=name)
     records = kind(
         family=header.family,
