@@ -17,7 +17,7 @@ from orchestrator.deadlines import Deadlines
 from orchestrator.flights import Flights
 from orchestrator.request_options import NO_OPTIONS
 from orchestrator.routing import is_hosted, load_weights, with_room
-from orchestrator.rows import Segment, Ticket, bind, still_open, work_of
+from orchestrator.rows import Segment, Ticket, bind, give_up, still_open, work_of
 from orchestrator.state import Batch
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Dispatcher:
     def forget_drained(self) -> list[FamilyState]:
         """Let go of the families of earlier plans that have no rows left, and return them."""
         busy = {batch.family for batch in self.flights.batches}
-        busy |= {suspect.queue.family for suspect in self.flights.isolation.suspects}
+        busy |= {queue.family for queue, _ in self.flights.waiting_again()}
         drained = [family for family in self._leaving if family not in busy and not family.waiting_rows()]
         if drained:
             self._leaving = [family for family in self._leaving if family not in drained]
@@ -154,7 +154,7 @@ class Dispatcher:
             endpoint.generation += 1
         endpoint.up = True
         endpoint.instances = instances
-        unused = endpoint.leaving | self._made_of(endpoint.dead)
+        unused = endpoint.leaving | self._made_of(endpoint.dead) | endpoint.failing.keys()
         endpoint.hosted = {model: endpoint.hosted.get(model) for model in instances.keys() - unused}
         self._metrics.endpoint(endpoint.name, up=True, instances=instances)
         self.pump()
@@ -207,11 +207,11 @@ class Dispatcher:
             for segments in (queue.segments, *queue.halves)
             for segment in segments
         )
-        suspects = ((suspect.queue.family, suspect.segment) for suspect in self.flights.isolation.suspects)
+        again = ((queue.family, segment) for queue, segment in self.flights.waiting_again())
         on_the_way = ((batch.family, segment) for batch in self.flights.batches for segment in batch.segments)
         return any(
             family.served(stage.model) == model
-            for family, segment in (*waiting, *suspects, *on_the_way)
+            for family, segment in (*waiting, *again, *on_the_way)
             if segment.entry is not None
             for stage in segment.entry.stages[segment.stage :]
         )
@@ -242,7 +242,7 @@ class Dispatcher:
     def pump(self) -> None:
         """Send every batch that is due and has a free slot, then sleep until the next one can be due."""
         now_s = self._loop.time()
-        self.flights.isolation.try_suspect(now_s)
+        self.flights.send_again(now_s)
         while True:
             queues, due, ranks_s = [], [], []
             wake_s = float("inf")
@@ -298,11 +298,8 @@ class Dispatcher:
                     bind(segment, family.gear, family.entry)
                     segments.append(segment)
                     room -= segment.rows
-                elif segment.stage:
-                    segment.ticket.cut(segment.rows)
-                    segment.ticket.finish_rows(segment.rows)
                 else:
-                    segment.ticket.fail(DeadlineExceeded("the answer would have come too late, so it was not begun"))
+                    give_up(segment, "the answer would have come too late, so it was not begun")
             taken = [] if half else queue.take(room)
         rows = sum(segment.rows for segment in segments)
         if not rows:
@@ -322,7 +319,7 @@ class Dispatcher:
     def _refuse_waiting(self) -> None:
         for queue in self._queues:
             queue.refuse("the server is shutting down")
-        self.flights.isolation.refuse("the server is shutting down")
+        self.flights.refuse_waiting("the server is shutting down")
 
     def _let_in(self, queue: FamilyQueue, ticket: Ticket, now_s: float) -> bool:
         """Whether a request can still be answered in time behind what goes before it."""

@@ -69,6 +69,10 @@ class EndpointMonitor:
             self._dispatcher.endpoint_is_up(endpoint, instances)
             if not was_up:
                 self.on_up(endpoint)
+            opinions = self._dispatcher.flights.opinions
+            is_any_back = bool(endpoint.failing) and await opinions.look_again(endpoint, timeout_s=PROBE_TIMEOUT_S)
+            if is_any_back and endpoint.up:
+                self._dispatcher.endpoint_is_up(endpoint, endpoint.instances)
         elif endpoint.up:
             _log.warning("endpoint %s is down", endpoint.name)
             self._dispatcher.endpoint_is_down(endpoint)

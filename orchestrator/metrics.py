@@ -107,7 +107,7 @@ class Metrics:
         )
         self._retried = Counter(
             "cascadeserve_retried_rows_total",
-            "Rows sent a second time because their batch was not begun.",
+            "Rows sent a second time because their batch was not begun, or failed at another endpoint.",
             ["model"],
             registry=self.registry,
         )
@@ -174,6 +174,12 @@ class Metrics:
         self._failing = Gauge(
             "cascadeserve_instance_change_failing",
             "1 while changing the instances of a model fails and is tried again; what stood before serves on.",
+            ["endpoint", "model"],
+            registry=self.registry,
+        )
+        self._model_failing = Gauge(
+            "cascadeserve_model_failing",
+            "1 while a model answers errors only at an endpoint, and others answer the same rows; nothing is sent to it.",
             ["endpoint", "model"],
             registry=self.registry,
         )
@@ -286,6 +292,10 @@ class Metrics:
     def instance_change_failing(self, endpoint: str, model: str, *, failing: bool) -> None:
         """Raise or end the alarm about a change that fails."""
         self._failing.labels(endpoint, model).set(failing)
+
+    def model_failing(self, endpoint: str, model: str, *, failing: bool) -> None:
+        """Raise or end the alarm about a model that answers errors only."""
+        self._model_failing.labels(endpoint, model).set(failing)
 
     def foreign_load(self, endpoint: str, requests: int) -> None:
         """Show the requests of others."""

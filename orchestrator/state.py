@@ -16,10 +16,39 @@ from orchestrator.rows import ModelQueue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
-    from cascadeserve.gear_plan import Gear, GearPlan, PlannedFamily, Scheduling
+    from numpy.typing import NDArray
+
+    from cascadeserve.gear_plan import Gear, GearPlan, PlannedFamily, Scheduling, TensorSpec
     from orchestrator.backend import Backend
     from orchestrator.rows import Segment, Ticket
+
+
+# So many batches in a row have to fail, each of other rows that are answered elsewhere.
+_SURE_BATCHES = 3
+
+
+@dataclass(slots=True)
+class ErrorRun:
+    """Batches of a model that an endpoint answered with errors, since it last answered one."""
+
+    failed: int = 0
+    # so often were such rows answered by another endpoint
+    refuted: int = 0
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it is the endpoint that is wrong, and not the rows."""
+        return self.refuted >= _SURE_BATCHES
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRow:
+    """One row that a model has answered; each input has the shape [1, ...]."""
+
+    specs: Sequence[TensorSpec]
+    inputs: Sequence[NDArray[Any]]
 
 
 @dataclass(slots=True)
@@ -42,6 +71,10 @@ class EndpointState:
     leaving: set[ModelVersion] = field(default_factory=set)
     # names of models whose Python process has ended there: nothing is sent to them, or to what is made of them
     dead: set[str] = field(default_factory=set)
+    # batches that failed since the model last answered one there
+    error_runs: dict[ModelVersion, ErrorRun] = field(default_factory=dict)
+    # what answers errors only: nothing is sent to it until it answers a row that others do
+    failing: dict[ModelVersion, KnownRow] = field(default_factory=dict)
     # whether rows that may have crashed a server are tried there, one at a time: nothing else is sent to it
     reserved: bool = False
     # what may be used there, with the largest number of batches in flight (None: the slots decide)
@@ -270,6 +303,8 @@ class Batch:
     apart: bool = False
     # one row, and nothing else in flight at the endpoint
     alone: bool = False
+    # the endpoint at which these rows have failed before, if they have
+    failed_at: EndpointState | None = None
 
     @property
     def occupied(self) -> tuple[ModelVersion, ...]:
