@@ -15,6 +15,7 @@ from cascadeserve.policy.balancing import choose_endpoint
 from cascadeserve.policy.batching import DUE_FULL, NOT_DUE, due_at_s, due_reason, handicap_s, next_queue
 from orchestrator.deadlines import Deadlines
 from orchestrator.flights import Flights
+from orchestrator.passing import Passing
 from orchestrator.request_options import NO_OPTIONS
 from orchestrator.routing import is_hosted, load_weights, with_room
 from orchestrator.rows import Segment, Ticket, bind, give_up, still_open, work_of
@@ -46,6 +47,7 @@ class Dispatcher:
         self._leaving: list[FamilyState] = []
         self._queues: list[FamilyQueue] = []
         self.flights = Flights(self.endpoints, metrics=metrics, pump=self.pump)
+        self.passing = Passing(self.endpoints, metrics=metrics, pump=self.pump)
         self._deadlines = Deadlines(self._expire)
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s = float("inf")
@@ -117,7 +119,7 @@ class Dispatcher:
     @property
     def open_tickets(self) -> int:
         """Requests that have no answer yet."""
-        return self._deadlines.clear_stale()
+        return self._deadlines.clear_stale() + self.passing.open
 
     # -- from the control loops ---------------------------------------------------------------------------------
 
@@ -177,6 +179,7 @@ class Dispatcher:
         endpoint.dead.clear()
         self._metrics.endpoint(endpoint.name, up=False, instances={})
         self.flights.recall_soon(endpoint)
+        self.passing.recall(endpoint)
         self.pump()
 
     def model_is_dead(self, endpoint: EndpointState, name: str) -> None:
@@ -262,6 +265,8 @@ class Dispatcher:
                 due.append(reason)
                 ranks_s.append(queue.head_rank_s)
             chosen = next_queue(due, ranks_s)
+            if self.passing.take_turn(contested=chosen >= 0):
+                continue
             if chosen < 0:
                 break
             self._dispatch(queues[chosen], now_s)
@@ -320,6 +325,7 @@ class Dispatcher:
         for queue in self._queues:
             queue.refuse("the server is shutting down")
         self.flights.refuse_waiting("the server is shutting down")
+        self.passing.refuse("the server is shutting down")
 
     def _let_in(self, queue: FamilyQueue, ticket: Ticket, now_s: float) -> bool:
         """Whether a request can still be answered in time behind what goes before it."""

@@ -42,9 +42,7 @@ class Flights:
         self.on_dead_model: Callable[[EndpointState, str], None] = lambda *_: None
         self.batches: set[Batch] = set()
         self.opinions = SecondOpinions(endpoints, metrics=metrics, depart=self.depart)
-        self.isolation = Isolation(
-            endpoints, self.batches, metrics=metrics, opinions=self.opinions, depart=self.depart
-        )
+        self.isolation = Isolation(endpoints, self.batches, metrics=metrics, opinions=self.opinions, depart=self.depart)
         self._endpoints = endpoints
         self._metrics = metrics
         self._pump = pump

@@ -1,8 +1,8 @@
 """What becomes of the rows of a batch that failed, so that one bad row does not fail strangers.
 
 - The endpoint did not begin the batch: its rows go back to their queue; once, if the endpoint was there.
-- It answered with an error: the rows leave again in two halves, and so on; a row that fails alone is refused, if it does
-  so at a second endpoint, too (`second_opinion`).
+- It answered with an error: the rows leave again in two halves, and so on; a row that fails alone is refused, once it
+  has done so at a second endpoint, if there is one (`second_opinion`).
 - It went away, or the model's Python process ended: the rows are suspects. They are tried one at a time, by themselves,
   on one endpoint; a row that crashes it is refused. The last endpoint with the model is not risked while another may
   come back, unless half of the time until the row's deadline has passed.
@@ -87,13 +87,7 @@ class Isolation:
             return
         queue = batch.family.queues[batch.model.name]
         if isinstance(error, BatchNotTaken | NotServed):
-            if type(error) is BatchNotTaken and self._opinions.ask(batch, segments, begun=False):
-                for segment in segments:
-                    segment.retried = True
-            elif batch.alone:
-                self.suspects.appendleft(_suspect(queue, segments[0], now_s))
-            else:
-                self._retry(queue, segments, batch, error)
+            self._not_begun(queue, segments, batch, error, now_s)
         elif isinstance(error, EndpointDown | StubDead):
             if batch.alone and isinstance(error, ConnectionLost | StubDead):
                 what = "its server went away" if isinstance(error, EndpointDown) else f"Triton said: {error.answer}"
@@ -127,6 +121,17 @@ class Isolation:
                 return
             self.suspects.remove(suspect)
             self._try(suspect, endpoint, now_s)
+
+    def _not_begun(
+        self, queue: FamilyQueue, segments: list[Segment], batch: Batch, error: BackendError, now_s: float
+    ) -> None:
+        if type(error) is BatchNotTaken and self._opinions.ask(batch, segments, begun=False):
+            for segment in segments:
+                segment.retried = True
+        elif batch.alone:
+            self.suspects.appendleft(_suspect(queue, segments[0], now_s))
+        else:
+            self._retry(queue, segments, batch, error)
 
     def _retry(self, queue: FamilyQueue, segments: list[Segment], batch: Batch, error: BackendError) -> None:
         again = segments

@@ -179,8 +179,15 @@ class Metrics:
         )
         self._model_failing = Gauge(
             "cascadeserve_model_failing",
-            "1 while a model answers errors only at an endpoint, and others answer the same rows; nothing is sent to it.",
+            "1 while a model answers errors only at an endpoint, for rows that others answer; nothing is sent to it.",
             ["endpoint", "model"],
+            registry=self.registry,
+        )
+        self._passed_s = Histogram(
+            "cascadeserve_passed_request_seconds",
+            "Time to the answer of requests that were passed on to a model that is no cascade, from its slot on.",
+            ["endpoint", "model"],
+            buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
         )
         self._foreign = Gauge(
@@ -296,6 +303,10 @@ class Metrics:
     def model_failing(self, endpoint: str, model: str, *, failing: bool) -> None:
         """Raise or end the alarm about a model that answers errors only."""
         self._model_failing.labels(endpoint, model).set(failing)
+
+    def passed(self, endpoint: str, model: str, duration_s: float) -> None:
+        """Record a request that was passed on and answered."""
+        self._passed_s.labels(endpoint, model).observe(duration_s)
 
     def foreign_load(self, endpoint: str, requests: int) -> None:
         """Show the requests of others."""

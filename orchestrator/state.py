@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cascadeserve.gear_plan import LadderEntry, Stage
 from cascadeserve.gear_work import full_batches_s
@@ -49,6 +49,18 @@ class KnownRow:
 
     specs: Sequence[TensorSpec]
     inputs: Sequence[NDArray[Any]]
+
+
+class Load(Protocol):
+    """What takes a slot of an endpoint."""
+
+    @property
+    def occupied(self) -> Sequence[ModelVersion]:
+        """The model, and those that it is composed of."""
+
+    @property
+    def work_s(self) -> float:
+        """Device-seconds it is expected to take."""
 
 
 @dataclass(slots=True)
@@ -106,15 +118,15 @@ class EndpointState:
                 return False
         return True
 
-    def depart(self, batch: Batch) -> None:
-        """Count a batch that leaves for this endpoint."""
+    def depart(self, batch: Load) -> None:
+        """Count a batch, or what counts as one, that leaves for this endpoint."""
         self.in_flight += 1
         for model in batch.occupied:
             self.in_flight_by_model[model] = self.in_flight_by_model.get(model, 0) + 1
         self.work_s += batch.work_s
         self.sent_s += batch.work_s
 
-    def arrive(self, batch: Batch) -> None:
+    def arrive(self, batch: Load) -> None:
         """Count its answer, whatever it was."""
         self.in_flight -= 1
         self.answers += 1

@@ -64,16 +64,19 @@ class Hub:
         settings: ServeSettings,
         *,
         models: Callable[[], Iterable[str]],
+        others: Callable[[], list[str]],
         metrics: counted.Metrics,
         on_overload: Callable[[str, float], None],
     ) -> None:
-        """`models` names what the data plane serves; requests that a front refuses are counted in `metrics`.
+        """`models` names what the data plane serves, `others` what fronts refuse to pass on.
 
-        `on_overload` is told of those that its entry refused: the family, and how many rows they may have had.
+        Requests that a front refuses are counted in `metrics`; `on_overload` is told of those that its entry refused:
+        the family, and how many rows they may have had.
         """
         self._data_plane = data_plane
         self._settings = settings
         self._models = models
+        self._others = others
         self._told: Service | None = None
         self._fronts = [
             Front(number, data_plane, settings, metrics, service=self._service, on_overload=on_overload)
@@ -136,7 +139,7 @@ class Hub:
         models = {name: plane.model_metadata(name, "") for name in self._models()}
         ready = [name for name in models if plane.model_ready(name, "")]
         configs = {name: plane.model_config(name, "") for name in models}
-        return Service(plane.ready(), plane.server_metadata(), models, configs, ready)
+        return Service(plane.ready(), plane.server_metadata(), models, configs, ready, self._others())
 
 
 class Front:

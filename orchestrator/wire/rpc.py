@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from cascadeserve.errors import InvalidRequest, NotFound, NotSupported, Overloaded, RequestError
+from cascadeserve.errors import InvalidRequest, NotFound, NotSupported, Overloaded, RequestError, Unavailable
 from orchestrator.wire.codec_grpc import check_version, decode_infer_request, encode_infer_response, model_of
 from orchestrator.wire.codec_grpc_models import (
     encode_model_config,
@@ -26,6 +26,7 @@ from orchestrator.wire.codec_grpc_models import (
 )
 from orchestrator.wire.limits import Limits
 from orchestrator.wire.not_offered import RPCS
+from orchestrator.wire.others import RefusedBehind
 from orchestrator.wire.rpc_health import add_services
 from orchestrator.wire.rpc_stream import answer_stream
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
@@ -33,6 +34,7 @@ from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from orchestrator.wire.others import Others
     from orchestrator.wire.tensors import DataPlane
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -59,7 +61,12 @@ _KEEPALIVE = (
 
 
 def build_rpc_server(
-    data_plane: DataPlane, *, max_message_bytes: int, reuse_port: bool = False, limits: Limits | None = None
+    data_plane: DataPlane,
+    *,
+    others: Others | None = None,
+    max_message_bytes: int,
+    reuse_port: bool = False,
+    limits: Limits | None = None,
 ) -> grpc.aio.Server:
     """Make the gRPC server; the caller binds its port.
 
@@ -77,7 +84,7 @@ def build_rpc_server(
             *_KEEPALIVE,
         ],
     )
-    server.add_generic_rpc_handlers((_handlers(InferenceServicer(data_plane, limits)),))
+    server.add_generic_rpc_handlers((_handlers(InferenceServicer(data_plane, others, limits)),))
     add_services(server, data_plane, _SERVICE.full_name)
     return server
 
@@ -134,6 +141,8 @@ async def _outcome(answer: Awaitable[Any]) -> tuple[Any, _Failure | None]:
             after_ms = math.ceil(1e3 * error.retry_after_s)
             return None, _Failure(code, sentence, ((_PUSH_BACK, str(after_ms)),))
         return None, _Failure(code, sentence)
+    except RefusedBehind as error:
+        return None, _Failure(error.code, error.sentence)
     except Exception:
         logger.exception("request failed")
         return None, _Failure(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
@@ -165,8 +174,9 @@ def _not_offered(name: str) -> Rpc:
 class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """`inference.GRPCInferenceService` over the data plane; its RPCs are named by the protocol."""
 
-    def __init__(self, data_plane: DataPlane, limits: Limits) -> None:
+    def __init__(self, data_plane: DataPlane, others: Others | None, limits: Limits) -> None:
         self._data_plane = data_plane
+        self._others = others
         self._max_listed_elements = limits.max_listed_elements
 
     @_answered
@@ -184,8 +194,10 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         """Answer whether a model can be asked now; an unknown one cannot, as in Triton."""
         check_version(request.version)
         try:
+            if self._others is not None and self._others.has(request.name):
+                return await self._pass_on("ModelReady", request)
             ready = self._data_plane.model_ready(request.name, request.version)
-        except NotFound:
+        except (NotFound, Unavailable):
             ready = False
         return service_pb2.ModelReadyResponse(ready=ready)
 
@@ -201,12 +213,16 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     async def ModelMetadata(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
         """Describe a model."""
         check_version(request.version)
+        if self._others is not None and self._others.has(request.name):
+            return await self._pass_on("ModelMetadata", request)
         return encode_model_metadata(self._data_plane.model_metadata(request.name, request.version))
 
     @_answered
     async def ModelConfig(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
         """Tell how a model is configured."""
         check_version(request.version)
+        if self._others is not None and self._others.has(request.name):
+            return await self._pass_on("ModelConfig", request)
         return encode_model_config(self._data_plane.model_config(request.name, request.version))
 
     @_answered
@@ -248,10 +264,17 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     async def _infer(self, request: Any, context: Context) -> Any:  # noqa: ANN401
         if isinstance(request, _Unreadable):
             raise InvalidRequest(_UNREADABLE)
+        if self._others is not None and self._others.has(request.model_name):
+            model, version = request.model_name, request.model_version
+            return await self._others.rpc("ModelInfer", request, model, version, context.time_remaining())
         infer_request = decode_infer_request(
             request, context.time_remaining(), max_listed_elements=self._max_listed_elements
         )
         return encode_infer_response(infer_request, await self._data_plane.infer(infer_request))
+
+    async def _pass_on(self, name: str, request: Any) -> Any:  # noqa: ANN401
+        assert self._others is not None
+        return await self._others.rpc(name, request, request.name, request.version, None)
 
     RepositoryModelLoad = _not_offered("RepositoryModelLoad")
     RepositoryModelUnload = _not_offered("RepositoryModelUnload")
