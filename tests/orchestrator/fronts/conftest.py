@@ -51,6 +51,7 @@ def hub_over(echo: ClosableEcho, wanted: ServeSettings, metrics: Metrics) -> Hub
         echo,
         wanted,
         models=lambda: MODELS,
+        others=lambda: ["guest"],
         metrics=metrics,
         on_overload=lambda family, _rows: metrics.request(family, "Overloaded", 0.0),
     )

@@ -9,9 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cascadeserve.errors import DeadlineExceeded, InternalError, InvalidRequest, NotFound, RequestError, Unavailable
+from cascadeserve.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    NotSupported,
+    RequestError,
+    Unavailable,
+)
 from orchestrator.fronts import front as front_module
 from orchestrator.wire.descriptions import Duration, ModelStatistics
+from orchestrator.wire.exchange import Call
 from orchestrator.wire.tensors import RequestedOutput, Tensor
 from tests.orchestrator.fronts.conftest import IMAGE, Joined, image_request
 from tests.orchestrator.wire.echo_plane import MODELS
@@ -204,3 +213,13 @@ async def test_a_front_waits_while_the_dispatcher_does_not_keep_up(joined: Joine
     assert not joined.echo.requests
     joined.plane._link.resume_writing()
     assert (await asking).outputs
+
+
+async def test_what_is_no_cascade_is_refused_here_in_a_sentence(joined: Joined) -> None:
+    plane = joined.plane
+    assert plane.has("guest")
+    assert not any(plane.has(name) for name in (*MODELS, "nobody"))
+    with pytest.raises(NotSupported, match="model 'guest' is no cascade, and a server with --fronts passes nothing on"):
+        await plane.http(Call("guest"), "infer")
+    with pytest.raises(NotSupported, match="model 'guest' is no cascade"):
+        await plane.rpc("ModelInfer", None, "guest", "", None)
