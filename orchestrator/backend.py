@@ -35,6 +35,10 @@ class ConnectionLost(EndpointDown):
     """The connection broke while the batch was under way, as it does when the server crashes."""
 
 
+class ModelSilent(BackendError):  # noqa: N818
+    """The server is there and other models of it answer; this one did not within any time that it may need."""
+
+
 class CallRejected(BackendError):  # noqa: N818
     """The server is there and answered with an error."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InternalError, Unavailable
 from orchestrator.answers import absorb
-from orchestrator.backend import BackendError, EndpointDown, NotServed, StubDead
+from orchestrator.backend import BackendError, EndpointDown, ModelSilent, NotServed, StubDead
 from orchestrator.isolation import Isolation
 from orchestrator.rows import gather
 from orchestrator.second_opinion import SecondOpinions
@@ -16,6 +16,7 @@ from orchestrator.second_opinion import SecondOpinions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from orchestrator.backend import ModelVersion
     from orchestrator.metrics import Metrics
     from orchestrator.rows import Segment, Ticket
     from orchestrator.state import Batch, EndpointState, FamilyQueue
@@ -89,6 +90,12 @@ class Flights:
         if batches:
             error = EndpointDown(f"endpoint '{endpoint.name}' does not answer any more")
             self._loop.call_later(_LAST_WORDS_S, self.recall, batches, error)
+
+    def model_is_silent(self, endpoint: EndpointState, model: ModelVersion) -> None:
+        """Send nothing more to a model that hangs there, if it is elsewhere too, and try its rows there."""
+        batches = [batch for batch in self.batches if batch.endpoint is endpoint and batch.model == model]
+        if batches and self.opinions.is_silent(endpoint, model):
+            self.recall(batches, ModelSilent(f"'{model}' does not answer at endpoint '{endpoint.name}'"))
 
     async def close(self) -> None:
         """End the calls in flight."""

@@ -49,6 +49,8 @@ class SecondOpinions:
         self._endpoints = endpoints
         self._metrics = metrics
         self._depart = depart
+        # what hangs somewhere, until another endpoint answers a row of it
+        self._row_wanted: set[ModelVersion] = set()
 
     def ask(self, batch: Batch, segments: list[Segment], *, begun: bool = True) -> bool:
         """Note that a batch failed, and have its rows tried elsewhere; returns False where nothing is learnt from it.
@@ -57,7 +59,7 @@ class SecondOpinions:
         """
         run = batch.endpoint.error_runs.setdefault(batch.model, ErrorRun())
         run.failed += 1
-        is_first = begun and batch.rows > 1 and run.failed == 1
+        is_first = begun and batch.rows > 1 and run.failed == 1 and batch.endpoint.hosts(batch.model)
         if batch.failed_at is not None or is_first or not self._others(batch.model, batch.endpoint):
             return False
         self.waiting.append(Stray(batch.family.queues[batch.model.name], segments, batch.endpoint))
@@ -67,6 +69,8 @@ class SecondOpinions:
         """Draw the conclusion from a batch that was answered."""
         model = batch.model
         batch.endpoint.error_runs.pop(model, None)
+        if model in self._row_wanted:
+            self._keep_row(batch)
         wrong = batch.failed_at
         run = None if wrong is None else wrong.error_runs.get(model)
         if wrong is None or run is None:
@@ -77,11 +81,16 @@ class SecondOpinions:
                 "endpoint %s: the last %d batches of %s failed there, none was answered, and others answer their rows; "
                 "nothing is sent to it until it answers one", wrong.name, run.failed, model,
             )  # fmt: skip
-            specs = batch.family.plan.inputs
-            row = [batch.segments[0].gather(position)[:1].copy() for position in range(len(specs))]
-            wrong.failing[model] = KnownRow(specs, row)
-            wrong.hosted.pop(model, None)
-            self._metrics.model_failing(wrong.name, model.name, failing=True)
+            self._take_out(wrong, model)
+            self._keep_row(batch)
+
+    def is_silent(self, endpoint: EndpointState, model: ModelVersion) -> bool:
+        """Take a model out of use that hangs there; False if it is nowhere else."""
+        if model in endpoint.failing or not self._others(model, endpoint):
+            return False
+        _log.error("endpoint %s: %s hangs; nothing is sent to it until it answers", endpoint.name, model)
+        self._take_out(endpoint, model)
+        return True
 
     def send(self, now_s: float) -> None:
         """Send what waits and has room elsewhere; where no other endpoint is left, the rows wait with all others."""
@@ -135,6 +144,21 @@ class SecondOpinions:
                 )
             )  # fmt: skip
 
+    def _take_out(self, endpoint: EndpointState, model: ModelVersion) -> None:
+        endpoint.failing[model] = None
+        endpoint.hosted.pop(model, None)
+        self._row_wanted.add(model)
+        self._metrics.model_failing(endpoint.name, model.name, failing=True)
+
+    def _keep_row(self, batch: Batch) -> None:
+        """Keep a row that was answered, for endpoints where the model has yet to answer one."""
+        specs = batch.family.plan.inputs
+        row = [batch.segments[0].gather(position)[:1].copy() for position in range(len(specs))]
+        self._row_wanted.discard(batch.model)
+        for endpoint in self._endpoints:
+            if batch.model in endpoint.failing and endpoint.failing[batch.model] is None:
+                endpoint.failing[batch.model] = KnownRow(specs, row)
+
     def _is_back(self, endpoint: EndpointState, model: ModelVersion) -> None:
         endpoint.failing.pop(model, None)
         endpoint.error_runs.pop(model, None)
@@ -143,6 +167,8 @@ class SecondOpinions:
 
 async def _answers(endpoint: EndpointState, model: ModelVersion, timeout_s: float) -> bool:
     known = endpoint.failing[model]
+    if known is None:
+        return False
     try:
         await endpoint.backend.infer(model, known.specs, known.inputs, want_scores=False, timeout_s=timeout_s)
     except BackendError:

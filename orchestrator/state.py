@@ -85,8 +85,8 @@ class EndpointState:
     dead: set[str] = field(default_factory=set)
     # batches that failed since the model last answered one there
     error_runs: dict[ModelVersion, ErrorRun] = field(default_factory=dict)
-    # what answers errors only: nothing is sent to it until it answers a row that others do
-    failing: dict[ModelVersion, KnownRow] = field(default_factory=dict)
+    # what answers errors only or hangs: nothing is sent to it until it answers a row that others do, once one is known
+    failing: dict[ModelVersion, KnownRow | None] = field(default_factory=dict)
     # whether rows that may have crashed a server are tried there, one at a time: nothing else is sent to it
     reserved: bool = False
     # what may be used there, with the largest number of batches in flight (None: the slots decide)
@@ -96,6 +96,7 @@ class EndpointState:
     in_flight_by_model: dict[ModelVersion, int] = field(default_factory=dict)
     # batches that came back, whatever the answer was
     answers: int = 0
+    answers_by_model: dict[ModelVersion, int] = field(default_factory=dict)
     # device-seconds sent and not yet answered
     work_s: float = 0.0
     # device-seconds sent since any endpoint last came up: equals are told apart by it
@@ -132,6 +133,7 @@ class EndpointState:
         self.answers += 1
         for model in batch.occupied:
             self.in_flight_by_model[model] -= 1
+            self.answers_by_model[model] = self.answers_by_model.get(model, 0) + 1
         # exactly 0 when idle: rounding left over would break ties between endpoints
         self.work_s = self.work_s - batch.work_s if self.in_flight else 0.0
 
