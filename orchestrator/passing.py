@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Send = Callable[[Backend], Awaitable[Any]]
 
-# An answer is waited for so long where the client states no deadline.
+# An answer is waited for so long, or until the client's deadline if that is sooner.
 LIMIT_S = 60.0
 # what needs no device
 _TALK_LIMIT_S = 5.0
@@ -122,7 +122,7 @@ class Passing:
 
     def take_turn(self, *, contested: bool) -> bool:
         """Give a free slot to a request that waits; every second one where a batch could leave as well."""
-        if not self._waiting:
+        if not self._waiting or not any(each.up and each.in_flight <= each.slots for each in self._endpoints):
             return False
         if contested and self._had_turn:
             self._had_turn = False
@@ -147,15 +147,18 @@ class Passing:
                 task.cancel()
 
     def refuse(self, why: str) -> None:
-        """Answer that what waits cannot be served now."""
+        """Answer that what waits cannot be served now, and end the calls under way."""
+        self.is_closing = lambda: True
+        for task in self._calls:
+            task.cancel()
         while self._waiting:
             self._waiting.popleft().slot.set_exception(Unavailable(why))
 
     # -- helpers of the above -----------------------------------------------------------------------------------
 
     async def _answer(self, model: str, version: str, send: Send, *, infers: bool, limit_s: float | None = None) -> Any:  # noqa: ANN401 - whatever the server says
-        if limit_s is None:
-            limit_s = LIMIT_S if infers else _TALK_LIMIT_S
+        longest_s = LIMIT_S if infers else _TALK_LIMIT_S
+        limit_s = longest_s if limit_s is None else min(limit_s, longest_s)
         if self.is_closing():
             raise Unavailable("the server is shutting down; try another one")
         self.open += 1
@@ -173,12 +176,12 @@ class Passing:
         lost: EndpointState | None = None
         while True:
             hosts = self._hosts(model, version, lost)
-            if not hosts:
+            if not hosts or (lost is not None and self.is_closing()):
                 raise Unavailable(f"no endpoint serves model '{model}' now; try again shortly")
             endpoint, passed = await self._slot(model, version, lost) if infers else (min(hosts, key=_load)[0], None)
             began_s = self._loop.time()
             try:
-                answer = await self._call(endpoint, send)
+                answer = await self._call(endpoint, send, passed)
             except EndpointDown as error:
                 self.on_lost(endpoint)
                 if lost is not None:
@@ -186,12 +189,10 @@ class Passing:
                 lost = endpoint
             else:
                 if infers:
-                    self._learn(endpoint, model, self._loop.time() - began_s)
+                    took_s = self._loop.time() - began_s
+                    self._times_s[model] = (1.0 - _MEMORY) * self._times_s.get(model, took_s) + _MEMORY * took_s
+                    self._metrics.passed(endpoint.name, model, took_s)
                 return answer
-            finally:
-                if passed is not None:
-                    endpoint.arrive(passed)
-                    self._pump()
 
     async def _slot(self, model: str, version: str, lost: EndpointState | None) -> tuple[EndpointState, Passed]:
         if len(self._waiting) >= MAX_WAITING:
@@ -210,18 +211,29 @@ class Passing:
                 self._pump()
             raise
 
-    async def _call(self, endpoint: EndpointState, send: Send) -> Any:  # noqa: ANN401
+    async def _call(self, endpoint: EndpointState, send: Send, passed: Passed | None) -> Any:  # noqa: ANN401
+        """Send; the slot stays busy until the answer, as the device does, whether or not somebody waits for it."""
         task = asyncio.ensure_future(send(endpoint.backend))
         self._calls[task] = endpoint
+        limit = self._loop.call_later(LIMIT_S, task.cancel)
+
+        def ended(_: asyncio.Future[Any]) -> None:
+            limit.cancel()
+            del self._calls[task]
+            if not task.cancelled():
+                task.exception()  # looked at, also where nobody waits
+            if passed is not None:
+                endpoint.arrive(passed)
+                self._pump()
+
+        task.add_done_callback(ended)
         try:
-            return await task
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             current = asyncio.current_task()
-            if current is not None and current.cancelling():
+            if not task.cancelled() or (current is not None and current.cancelling()):
                 raise
             raise EndpointDown(f"endpoint '{endpoint.name}' does not answer any more") from None
-        finally:
-            del self._calls[task]
 
     def _hosts(self, model: str, version: str, lost: EndpointState | None) -> list[tuple[EndpointState, ModelVersion]]:
         """Endpoints with the model, and its version there; of a version that is nowhere they may say so themselves."""
@@ -233,11 +245,6 @@ class Passing:
             if each.name == model
         ]
         return [host for host in hosts if str(host[1].version) == version] or hosts
-
-    def _learn(self, endpoint: EndpointState, model: str, took_s: float) -> None:
-        before_s = self._times_s.get(model, took_s)
-        self._times_s[model] = before_s + _MEMORY * (took_s - before_s)
-        self._metrics.passed(endpoint.name, model, took_s)
 
 
 def _load(host: tuple[EndpointState, ModelVersion]) -> tuple[float, float]:
