@@ -101,10 +101,7 @@ class Passing:
         infers = verb == "infer"
         method, path = "POST" if infers else "GET", f"{path}/{verb}" if verb else path
         got = await self._answer(
-            call.model,
-            call.version,
-            lambda backend: backend.pass_http(method, path, given, call.body),
-            infers=infers,
+            call.model, call.version, lambda backend: backend.pass_http(method, path, given, call.body), infers=infers
         )
         shown = {
             name: got.headers[key].decode("latin-1") for key, name in _PASSED_HEADERS.items() if key in got.headers
