@@ -93,6 +93,11 @@ class Orchestrator:
             self.dispatcher, self.metrics, self.entry, on_arrival=self.gear_loop.on_arrival, max_rows=max_rows
         )
 
+        passing = self.dispatcher.passing
+        passing.is_ours = lambda model: model in self.dispatcher.families or self.reconciler.owns(model)
+        passing.is_closing = lambda: self.data_plane.refusing
+        passing.on_lost = lambda endpoint: self.monitors[endpoint.name].kick()
+
     async def run_loops(self) -> None:
         """Run every control loop; if one ends, all end and the error is raised."""
         async with asyncio.TaskGroup() as group:
@@ -216,15 +221,16 @@ def _front_door(orchestrator: Orchestrator, settings: ServeSettings) -> FrontDoo
     data_plane, dispatcher, metrics = orchestrator.data_plane, orchestrator.dispatcher, orchestrator.metrics
     if settings.fronts:
         hub = Hub(
-            data_plane, settings, models=lambda: dispatcher.families, metrics=metrics, on_refusal=orchestrator.refused
-        )
+            data_plane, settings, models=lambda: dispatcher.families, others=dispatcher.passing.names, metrics=metrics,
+            on_refusal=orchestrator.refused,
+        )  # fmt: skip
         orchestrator.on_look = lambda queues: hub.show(queues, orchestrator.entry.lag_s())
         return hub
 
     async def show_metrics() -> tuple[bytes, str]:
         return metrics.render()
 
-    return FrontDoor(data_plane, dispatcher, settings, metrics=show_metrics)
+    return FrontDoor(data_plane, dispatcher, settings, others=dispatcher.passing, metrics=show_metrics)
 
 
 def _install_signal_handlers(stop: asyncio.Event) -> None:

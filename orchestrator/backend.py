@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from cascadeserve.gear_plan import TensorSpec
+    from cascadeserve.http_connection import HttpAnswer
 
 
 class BackendError(Exception):
@@ -32,6 +33,10 @@ class NoConnection(BatchNotTaken):
 
 class ConnectionLost(EndpointDown):
     """The connection broke while the batch was under way, as it does when the server crashes."""
+
+
+class ModelSilent(BackendError):  # noqa: N818
+    """The server is there and other models of it answer; this one did not within any time that it may need."""
 
 
 class CallRejected(BackendError):  # noqa: N818
@@ -111,6 +116,12 @@ class Backend(Protocol):
 
         A model whose Python process has ended is held for up to a minute yet.
         """
+
+    async def pass_http(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+        """Send a request of somebody's as it is; any answer is returned."""
+
+    async def pass_rpc(self, name: str, request: Any) -> Any:  # noqa: ANN401 - untyped protobuf
+        """The same with a message of GRPCInferenceService; also raises RefusedBehind with the status it ended with."""
 
     async def close(self) -> None:
         """Close the connection."""

@@ -15,9 +15,10 @@ from cascadeserve.policy.balancing import choose_endpoint
 from cascadeserve.policy.batching import DUE_FULL, NOT_DUE, due_at_s, due_reason, handicap_s, next_queue
 from orchestrator.deadlines import Deadlines
 from orchestrator.flights import Flights
+from orchestrator.passing import Passing
 from orchestrator.request_options import NO_OPTIONS
 from orchestrator.routing import is_hosted, load_weights, with_room, work_there_s
-from orchestrator.rows import Segment, Ticket, bind, still_open, work_of
+from orchestrator.rows import Segment, Ticket, bind, give_up, still_open, work_of
 from orchestrator.state import Batch
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Dispatcher:
         self._leaving: list[FamilyState] = []
         self._queues: list[FamilyQueue] = []
         self.flights = Flights(self.endpoints, metrics=metrics, pump=self.pump)
+        self.passing = Passing(self.endpoints, metrics=metrics, pump=self.pump)
         self._deadlines = Deadlines(self._expire)
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s = float("inf")
@@ -119,7 +121,7 @@ class Dispatcher:
     @property
     def open_tickets(self) -> int:
         """Requests that have no answer yet."""
-        return self._deadlines.clear_stale()
+        return self._deadlines.clear_stale() + self.passing.open
 
     # -- from the control loops ---------------------------------------------------------------------------------
 
@@ -141,7 +143,7 @@ class Dispatcher:
     def forget_drained(self) -> list[FamilyState]:
         """Let go of the families of earlier plans that have no rows left, and return them."""
         busy = {batch.family for batch in self.flights.batches}
-        busy |= {suspect.queue.family for suspect in self.flights.isolation.suspects}
+        busy |= {queue.family for queue, _ in self.flights.waiting_again()}
         drained = [family for family in self._leaving if family not in busy and not family.waiting_rows()]
         if drained:
             self._leaving = [family for family in self._leaving if family not in drained]
@@ -156,7 +158,7 @@ class Dispatcher:
             endpoint.generation += 1
         endpoint.up = True
         endpoint.instances = instances
-        unused = endpoint.leaving | self._made_of(endpoint.dead)
+        unused = endpoint.leaving | self._made_of(endpoint.dead) | endpoint.failing.keys()
         endpoint.hosted = {model: endpoint.hosted.get(model) for model in instances.keys() - unused}
         self._metrics.endpoint(endpoint.name, up=True, instances=instances)
         self.pump()
@@ -179,6 +181,7 @@ class Dispatcher:
         endpoint.dead.clear()
         self._metrics.endpoint(endpoint.name, up=False, instances={})
         self.flights.recall_soon(endpoint)
+        self.passing.recall(endpoint)
         self.pump()
 
     def model_is_dead(self, endpoint: EndpointState, name: str) -> None:
@@ -209,11 +212,11 @@ class Dispatcher:
             for segments in (queue.segments, *queue.halves)
             for segment in segments
         )
-        suspects = ((suspect.queue.family, suspect.segment) for suspect in self.flights.isolation.suspects)
+        again = ((queue.family, segment) for queue, segment in self.flights.waiting_again())
         on_the_way = ((batch.family, segment) for batch in self.flights.batches for segment in batch.segments)
         return any(
             family.served(stage.model) == model
-            for family, segment in (*waiting, *suspects, *on_the_way)
+            for family, segment in (*waiting, *again, *on_the_way)
             if segment.entry is not None
             for stage in segment.entry.stages[segment.stage :]
         )
@@ -244,7 +247,7 @@ class Dispatcher:
     def pump(self) -> None:
         """Send every batch that is due and has a free slot, then sleep until the next one can be due."""
         now_s = self._loop.time()
-        self.flights.isolation.try_suspect(now_s)
+        self.flights.send_again(now_s)
         while True:
             queues, due, ranks_s = [], [], []
             wake_s = float("inf")
@@ -264,6 +267,8 @@ class Dispatcher:
                 due.append(reason)
                 ranks_s.append(queue.head_rank_s)
             chosen = next_queue(due, ranks_s)
+            if self.passing.take_turn(contested=chosen >= 0):
+                continue
             if chosen < 0:
                 break
             self._dispatch(queues[chosen], now_s)
@@ -300,11 +305,8 @@ class Dispatcher:
                     bind(segment, family.gear, family.entry)
                     segments.append(segment)
                     room -= segment.rows
-                elif segment.stage:
-                    segment.ticket.cut(segment.rows)
-                    segment.ticket.finish_rows(segment.rows)
                 else:
-                    segment.ticket.fail(DeadlineExceeded("the answer would have come too late, so it was not begun"))
+                    give_up(segment, "the answer would have come too late, so it was not begun")
             taken = [] if half else queue.take(room)
         rows = sum(segment.rows for segment in segments)
         if not rows:
@@ -324,7 +326,8 @@ class Dispatcher:
     def _refuse_waiting(self) -> None:
         for queue in self._queues:
             queue.refuse("the server is shutting down")
-        self.flights.isolation.refuse("the server is shutting down")
+        self.flights.refuse_waiting("the server is shutting down")
+        self.passing.refuse("the server is shutting down")
 
     def _let_in(self, queue: FamilyQueue, ticket: Ticket, now_s: float, until_s: float) -> bool:
         """Whether a request can still be answered by a time behind what waits and goes before it.

@@ -6,18 +6,20 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from cascadeserve.errors import InternalError
+from cascadeserve.errors import InternalError, Unavailable
 from orchestrator.answers import absorb
-from orchestrator.backend import BackendError, EndpointDown, NotServed, StubDead
+from orchestrator.backend import BackendError, EndpointDown, ModelSilent, NotServed, StubDead
 from orchestrator.isolation import Isolation
 from orchestrator.rows import gather
+from orchestrator.second_opinion import SecondOpinions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from orchestrator.backend import ModelVersion
     from orchestrator.metrics import Metrics
-    from orchestrator.rows import Ticket
-    from orchestrator.state import Batch, EndpointState
+    from orchestrator.rows import Segment, Ticket
+    from orchestrator.state import Batch, EndpointState, FamilyQueue
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +42,8 @@ class Flights:
         # told of the endpoint and the name of a model
         self.on_dead_model: Callable[[EndpointState, str], None] = lambda *_: None
         self.batches: set[Batch] = set()
-        self.isolation = Isolation(endpoints, self.batches, metrics=metrics, depart=self.depart)
+        self.opinions = SecondOpinions(endpoints, metrics=metrics, depart=self.depart)
+        self.isolation = Isolation(endpoints, self.batches, metrics=metrics, opinions=self.opinions, depart=self.depart)
         self._endpoints = endpoints
         self._metrics = metrics
         self._pump = pump
@@ -57,6 +60,23 @@ class Flights:
         self._tasks[batch] = task
         task.add_done_callback(lambda _: self._ended(batch))
 
+    def send_again(self, now_s: float) -> None:
+        """Send rows of batches that failed, where they go before all that waits."""
+        self.opinions.send(now_s)
+        self.isolation.try_suspect(now_s)
+
+    def waiting_again(self) -> list[tuple[FamilyQueue, Segment]]:
+        """Such rows that have not left yet, with the queues that they came from."""
+        strays = [(stray.queue, segment) for stray in self.opinions.waiting for segment in stray.segments]
+        return strays + [(suspect.queue, suspect.segment) for suspect in self.isolation.suspects]
+
+    def refuse_waiting(self, why: str) -> None:
+        """Answer that they cannot be served now."""
+        for _, segment in self.waiting_again():
+            segment.ticket.fail(Unavailable(why))
+        self.opinions.waiting.clear()
+        self.isolation.suspects.clear()
+
     def recall(self, batches: Iterable[Batch], error: BackendError) -> None:
         """Wait no longer for those of these batches that are still in flight: they have failed."""
         for batch in batches:
@@ -70,6 +90,12 @@ class Flights:
         if batches:
             error = EndpointDown(f"endpoint '{endpoint.name}' does not answer any more")
             self._loop.call_later(_LAST_WORDS_S, self.recall, batches, error)
+
+    def model_is_silent(self, endpoint: EndpointState, model: ModelVersion) -> None:
+        """Send nothing more to a model that hangs there, if it is elsewhere too, and try its rows there."""
+        batches = [batch for batch in self.batches if batch.endpoint is endpoint and batch.model == model]
+        if batches and self.opinions.is_silent(endpoint, model):
+            self.recall(batches, ModelSilent(f"'{model}' does not answer at endpoint '{endpoint.name}'"))
 
     async def close(self) -> None:
         """End the calls in flight."""
@@ -95,6 +121,7 @@ class Flights:
             duration_s = self._loop.time() - started_s
             self._metrics.batch(endpoint.name, batch.model.name, batch.rows, duration_s)
             self._metrics.statistics.batch(batch, started_s, duration_s)
+            self.opinions.answered(batch)
             taken = absorb(batch, answer, self._endpoints, self._metrics, self._loop.time())
         except BackendError as error:
             self._failed(batch, error)

@@ -18,6 +18,8 @@ from orchestrator.wire.tls import Tls, TlsFiles
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from orchestrator.wire.others import Others
+
 _log = logging.getLogger(__name__)
 
 
@@ -71,12 +73,14 @@ class FrontDoor:
         requests: OpenRequests,
         settings: ServeSettings,
         *,
+        others: Others,
         metrics: Callable[[], Awaitable[tuple[bytes, str]]],
         shares_ports: bool = False,
     ) -> None:
-        """`requests` are those of the data plane; `metrics` gives body and content type of `GET /metrics`.
+        """`requests` are those of the data plane; `others` has what is no cascade.
 
-        `shares_ports` says that other front processes listen on the same ports.
+        `metrics` gives body and content type of `GET /metrics`; `shares_ports` says that other front processes listen
+        on the same ports.
 
         Raises:
             InvalidArtefact: the files for TLS cannot be used.
@@ -97,6 +101,7 @@ class FrontDoor:
             limits = replace(limits, max_connections=allowed)
         self._rest = RestServer(
             data_plane,
+            others=others,
             max_body_bytes=settings.max_request_bytes,
             metrics=metrics,
             closing=lambda: data_plane.draining,
@@ -105,6 +110,7 @@ class FrontDoor:
         )
         self._rpc = build_rpc_server(
             data_plane,
+            others=others,
             max_message_bytes=settings.max_request_bytes,
             ending=self._ending,
             reuse_port=shares_ports,

@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from orchestrator.backend import BackendError
+from orchestrator.silent_models import SilentModels
 from orchestrator.supervise import Kick
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class EndpointMonitor:
         self.kick = Kick()
         self._endpoint = endpoint
         self._dispatcher = dispatcher
+        self._silent_models = SilentModels(endpoint, dispatcher.endpoints)
         # how many batches had come back, and since when no more have while some are in flight
         self._answers = 0
         self._silent_since_s = 0.0
@@ -69,6 +71,10 @@ class EndpointMonitor:
             self._dispatcher.endpoint_is_up(endpoint, instances)
             if not was_up:
                 self.on_up(endpoint)
+            opinions = self._dispatcher.flights.opinions
+            is_any_back = bool(endpoint.failing) and await opinions.look_again(endpoint, timeout_s=PROBE_TIMEOUT_S)
+            if is_any_back and endpoint.up:
+                self._dispatcher.endpoint_is_up(endpoint, endpoint.instances)
         elif endpoint.up:
             _log.warning("endpoint %s is down", endpoint.name)
             self._dispatcher.endpoint_is_down(endpoint)
@@ -77,7 +83,10 @@ class EndpointMonitor:
         """Look for silence, forever."""
         while True:
             await asyncio.sleep(_WATCH_PERIOD_S)
-            if self._is_silent(asyncio.get_running_loop().time()):
+            now_s = asyncio.get_running_loop().time()
+            for model in self._silent_models.find(now_s):
+                self._dispatcher.flights.model_is_silent(self._endpoint, model)
+            if self._is_silent(now_s):
                 await self._ask_the_silent()
 
     def _is_silent(self, now_s: float) -> bool:

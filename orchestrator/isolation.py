@@ -1,7 +1,8 @@
 """What becomes of the rows of a batch that failed, so that one bad row does not fail strangers.
 
 - The endpoint did not begin the batch: its rows go back to their queue; once, if the endpoint was there.
-- It answered with an error: the rows leave again in two halves, and so on; a row that fails alone is refused.
+- It answered with an error: the rows leave again in two halves, and so on; a row that fails alone is refused, once it
+  has done so at a second endpoint, if there is one (`second_opinion`).
 - It went away, or the model's Python process ended: the rows are suspects. They are tried one at a time, by themselves,
   on one endpoint; a row that crashes it is refused. The last endpoint with the model is not risked while another may
   come back, unless half of the time until the row's deadline has passed.
@@ -16,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cascadeserve.errors import DeadlineExceeded, InternalError, InvalidRequest, Unavailable
+from cascadeserve.errors import InternalError, InvalidRequest, Unavailable
 from cascadeserve.policy.admission import in_time
 from orchestrator.backend import (
     BatchNotTaken,
@@ -27,7 +28,7 @@ from orchestrator.backend import (
     NotServed,
     StubDead,
 )
-from orchestrator.rows import in_two, still_open
+from orchestrator.rows import give_up, in_two, still_open
 from orchestrator.state import Batch
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.backend import BackendError
     from orchestrator.metrics import Metrics
     from orchestrator.rows import Segment
+    from orchestrator.second_opinion import SecondOpinions
     from orchestrator.state import EndpointState, FamilyQueue
 
 _log = logging.getLogger(__name__)
@@ -64,9 +66,11 @@ class Isolation:
         in_flight: Collection[Batch],
         *,
         metrics: Metrics,
+        opinions: SecondOpinions,
         depart: Callable[[Batch], None],
     ) -> None:
         """`in_flight` is looked at, `depart` sends a batch."""
+        self._opinions = opinions
         self.suspects: deque[Suspect] = deque()
         self._endpoints = endpoints
         self._in_flight = in_flight
@@ -83,16 +87,15 @@ class Isolation:
             return
         queue = batch.family.queues[batch.model.name]
         if isinstance(error, BatchNotTaken | NotServed):
-            if batch.alone:
-                self.suspects.appendleft(_suspect(queue, segments[0], now_s))
-            else:
-                self._retry(queue, segments, batch, error)
+            self._not_begun(queue, segments, batch, error, now_s)
         elif isinstance(error, EndpointDown | StubDead):
             if batch.alone and isinstance(error, ConnectionLost | StubDead):
                 what = "its server went away" if isinstance(error, EndpointDown) else f"Triton said: {error.answer}"
                 self._refuse(batch, InternalError(f"{_which(batch)} crashed it, alone: {what}"), "crash")
             else:
                 self._suspect(queue, segments, now_s)
+        elif self._opinions.ask(batch, segments):
+            return
         elif batch.rows == 1:
             answer = error.answer if isinstance(error, CallRejected) else str(error)
             is_invalid = isinstance(error, CallRejected) and error.status == _BAD_REQUEST
@@ -119,10 +122,16 @@ class Isolation:
             self.suspects.remove(suspect)
             self._try(suspect, endpoint, now_s)
 
-    def refuse(self, why: str) -> None:
-        """Answer that suspects cannot be served now."""
-        while self.suspects:
-            self.suspects.popleft().segment.ticket.fail(Unavailable(why))
+    def _not_begun(
+        self, queue: FamilyQueue, segments: list[Segment], batch: Batch, error: BackendError, now_s: float
+    ) -> None:
+        if type(error) is BatchNotTaken and self._opinions.ask(batch, segments, begun=False):
+            for segment in segments:
+                segment.retried = True
+        elif batch.alone:
+            self.suspects.appendleft(_suspect(queue, segments[0], now_s))
+        else:
+            self._retry(queue, segments, batch, error)
 
     def _retry(self, queue: FamilyQueue, segments: list[Segment], batch: Batch, error: BackendError) -> None:
         again = segments
@@ -180,13 +189,7 @@ class Isolation:
         if not in_time(
             queue.family.admission, segment.ticket.deadline_s, now_s, endpoint.work_s / endpoint.slots, busy_s
         ):
-            if segment.stage:  # it keeps the answer that it has
-                segment.ticket.cut(1)
-                segment.ticket.finish_rows(1)
-            else:
-                segment.ticket.fail(
-                    DeadlineExceeded("the answer would have come too late after its endpoint went away")
-                )
+            give_up(segment, "the answer would have come too late after its endpoint went away")
             return
         alone = endpoint.in_flight == 0
         self._depart(

@@ -107,7 +107,7 @@ class Metrics:
         )
         self._retried = Counter(
             "cascadeserve_retried_rows_total",
-            "Rows sent a second time because their batch was not begun.",
+            "Rows sent a second time because their batch was not begun, or failed at another endpoint.",
             ["model"],
             registry=self.registry,
         )
@@ -175,6 +175,19 @@ class Metrics:
             "cascadeserve_instance_change_failing",
             "1 while changing the instances of a model fails and is tried again; what stood before serves on.",
             ["endpoint", "model"],
+            registry=self.registry,
+        )
+        self._model_failing = Gauge(
+            "cascadeserve_model_failing",
+            "1 while a model answers errors only at an endpoint, for rows that others answer; nothing is sent to it.",
+            ["endpoint", "model"],
+            registry=self.registry,
+        )
+        self._passed_s = Histogram(
+            "cascadeserve_passed_request_seconds",
+            "Time to the answer of requests that were passed on to a model that is no cascade, from its slot on.",
+            ["endpoint", "model"],
+            buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
         )
         self._foreign = Gauge(
@@ -293,6 +306,14 @@ class Metrics:
     def instance_change_failing(self, endpoint: str, model: str, *, failing: bool) -> None:
         """Raise or end the alarm about a change that fails."""
         self._failing.labels(endpoint, model).set(failing)
+
+    def model_failing(self, endpoint: str, model: str, *, failing: bool) -> None:
+        """Raise or end the alarm about a model that answers errors only."""
+        self._model_failing.labels(endpoint, model).set(failing)
+
+    def passed(self, endpoint: str, model: str, duration_s: float) -> None:
+        """Record a request that was passed on and answered."""
+        self._passed_s.labels(endpoint, model).observe(duration_s)
 
     def foreign_load(self, endpoint: str, requests: int) -> None:
         """Show the requests of others."""

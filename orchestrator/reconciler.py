@@ -105,6 +105,10 @@ class Reconciler:
         """Something changed: do not wait for the next round."""
         self._kick()
 
+    def owns(self, model: str) -> bool:
+        """Whether a model is of this plan or a former one; others on an endpoint are somebody else's."""
+        return model in self._ours
+
     @property
     def transition(self) -> Transition | None:
         """The one under way."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cascadeserve.errors import Unavailable
+from cascadeserve.errors import DeadlineExceeded, Unavailable
 from orchestrator.request_options import NO_OPTIONS
 
 if TYPE_CHECKING:
@@ -334,6 +334,15 @@ def work_of(segments: Iterable[Segment]) -> float:
 def still_open(segments: Iterable[Segment]) -> list[Segment]:
     """Those whose request has no answer yet."""
     return [segment for segment in segments if not segment.ticket.done]
+
+
+def give_up(segment: Segment, why: str) -> None:
+    """End what would come too late: rows keep the answer that they have, or their request is refused."""
+    if segment.stage:
+        segment.ticket.cut(segment.rows)
+        segment.ticket.finish_rows(segment.rows)
+    else:
+        segment.ticket.fail(DeadlineExceeded(why))
 
 
 def in_two(segments: Sequence[Segment]) -> list[list[Segment]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cascadeserve.gear_plan import LadderEntry, Stage
 from cascadeserve.gear_work import full_batches_s
@@ -17,10 +17,51 @@ from orchestrator.rows import ModelQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
-    from cascadeserve.gear_plan import Gear, GearPlan, PlannedFamily, Scheduling
+    from numpy.typing import NDArray
+
+    from cascadeserve.gear_plan import Gear, GearPlan, PlannedFamily, Scheduling, TensorSpec
     from orchestrator.backend import Backend
     from orchestrator.rows import Segment, Ticket
+
+
+# So many batches in a row have to fail, each of other rows that are answered elsewhere.
+_SURE_BATCHES = 3
+
+
+@dataclass(slots=True)
+class ErrorRun:
+    """Batches of a model that an endpoint answered with errors, since it last answered one."""
+
+    failed: int = 0
+    # so often were such rows answered by another endpoint
+    refuted: int = 0
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it is the endpoint that is wrong, and not the rows."""
+        return self.refuted >= _SURE_BATCHES
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRow:
+    """One row that a model has answered; each input has the shape [1, ...]."""
+
+    specs: Sequence[TensorSpec]
+    inputs: Sequence[NDArray[Any]]
+
+
+class Load(Protocol):
+    """What takes a slot of an endpoint."""
+
+    @property
+    def occupied(self) -> Sequence[ModelVersion]:
+        """The model, and those that it is composed of."""
+
+    @property
+    def work_s(self) -> float:
+        """Device-seconds it is expected to take."""
 
 
 @dataclass(slots=True)
@@ -45,6 +86,10 @@ class EndpointState:
     leaving: set[ModelVersion] = field(default_factory=set)
     # names of models whose Python process has ended there: nothing is sent to them, or to what is made of them
     dead: set[str] = field(default_factory=set)
+    # batches that failed since the model last answered one there
+    error_runs: dict[ModelVersion, ErrorRun] = field(default_factory=dict)
+    # what answers errors only or hangs: nothing is sent to it until it answers a row that others do, once one is known
+    failing: dict[ModelVersion, KnownRow | None] = field(default_factory=dict)
     # whether rows that may have crashed a server are tried there, one at a time: nothing else is sent to it
     reserved: bool = False
     # what may be used there, with the largest number of batches in flight (None: the slots decide)
@@ -54,6 +99,7 @@ class EndpointState:
     in_flight_by_model: dict[ModelVersion, int] = field(default_factory=dict)
     # batches that came back, whatever the answer was
     answers: int = 0
+    answers_by_model: dict[ModelVersion, int] = field(default_factory=dict)
     # device-seconds sent and not yet answered
     work_s: float = 0.0
     # device-seconds sent since any endpoint last came up: equals are told apart by it
@@ -76,20 +122,21 @@ class EndpointState:
                 return False
         return True
 
-    def depart(self, batch: Batch) -> None:
-        """Count a batch that leaves for this endpoint."""
+    def depart(self, batch: Load) -> None:
+        """Count a batch, or what counts as one, that leaves for this endpoint."""
         self.in_flight += 1
         for model in batch.occupied:
             self.in_flight_by_model[model] = self.in_flight_by_model.get(model, 0) + 1
         self.work_s += batch.work_s
         self.sent_s += batch.work_s
 
-    def arrive(self, batch: Batch) -> None:
+    def arrive(self, batch: Load) -> None:
         """Count its answer, whatever it was."""
         self.in_flight -= 1
         self.answers += 1
         for model in batch.occupied:
             self.in_flight_by_model[model] -= 1
+            self.answers_by_model[model] = self.answers_by_model.get(model, 0) + 1
         # exactly 0 when idle: rounding left over would break ties between endpoints
         self.work_s = self.work_s - batch.work_s if self.in_flight else 0.0
 
@@ -285,6 +332,8 @@ class Batch:
     apart: bool = False
     # one row, and nothing else in flight at the endpoint
     alone: bool = False
+    # the endpoint at which these rows have failed before, if they have
+    failed_at: EndpointState | None = None
 
     @property
     def occupied(self) -> tuple[ModelVersion, ...]:

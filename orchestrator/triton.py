@@ -16,13 +16,15 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from cascadeserve.triton_config import instance_count
 from orchestrator.backend import CallRejected, EndpointDown, ModelVersion
 from orchestrator.triton_http import BatchSender
+from orchestrator.wire.others import RefusedBehind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from cascadeserve.gear_plan import TensorSpec
+    from cascadeserve.http_connection import HttpAnswer
     from orchestrator.backend import BatchAnswer
 
 _log = logging.getLogger(__name__)
@@ -110,6 +112,19 @@ class TritonBackend:
             async with asyncio.timeout(timeout_s):
                 while to_its_end and await self._is_unloading(model, timeout_s):  # noqa: ASYNC110 - Triton tells nobody
                     await asyncio.sleep(_UNLOAD_POLL_S)
+
+    async def pass_http(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+        """See `Backend.pass_http`."""
+        return await self._batches.pass_on(method, path, headers, body)
+
+    async def pass_rpc(self, name: str, request: Any) -> Any:  # noqa: ANN401 - untyped protobuf
+        """See `Backend.pass_rpc`."""
+        try:
+            return await getattr(self._stub, name)(request)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise EndpointDown(f"{name} at {self._address}: {error.details()}") from error
+            raise RefusedBehind(error.code(), error.details() or "") from error
 
     async def close(self) -> None:
         """See `Backend.close`."""

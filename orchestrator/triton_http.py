@@ -29,7 +29,7 @@ from orchestrator.wire.codec_http import HEADER_LENGTH
 from orchestrator.wire.datatypes import array_to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -149,28 +149,24 @@ class BatchSender:
             form = self._forms[key] = _RequestForm(self._pool.host_header, model, specs, outputs)
         request = form.fill(inputs)
         what = f"inference of '{model}' at {self._address}"
-        connection = None
-        keep = False
         try:
             async with asyncio.timeout(timeout_s):
-                connection = self._pool.take_idle() or await self._open()
-                got = await connection.exchange(request)
-            keep = got.keep_alive
+                got = await self._exchange(request, what)
         except TimeoutError as error:
             raise EndpointDown(f"{what}: no answer within {timeout_s:g} s") from error
-        except ConnectionClosed as error:
-            raise ConnectionLost(f"{what}: {error}") from error
-        except NotHttp as error:
-            raise CallRejected(f"{what}: the answer is no HTTP response: {error}") from error
-        finally:
-            if connection is not None:
-                (self._pool.release if keep else self._pool.drop)(connection)
         if got.status != _OK:
             raise _error_of(what, got.status, _explain_error(got.body))
         try:
             return _read_answer(got, inputs[0].shape[0], outputs)
         except ValueError as error:
             raise CallRejected(f"{what}: the answer is of no use: {error}") from error
+
+    async def pass_on(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+        """See `Backend.pass_http`."""
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {self._pool.host_header}", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = "\r\n".join((*lines, "", "")).encode("latin-1", "replace")
+        return await self._exchange(head + body, f"{method} {path} at {self._address}")
 
     async def check(self, *, timeout_s: float) -> None:
         """Ask for any answer on a new connection.
@@ -200,6 +196,22 @@ class BatchSender:
     async def close(self) -> None:
         """Close all connections."""
         await self._pool.close()
+
+    async def _exchange(self, request: bytes, what: str) -> HttpAnswer:
+        connection = None
+        keep = False
+        try:
+            connection = self._pool.take_idle() or await self._open()
+            got = await connection.exchange(request)
+            keep = got.keep_alive
+        except ConnectionClosed as error:
+            raise ConnectionLost(f"{what}: {error}") from error
+        except NotHttp as error:
+            raise CallRejected(f"{what}: the answer is no HTTP response: {error}") from error
+        finally:
+            if connection is not None:
+                (self._pool.release if keep else self._pool.drop)(connection)
+        return got
 
     async def _open(self) -> Connection:
         try:

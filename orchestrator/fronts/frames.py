@@ -99,6 +99,8 @@ class Service(_Message, frozen=True):
     models: dict[str, ModelMetadata]
     configs: dict[str, ModelConfig]
     models_ready: list[str]
+    # models of the Tritons that are no cascades
+    others: list[str]
 
 
 class Waiting(_Message, frozen=True):

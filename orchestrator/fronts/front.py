@@ -12,9 +12,9 @@ import logging
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from cascadeserve.errors import CascadeServeError, InternalError, InvalidRequest, Overloaded, Unavailable
+from cascadeserve.errors import CascadeServeError, InternalError, InvalidRequest, NotSupported, Overloaded, Unavailable
 from orchestrator.entry import Entry
 from orchestrator.front_door import FrontDoor, ServeSettings
 from orchestrator.fronts.frames import (
@@ -42,6 +42,7 @@ from orchestrator.wire.status import SHUTTING_DOWN, STATUS
 
 if TYPE_CHECKING:
     from orchestrator.wire.descriptions import ModelConfig, ModelStatistics
+    from orchestrator.wire.exchange import Call
     from orchestrator.wire.tensors import InferRequest, InferResponse, ModelMetadata, ServerMetadata
 
 _log = logging.getLogger("orchestrator.fronts.front")  # not __main__
@@ -163,6 +164,20 @@ class FrontPlane:
         answer: tuple[bytes, str] = await self._answer_to(ShowMetrics(next(self._numbers)))
         return answer
 
+    # -- Others -------------------------------------------------------------------------------------------------
+
+    def has(self, model: str) -> bool:
+        """See `Others.has`."""
+        return model in self._service.others
+
+    async def http(self, call: Call, verb: str) -> NoReturn:  # noqa: ARG002
+        """See `Others.http`: they are not passed on from here."""
+        raise _not_passed_on(call.model)
+
+    async def rpc(self, name: str, request: Any, model: str, version: str, timeout_s: float | None) -> NoReturn:  # noqa: ANN401, ARG002
+        """See `Others.rpc`: they are not passed on from here."""
+        raise _not_passed_on(model)
+
     # -- OpenRequests -------------------------------------------------------------------------------------------
 
     @property
@@ -280,6 +295,13 @@ def _count_waited(request: InferRequest, waited_s: float) -> None:
         request.client_timeout_s -= waited_s
 
 
+def _not_passed_on(model: str) -> NotSupported:
+    return NotSupported(
+        f"model '{model}' is no cascade, and a server with --fronts passes nothing on; ask its Triton, or serve "
+        "without --fronts"
+    )
+
+
 async def serve_front(sock: socket.socket) -> int:
     """Serve until SIGTERM, or until the dispatcher ends; returns the exit status."""
     stop = asyncio.Event()
@@ -287,7 +309,7 @@ async def serve_front(sock: socket.socket) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     plane = FrontPlane()
     settings = await plane.connect(sock)
-    door = FrontDoor(plane, plane, settings, metrics=plane.metrics, shares_ports=True)
+    door = FrontDoor(plane, plane, settings, others=plane, metrics=plane.metrics, shares_ports=True)
     await door.open()
     plane.say_listening()
     watch = asyncio.create_task(forever("entry", plane.watch), name="entry")

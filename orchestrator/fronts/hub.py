@@ -64,17 +64,19 @@ class Hub:
         settings: ServeSettings,
         *,
         models: Callable[[], Iterable[str]],
+        others: Callable[[], list[str]],
         metrics: counted.Metrics,
         on_refusal: Callable[[str, str, float], None],
     ) -> None:
-        """`models` names what the data plane serves; `metrics` is what is shown to those who ask a front.
+        """`models` names what the data plane serves, `others` what fronts refuse to pass on.
 
-        `on_refusal` is told of each request that a front refused: the family, the outcome as in the metrics, and how
-        many rows it had or may have had, 0 if it was wrong.
+        `metrics` is what is shown to those who ask a front. `on_refusal` is told of each request that a front refused:
+        the family, the outcome as in the metrics, and how many rows it had or may have had, 0 if it was wrong.
         """
         self._data_plane = data_plane
         self._settings = settings
         self._models = models
+        self._others = others
         self._told: Service | None = None
         self._fronts = [
             Front(number, data_plane, settings, metrics, service=self._service, on_refusal=on_refusal)
@@ -137,7 +139,7 @@ class Hub:
         models = {name: plane.model_metadata(name, "") for name in self._models()}
         ready = [name for name in models if plane.model_ready(name, "")]
         configs = {name: plane.model_config(name, "") for name in models}
-        return Service(plane.ready(), plane.server_metadata(), models, configs, ready)
+        return Service(plane.ready(), plane.server_metadata(), models, configs, ready, self._others())
 
 
 class Front:

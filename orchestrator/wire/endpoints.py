@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cascadeserve.errors import NotFound, Overloaded, RequestError
+from cascadeserve.errors import NotFound, Overloaded, RequestError, Unavailable
 from orchestrator.wire.codec_http import (
     HEADER_LENGTH,
     decode_raw_request,
@@ -24,12 +24,14 @@ from orchestrator.wire.compression import compressed
 from orchestrator.wire.exchange import OCTETS, OK, Answer, Call, Route, error_answer, json_answer
 from orchestrator.wire.limits import MAX_LISTED_ELEMENTS
 from orchestrator.wire.model_endpoints import model_routes
+from orchestrator.wire.others import or_passed_on
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
 from orchestrator.wire.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from orchestrator.wire.others import Others
     from orchestrator.wire.tensors import DataPlane, InferRequest
 
 _log = logging.getLogger(__name__)
@@ -47,14 +49,17 @@ _MODEL_PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 def routes(
     data_plane: DataPlane,
     metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None,
+    others: Others | None = None,
     *,
     max_listed_elements: int = MAX_LISTED_ELEMENTS,
 ) -> list[Route]:
     """Make the table; `metrics` returns the body and the content type of `GET /metrics`."""
-    endpoints = _Endpoints(data_plane, max_listed_elements)
+    endpoints = _Endpoints(data_plane, others, max_listed_elements)
+    infer = or_passed_on(others, "infer", endpoints.infer)
+    metadata = or_passed_on(others, "", endpoints.model_metadata)
     # The hot path first: routes are tried in order.
-    table = [Route("POST", f"{model}/infer", endpoints.infer, data_plane.admit) for model in _MODEL_PATHS]
-    table += model_routes(data_plane)
+    table = [Route("POST", f"{model}/infer", infer, data_plane.admit) for model in _MODEL_PATHS]
+    table += model_routes(data_plane, others)
     table += [
         Route("GET", "/v2/health/live", endpoints.live),
         Route("GET", "/v2/health/ready", endpoints.ready),
@@ -62,7 +67,7 @@ def routes(
     ]
     for model in _MODEL_PATHS:
         table += [
-            Route("GET", model, endpoints.model_metadata),
+            Route("GET", model, metadata),
             Route("GET", f"{model}/ready", endpoints.model_ready),
         ]
     if metrics is not None:
@@ -93,8 +98,9 @@ def answer_to(error: Exception) -> Answer:
 class _Endpoints:
     """One coroutine per route."""
 
-    def __init__(self, data_plane: DataPlane, max_listed_elements: int) -> None:
+    def __init__(self, data_plane: DataPlane, others: Others | None, max_listed_elements: int) -> None:
         self._data_plane = data_plane
+        self._others = others
         self._max_listed_elements = max_listed_elements
         self._turns = Turns()
 
@@ -112,9 +118,11 @@ class _Endpoints:
 
     async def model_ready(self, call: Call) -> Answer:
         try:
+            if self._others is not None and self._others.has(call.model):
+                return await self._others.http(call, "ready")
             if self._data_plane.model_ready(call.model, call.version):
                 return Answer()
-        except NotFound:
+        except (NotFound, Unavailable):
             # Triton does not tell an unknown model from one that is not ready.
             pass
         return error_answer(_NOT_READY, "Model version not ready")

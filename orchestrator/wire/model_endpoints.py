@@ -11,10 +11,12 @@ from orchestrator.wire.exchange import Answer, Call, Route, json_answer
 from orchestrator.wire.json_data import JSON_ERRORS
 from orchestrator.wire.model_json import config_json, index_json, statistics_json
 from orchestrator.wire.not_offered import PATHS
+from orchestrator.wire.others import or_passed_on
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from orchestrator.wire.others import Others
     from orchestrator.wire.tensors import DataPlane
 
 
@@ -25,13 +27,14 @@ class _IndexRequest(msgspec.Struct):
 _INDEX_REQUEST = msgspec.json.Decoder(_IndexRequest)
 
 
-def model_routes(data_plane: DataPlane) -> list[Route]:
+def model_routes(data_plane: DataPlane, others: Others | None) -> list[Route]:
     """Make their part of the table; `/v2/models/stats` must come before what takes `stats` for a model."""
     endpoints = _ModelEndpoints(data_plane)
+    config = or_passed_on(others, "config", endpoints.config)
     table = [Route("GET", "/v2/models/stats", endpoints.statistics)]
     for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         table += [
-            Route("GET", f"{model}/config", endpoints.config),
+            Route("GET", f"{model}/config", config),
             Route("GET", f"{model}/stats", endpoints.statistics),
         ]
     table.append(Route("POST", "/v2/repository/index", endpoints.index))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from aiohttp.web_protocol import RequestHandler
 
+    from orchestrator.wire.others import Others
     from orchestrator.wire.tensors import DataPlane
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -59,6 +60,7 @@ class RestServer:
         self,
         data_plane: DataPlane,
         *,
+        others: Others | None = None,
         max_body_bytes: int,
         metrics: Callable[[], Awaitable[tuple[bytes, str]]] | None = None,
         closing: Callable[[], bool] = lambda: False,
@@ -78,7 +80,7 @@ class RestServer:
         self._handled: dict[RequestHandler, int] = {}
         self._under_way: set[RequestHandler] = set()
         self._watch: asyncio.Task[None] | None = None
-        table = routes(data_plane, metrics, max_listed_elements=self._limits.max_listed_elements)
+        table = routes(data_plane, metrics, others, max_listed_elements=self._limits.max_listed_elements)
         app = _build_app(table, max_body_bytes, closing, self._limits)
         app.middlewares.append(self._note_under_way)
         self._runner = web.AppRunner(

@@ -27,6 +27,7 @@ from orchestrator.wire.codec_grpc_models import (
 )
 from orchestrator.wire.limits import PEEK_BYTES, Limits
 from orchestrator.wire.not_offered import RPCS
+from orchestrator.wire.others import RefusedBehind
 from orchestrator.wire.rpc_health import add_services
 from orchestrator.wire.rpc_stream import answer_stream
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
@@ -34,6 +35,7 @@ from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from orchestrator.wire.others import Others
     from orchestrator.wire.tensors import DataPlane
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -62,6 +64,7 @@ _KEEPALIVE = (
 def build_rpc_server(
     data_plane: DataPlane,
     *,
+    others: Others | None = None,
     max_message_bytes: int,
     ending: asyncio.Event | None = None,
     reuse_port: bool = False,
@@ -84,7 +87,8 @@ def build_rpc_server(
             *_KEEPALIVE,
         ],
     )
-    server.add_generic_rpc_handlers((_handlers(InferenceServicer(data_plane, limits, ending or asyncio.Event())),))
+    servicer = InferenceServicer(data_plane, others, limits, ending or asyncio.Event())
+    server.add_generic_rpc_handlers((_handlers(servicer),))
     add_services(server, data_plane, _SERVICE.full_name)
     return server
 
@@ -141,6 +145,8 @@ async def _outcome(answer: Awaitable[Any]) -> tuple[Any, _Failure | None]:
             after_ms = math.ceil(1e3 * error.retry_after_s)
             return None, _Failure(code, sentence, ((_PUSH_BACK, str(after_ms)),))
         return None, _Failure(code, sentence)
+    except RefusedBehind as error:
+        return None, _Failure(error.code, error.sentence)
     except Exception:
         logger.exception("request failed")
         return None, _Failure(grpc.StatusCode.INTERNAL, INTERNAL_ERROR)
@@ -172,8 +178,9 @@ def _not_offered(name: str) -> Rpc:
 class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """`inference.GRPCInferenceService` over the data plane; its RPCs are named by the protocol."""
 
-    def __init__(self, data_plane: DataPlane, limits: Limits, ending: asyncio.Event) -> None:
+    def __init__(self, data_plane: DataPlane, others: Others | None, limits: Limits, ending: asyncio.Event) -> None:
         self._data_plane = data_plane
+        self._others = others
         self._ending = ending
         self._max_listed_elements = limits.max_listed_elements
 
@@ -192,8 +199,10 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         """Answer whether a model can be asked now; an unknown one cannot, as in Triton."""
         check_version(request.version)
         try:
+            if self._others is not None and self._others.has(request.name):
+                return await self._pass_on("ModelReady", request)
             ready = self._data_plane.model_ready(request.name, request.version)
-        except NotFound:
+        except (NotFound, Unavailable):
             ready = False
         return service_pb2.ModelReadyResponse(ready=ready)
 
@@ -209,12 +218,16 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     async def ModelMetadata(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
         """Describe a model."""
         check_version(request.version)
+        if self._others is not None and self._others.has(request.name):
+            return await self._pass_on("ModelMetadata", request)
         return encode_model_metadata(self._data_plane.model_metadata(request.name, request.version))
 
     @_answered
     async def ModelConfig(self, request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
         """Tell how a model is configured."""
         check_version(request.version)
+        if self._others is not None and self._others.has(request.name):
+            return await self._pass_on("ModelConfig", request)
         return encode_model_config(self._data_plane.model_config(request.name, request.version))
 
     @_answered
@@ -260,11 +273,18 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     async def _infer(self, request: Any, context: Context, *, admitted: bool) -> Any:  # noqa: ANN401
         if isinstance(request, _Unreadable):
             raise InvalidRequest(_UNREADABLE)
+        if self._others is not None and self._others.has(request.model_name):
+            model, version = request.model_name, request.model_version
+            return await self._others.rpc("ModelInfer", request, model, version, context.time_remaining())
         infer_request = decode_infer_request(
             request, context.time_remaining(), max_listed_elements=self._max_listed_elements
         )
         infer_request.admitted = admitted
         return encode_infer_response(infer_request, await self._data_plane.infer(infer_request))
+
+    async def _pass_on(self, name: str, request: Any) -> Any:  # noqa: ANN401
+        assert self._others is not None
+        return await self._others.rpc(name, request, request.name, request.version, None)
 
     RepositoryModelLoad = _not_offered("RepositoryModelLoad")
     RepositoryModelUnload = _not_offered("RepositoryModelUnload")

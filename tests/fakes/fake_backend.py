@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cascadeserve.endpoint_config import endpoint_config_path
+from cascadeserve.http_connection import HttpAnswer
 from cascadeserve.triton_config import instance_count, model_versions, read_config, served_versions
 from orchestrator.backend import (
     BatchAnswer,
@@ -26,7 +27,7 @@ from orchestrator.backend import (
 from tests.fakes.tiny import ERRS, EXITS, KILLS, LABEL_OFFSET, VERSION_OFFSET
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -147,6 +148,30 @@ class FakeTriton:
         self.unloads.append(model)
         self.dead.discard(model)
         self.instances.pop(model, None)
+
+    async def pass_http(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+        """Answer with what was sent, after the busy time of the model in the path."""
+        await self._pass(path.split("/")[3])
+        said = {b"content-type": b"text/plain", b"x-secret": b"1"} | {
+            name.lower().encode(): value.encode() for name, value in headers.items()
+        }
+        return HttpAnswer(200, said, f"{method} {path} ".encode() + body, keep_alive=True)
+
+    async def pass_rpc(self, name: str, request: Any) -> Any:
+        """The same."""
+        await self._pass(getattr(request, "model_name", ""))
+        return name, request
+
+    async def _pass(self, model: str) -> None:
+        if self.down:
+            raise NoConnection("connection refused")
+        self.calls.append(Call(asyncio.get_running_loop().time(), model, 0))
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        try:
+            await self._be_busy(self.busy_s.get(model, 0.0))
+        finally:
+            self.in_flight -= 1
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -56,6 +56,7 @@ def hub_over(echo: ClosableEcho, wanted: ServeSettings, metrics: Metrics) -> Hub
         echo,
         wanted,
         models=lambda: MODELS,
+        others=lambda: ["guest"],
         metrics=metrics,
         on_refusal=lambda family, outcome, _rows: count_refusal(metrics, family, outcome),
     )

@@ -15,6 +15,7 @@ from cascadeserve.errors import (
     InternalError,
     InvalidRequest,
     NotFound,
+    NotSupported,
     Overloaded,
     RequestError,
     Unavailable,
@@ -22,6 +23,7 @@ from cascadeserve.errors import (
 from orchestrator.entry import Ahead
 from orchestrator.fronts import front as front_module
 from orchestrator.wire.descriptions import Duration, ModelStatistics
+from orchestrator.wire.exchange import Call
 from orchestrator.wire.tensors import RequestedOutput, Tensor
 from tests.orchestrator.fronts.conftest import IMAGE, Joined, image_request
 from tests.orchestrator.wire.echo_plane import MODELS
@@ -264,3 +266,13 @@ async def test_what_the_door_left_open_is_refused_here_if_it_is_not_important(jo
     body, _ = await joined.plane.metrics()
     assert b'cascadeserve_requests_total{family="echo",outcome="Overloaded"} 3.0' in body
     assert [request.admitted for request in joined.echo.requests] == [False]
+
+
+async def test_what_is_no_cascade_is_refused_here_in_a_sentence(joined: Joined) -> None:
+    plane = joined.plane
+    assert plane.has("guest")
+    assert not any(plane.has(name) for name in (*MODELS, "nobody"))
+    with pytest.raises(NotSupported, match="model 'guest' is no cascade, and a server with --fronts passes nothing on"):
+        await plane.http(Call("guest"), "infer")
+    with pytest.raises(NotSupported, match="model 'guest' is no cascade"):
+        await plane.rpc("ModelInfer", None, "guest", "", None)
