@@ -62,6 +62,11 @@ def instances_of(plan: GearPlan, layout: Layout) -> Instances:
     }
 
 
+def parts_of_models(plan: GearPlan) -> dict[str, tuple[str, ...]]:
+    """Models of a plan, and those that each is made of."""
+    return dict.fromkeys(plan.versions, ()) | plan.ensembles
+
+
 def standing_layout(plan: GearPlan, observed: Mapping[str, Mapping[ModelVersion, int]]) -> Layout:
     """The layout that stands, or for which the fewest instances have to come or go; the first of several."""
     return min(plan.layouts, key=lambda layout: _distance(observed, instances_of(plan, layout)))

@@ -29,6 +29,7 @@ from orchestrator.reconcile import (
     LayoutChange,
     Step,
     instances_of,
+    parts_of_models,
     side_by_side,
     standing_layout,
     steps,
@@ -80,7 +81,7 @@ class Reconciler:
         self._change: LayoutChange | None = None
         # models of this plan and of former ones, with what they are composed of: others on an endpoint are somebody
         # else's
-        self._ours = _parts_of_models(plan)
+        self._ours = parts_of_models(plan)
         self.plan = plan
         self.aim: Layout = plan.layouts[0]
         self.in_force: Layout = plan.layouts[0]
@@ -121,7 +122,7 @@ class Reconciler:
             CannotBringIn: it does not; what stands of it by then goes again.
 
         """
-        self._ours |= _parts_of_models(plan)
+        self._ours |= parts_of_models(plan)
         self._failures.clear()
         incoming = Incoming(instances_of(plan, layout), asyncio.get_running_loop().create_future())
         self._incoming = incoming
@@ -395,10 +396,6 @@ class Reconciler:
 
     def _show_layout(self) -> None:
         self._metrics.layout([layout.name for layout in self.plan.layouts], self.in_force.name)
-
-
-def _parts_of_models(plan: GearPlan) -> dict[str, tuple[str, ...]]:
-    return dict.fromkeys(plan.versions, ()) | plan.ensembles
 
 
 def _versions_at(endpoint: EndpointState, name: str) -> set[int]:

@@ -53,7 +53,7 @@ def settings() -> ServeSettings:
 
 @pytest.fixture
 async def door(plane: ClosableEcho, settings: ServeSettings) -> AsyncIterator[FrontDoor]:
-    door = FrontDoor(plane, plane, settings, metrics=plane.metrics)
+    door = FrontDoor(plane, plane, settings, others=None, metrics=plane.metrics)
     await door.open()
     return door
 
