@@ -338,7 +338,7 @@ class Reconciler:
 
     async def _make_ready(self, step: Step, endpoint: EndpointState) -> tuple[set[int], int]:
         """Wait until a step can be taken; returns the versions of the model that are to stand and how often each."""
-        versions = _versions_at(endpoint, step.model.name)
+        versions = endpoint.versions_of(step.model.name)
         if step.wanted == 0:
             await self._wait_until_unused(step, endpoint)
             return versions - {step.model.version}, step.present
@@ -354,7 +354,7 @@ class Reconciler:
 
     async def _hold_to(self, step: Step, endpoint: EndpointState) -> None:
         """Let no more batches be in flight than instances will remain, so that Triton's own queue is empty."""
-        together = [ModelVersion(step.model.name, each) for each in _versions_at(endpoint, step.model.name)]
+        together = [ModelVersion(step.model.name, each) for each in endpoint.versions_of(step.model.name)]
         for model in together:
             self._dispatcher.limit_in_flight(endpoint, model, step.wanted)
         await self._in_flight_at_most(step.wanted, together, endpoint)
@@ -384,7 +384,7 @@ class Reconciler:
         try:
             if former is not None and self._config is not None:
                 self._config.restore(step.endpoint, step.model.name, former)
-            if not _versions_at(endpoint, step.model.name):
+            if not endpoint.versions_of(step.model.name):
                 await endpoint.backend.unload(step.model.name, timeout_s=LOAD_TIMEOUT_S)
         except (BackendError, OSError) as error:
             _log.warning("endpoint %s: rolling back %s failed too: %s", step.endpoint, step.model, error)
@@ -396,7 +396,3 @@ class Reconciler:
 
     def _show_layout(self) -> None:
         self._metrics.layout([layout.name for layout in self.plan.layouts], self.in_force.name)
-
-
-def _versions_at(endpoint: EndpointState, name: str) -> set[int]:
-    return {model.version for model in endpoint.instances if model.name == name}

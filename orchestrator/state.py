@@ -105,6 +105,10 @@ class EndpointState:
     # device-seconds sent since any endpoint last came up: equals are told apart by it
     sent_s: float = 0.0
 
+    def versions_of(self, name: str) -> set[int]:
+        """Versions of a model that have instances."""
+        return {model.version for model in self.instances if model.name == name}
+
     def hosts(self, model: ModelVersion) -> bool:
         """Whether the model can be sent there at all."""
         return self.up and model in self.hosted
