@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2_grpc
 
 from tests.e2e.conftest import tiny_stack
 from tests.e2e.load import start_replay, tiny_rows
 from tests.fakes.servers import running, server_pid, wait_until_ready
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.e2e.load import Replay
@@ -32,9 +37,24 @@ def _over_both_transports(stack: Stack, folder: Path, *options: str) -> list[Rep
     return loads
 
 
+@contextmanager
+def _idle_stream(address: str) -> Iterator[grpc.Call]:
+    over = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        over.wait()
+        yield from ()
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            yield service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(requests())
+        finally:
+            over.set()
+
+
 def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_path: Path) -> None:
     with running(tiny_stack(tmp_path, ("a",))) as stack:
-        loads = _over_both_transports(stack, tmp_path, "--rate=75", "--duration=11", "--slo=0.5")
+        loads = _over_both_transports(stack, tmp_path, "--rate=75", "--duration=13", "--slo=0.5")
         time.sleep(4)
         os.kill(server_pid(stack.tritons["a"]), signal.SIGKILL)
         process = stack.tritons["a"].process
@@ -54,12 +74,15 @@ def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_
 
 @pytest.mark.parametrize("options", [(), ("--fronts=2",)], ids=["one process", "fronts"])
 def test_sigterm_under_load_loses_nothing(tmp_path: Path, options: tuple[str, ...]) -> None:
-    with running(tiny_stack(tmp_path, ("a",)), *options) as stack:
+    with running(tiny_stack(tmp_path, ("a",)), *options) as stack, _idle_stream(stack.grpc_address) as idle:
         loads = _over_both_transports(stack, tmp_path, "--rate=100", "--duration=6", "--slo=0.5")
         time.sleep(4)
         assert stack.orchestrator is not None
         stopped_s = time.monotonic()
         assert stack.orchestrator.stop() == 0
+        # a second of lingering, not the ten that requests in flight may take
+        assert time.monotonic() - stopped_s < 10
+        assert idle.code() is grpc.StatusCode.UNAVAILABLE
         for ledger in (load.result()["ledger"] for load in loads):
             assert ledger["lost"] == ledger["duplicated"] == ledger["failed"] == ledger["answered_wrong"] == 0, ledger
             assert ledger["answered_correct"] > 150
