@@ -57,7 +57,10 @@ for name in sys.argv[2:]:
     failed |= os.waitpid(child, 0)[1]
 sys.exit(1 if failed else 0)
 """
-SERVING = "aiohttp.web,click,google.protobuf.text_format,grpc.aio,msgspec,numpy,prometheus_client,rich.console"
+SERVING = (
+    "aiohttp.web,click,google.protobuf.text_format,grpc.aio,jinja2,matplotlib.figure,msgspec,numba,numpy,"
+    "prometheus_client,rich.console,scipy.optimize,scipy.special,tritonclient.grpc"
+)
 
 
 def relative(path: Path) -> str:

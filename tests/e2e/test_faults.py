@@ -54,7 +54,7 @@ def _idle_stream(address: str) -> Iterator[grpc.Call]:
 
 def test_triton_killed_under_load_refuses_loses_nothing_and_service_resumes(tmp_path: Path) -> None:
     with running(tiny_stack(tmp_path, ("a",))) as stack:
-        loads = _over_both_transports(stack, tmp_path, "--rate=75", "--duration=13", "--slo=0.5")
+        loads = _over_both_transports(stack, tmp_path, "--rate=75", "--duration=15", "--slo=0.5")
         time.sleep(4)
         os.kill(server_pid(stack.tritons["a"]), signal.SIGKILL)
         process = stack.tritons["a"].process

@@ -57,8 +57,8 @@ async def test_a_surge_is_seen_within_three_ticks() -> None:
 
 async def test_steady_load_shifts_nothing() -> None:
     rig = await make_rig(busy_s={"small": 0.004, "large": 0.01})
-    assert set(await gears(rig, 80, 20)) == {"calm"}
-    assert len(set((await gears(rig, 300, 20))[10:])) == 1
+    assert set(await gears(rig, 80, 10)) == {"calm"}
+    assert len(set((await gears(rig, 300, 10))[10:])) == 1
 
 
 async def test_backlog_that_the_gear_did_not_plan_for_is_demand() -> None:
