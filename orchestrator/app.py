@@ -122,17 +122,18 @@ class Orchestrator:
         self.on_look(queues)
 
     def _ahead(self) -> dict[str, Ahead]:
-        up = [endpoint for endpoint in self.dispatcher.endpoints if endpoint.up]
-        slots = sum(endpoint.slots for endpoint in up)
-        if not slots:
-            return {}  # the dispatcher has a better sentence for this
-        in_flight_s = sum(endpoint.work_s for endpoint in up) / slots
+        up_slots = sum(endpoint.slots for endpoint in self.dispatcher.endpoints if endpoint.up)
         queues = {}
         for name, family in self.dispatcher.families.items():
-            if family.admission == NONE:
+            models = family.in_gear()
+            hosts = [each for each in self.dispatcher.endpoints if any(each.hosts(model) for model in models)]
+            slots = sum(endpoint.slots for endpoint in hosts)
+            # without any, the dispatcher has a better sentence
+            if family.admission == NONE or not slots:
                 continue
             # A family that has a backlog delays the others no further than its share of the devices goes.
-            family_slots = slots * self.gear_loop.share(name)
+            family_slots = min(up_slots * self.gear_loop.share(name), slots)
+            in_flight_s = sum(endpoint.work_s for endpoint in hosts) / slots
             queues[name] = Ahead(
                 slo_s=family.plan.slo_s,
                 own_s=sum(family.full_batch_s(stage.model) for stage in family.entry.stages),
