@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 HANG_LIMIT_S = 60.0
 # After an endpoint was found down its batches have this long to say by themselves how they ended: that one of them
 # crashed it is worth more than that it is silent.
-_LAST_WORDS_S = 0.1
+LAST_WORDS_S = 0.1
 # at shutdown, calls whose rows have expired may take this much longer before they are cancelled
 CLOSE_GRACE_S = 3.0
 
@@ -89,7 +89,7 @@ class Flights:
         batches = [batch for batch in self.batches if batch.endpoint is endpoint]
         if batches:
             error = EndpointDown(f"endpoint '{endpoint.name}' does not answer any more")
-            self._loop.call_later(_LAST_WORDS_S, self.recall, batches, error)
+            self._loop.call_later(LAST_WORDS_S, self.recall, batches, error)
 
     def model_is_silent(self, endpoint: EndpointState, model: ModelVersion) -> None:
         """Send nothing more to a model that hangs there, if it is elsewhere too, and try its rows there."""

@@ -24,6 +24,7 @@ from orchestrator.backend import (
     CallRejected,
     ConnectionLost,
     EndpointDown,
+    ModelSilent,
     NoConnection,
     NotServed,
     StubDead,
@@ -94,6 +95,10 @@ class Isolation:
                 self._refuse(batch, InternalError(f"{_which(batch)} crashed it, alone: {what}"), "crash")
             else:
                 self._suspect(queue, segments, now_s)
+        elif isinstance(error, ModelSilent) and batch.failed_at is not None:
+            # at a third endpoint they would make it hang as well
+            for segment in segments:
+                give_up(segment, f"'{batch.model}' did not answer it at two endpoints")
         elif self._opinions.ask(batch, segments):
             return
         elif batch.rows == 1:
@@ -125,11 +130,11 @@ class Isolation:
     def _not_begun(
         self, queue: FamilyQueue, segments: list[Segment], batch: Batch, error: BackendError, now_s: float
     ) -> None:
-        if type(error) is BatchNotTaken and self._opinions.ask(batch, segments, begun=False):
+        if batch.alone:
+            self.suspects.appendleft(_suspect(queue, segments[0], now_s))
+        elif type(error) is BatchNotTaken and self._opinions.ask(batch, segments, begun=False):
             for segment in segments:
                 segment.retried = True
-        elif batch.alone:
-            self.suspects.appendleft(_suspect(queue, segments[0], now_s))
         else:
             self._retry(queue, segments, batch, error)
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from cascadeserve.errors import DeadlineExceeded, InternalError, Unavailable
 from orchestrator.backend import BackendError, EndpointDown, ModelVersion
+from orchestrator.flights import LAST_WORDS_S
 from orchestrator.wire.codec_http import HEADER_LENGTH
 from orchestrator.wire.exchange import Answer
 
@@ -124,7 +125,12 @@ class Passing:
         if contested and self._had_turn:
             self._had_turn = False
             return False
+        full: set[tuple[str, str, str | None]] = set()
         for waiting in self._waiting:
+            wanted = waiting.model, waiting.version, None if waiting.lost is None else waiting.lost.name
+            # one whose client has just left takes itself out
+            if waiting.slot.done() or wanted in full:
+                continue
             hosts = self._hosts(waiting.model, waiting.version, waiting.lost)
             free = [(endpoint, each) for endpoint, each in hosts if endpoint.has_room((each,))]
             if free:
@@ -135,13 +141,13 @@ class Passing:
                 waiting.slot.set_result((endpoint, passed))
                 self._had_turn = True
                 return True
+            full.add(wanted)
         return False
 
     def recall(self, endpoint: EndpointState) -> None:
-        """Wait no longer for answers of an endpoint, which is down."""
-        for task, where in self._calls.items():
-            if where is endpoint:
-                task.cancel()
+        """Wait no longer for answers of an endpoint, which is down; what it said last may be on its way."""
+        for task in [task for task, where in self._calls.items() if where is endpoint]:
+            self._loop.call_later(LAST_WORDS_S, task.cancel)
 
     def refuse(self, why: str) -> None:
         """Answer that what waits cannot be served now, and end the calls under way."""
@@ -149,7 +155,9 @@ class Passing:
         for task in self._calls:
             task.cancel()
         while self._waiting:
-            self._waiting.popleft().slot.set_exception(Unavailable(why))
+            slot = self._waiting.popleft().slot
+            if not slot.done():
+                slot.set_exception(Unavailable(why))
 
     # -- helpers of the above -----------------------------------------------------------------------------------
 

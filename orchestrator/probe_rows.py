@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 PERIOD_S = 0.5
 # after a batch of probe rows that was not answered
 AGAIN_AFTER_S = 5.0
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 10.0
 
 
 def say_what_is_not_probed(plan: GearPlan) -> None:

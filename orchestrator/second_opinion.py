@@ -116,8 +116,9 @@ class SecondOpinions:
         for model, answers in zip(
             models, await asyncio.gather(*(_answers(endpoint, each, timeout_s) for each in models)), strict=True
         ):
-            if answers:
-                _log.info("endpoint %s: %s answers again", endpoint.name, model)
+            # with no row to ask it, and nowhere else to send rows to, it is tried with the next ones
+            if answers or (endpoint.failing[model] is None and not self._others(model, endpoint)):
+                _log.info("endpoint %s: %s is in use again", endpoint.name, model)
                 self._is_back(endpoint, model)
         return len(endpoint.failing) < before
 

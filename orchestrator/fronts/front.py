@@ -140,7 +140,7 @@ class FrontPlane:
     async def infer(self, request: InferRequest) -> InferResponse:
         """Check the request and have the dispatcher answer it; see `DataPlane.infer`."""
         model = self.model_metadata(request.model_name, request.model_version)
-        request.waited_s = self._entry.lag_s()
+        request.waited_s += self._entry.lag_s()
         work = 0.0
         try:
             rows = checked_inputs(model, request, self._max_rows)[0].shape[0]

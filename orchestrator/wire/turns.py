@@ -47,7 +47,8 @@ class Turns:
             await self._lock.acquire()
         finally:
             del self._since_s[mine]
+        waited_s = self._loop.time() - since_s
         try:
-            return work(), self._loop.time() - since_s
+            return work(), waited_s
         finally:
             self._loop.call_soon(self._lock.release)

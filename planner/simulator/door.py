@@ -23,16 +23,21 @@ _LETS_ALL_IN, _LOOK_S, _LAST_WEIGHT = admission.NONE, admission.LOOK_S, admissio
 
 
 @inlined
-def look(served: Served, queues: Queues, devices: Devices, door: Floats, gear: int, now_s: float) -> None:
+def look(served: Served, queues: Queues, devices: Devices, door: Floats, layout: int, gear: int, now_s: float) -> None:
     """See what waits, before anything happens at `now_s`; as orchestrator/app.py has it."""
     in_flight_s, queued_s, slots = 0.0, 0.0, 0
+    entry = served.gear_entry[gear]
     for endpoint in range(len(served.slots)):
-        in_flight_s += devices.planned_s[endpoint]
-        slots += served.slots[endpoint]
+        serves = False
+        for stage in range(served.entry_stages[entry]):
+            serves = serves or served.instances[layout, endpoint, served.stage_model[entry, stage]] > 0
+        if serves:
+            in_flight_s += devices.planned_s[endpoint]
+            slots += served.slots[endpoint]
     for model in range(len(queues.work)):
         queued_s += queues.work[model] * served.onward_work_s[gear, model]
     door[WAIT] = in_flight_s / slots + queued_s / slots
-    door[ROW] = served.onward_work_s[gear, served.stage_model[served.gear_entry[gear], 0]] / slots
+    door[ROW] = served.onward_work_s[gear, served.stage_model[entry, 0]] / slots
     door[OWN], door[SURGE] = served.own_s[gear], served.surge_slos[gear]
     door[LOOK] = (np.ceil(now_s / _LOOK_S - 0.5) + 0.5) * _LOOK_S
 

@@ -171,7 +171,7 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one loop with one case per kind of ev
         now_s = min(device_s, core_s, arrival_s, change_s, tick_s, wake_s)
         comes, handled, pumping, ended = _NOTHING, _NOTHING, False, 0
         if now_s > door[LOOK]:
-            look(served, queues, devices, door, control.at[GEAR], now_s)
+            look(served, queues, devices, door, control.at[LAYOUT], control.at[GEAR], now_s)
 
         if device_s == now_s:
             place = step(served, flights, devices, device, places, control.at[LAYOUT], now_s)

@@ -75,4 +75,4 @@ def test_it_is_taken_out_and_comes_back(tmp_path: Path, fault: str, said: str, l
         assert ledger["answered_correct"] >= least * ledger["sent"], report
     assert stack.orchestrator is not None
     assert said in stack.orchestrator.text()
-    assert "small:1 answers again" in stack.orchestrator.text()
+    assert "small:1 is in use again" in stack.orchestrator.text()

@@ -17,6 +17,7 @@ import tritonclient.http
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from orchestrator.wire.limits import PEEK_BYTES
 from tests.e2e.conftest import tiny_stack
 from tests.fakes.servers import running, server_pid
 from tests.fakes.tiny import plan_document, rows
@@ -137,10 +138,10 @@ def infer_by_http(stack: Stack) -> list[int]:
 
 def test_when_too_much_waits_it_is_refused_and_told_when_to_come_again(full: Stack) -> None:
     connection = http.client.HTTPConnection(full.url.removeprefix("http://"), timeout=5)
-    # the head alone: nobody waits for the body
+    # the head, and the beginning that may speak of a priority: nobody waits for the rest
     connection.putrequest("POST", "/v2/models/family/infer")
     connection.putheader("Content-Length", "1000000")
-    connection.endheaders()
+    connection.endheaders(b" " * PEEK_BYTES)
     answer = connection.getresponse()
     assert answer.status == 503
     assert int(answer.headers["Retry-After"]) >= 1

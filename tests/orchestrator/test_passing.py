@@ -126,6 +126,24 @@ async def test_a_client_that_leaves_keeps_its_slot_for_as_long_as_the_device_is_
     check_idle(rig)
 
 
+async def test_a_client_that_leaves_while_it_waits_gets_no_slot() -> None:
+    rig = await rig_of("a", busy_s={"guest": 0.1})
+    endpoint = rig.orchestrator.dispatcher.endpoints[0]
+    guests = [asyncio.create_task(ask(rig)) for _ in range(endpoint.slots + 3)]
+    await asyncio.sleep(0.05)
+    waiting = [guest for guest in guests if not guest.done()][-2:]
+    for each in waiting:
+        each.cancel()
+    endpoint.slots += 2
+    # in the same round of the loop, before they have noticed
+    rig.orchestrator.dispatcher.pump()
+    endpoint.slots -= 2
+    assert endpoint.in_flight == endpoint.slots + 1
+    results = await asyncio.gather(*guests, return_exceptions=True)
+    assert sum(isinstance(each, asyncio.CancelledError) for each in results) == 2
+    check_idle(rig)
+
+
 async def test_what_waits_at_close_is_refused_and_nothing_new_is_taken() -> None:
     rig = await rig_of("a", busy_s={"guest": 1.0})
     guests = [asyncio.create_task(ask(rig)) for _ in range(6)]

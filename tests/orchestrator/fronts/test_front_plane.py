@@ -225,13 +225,13 @@ async def test_what_a_request_has_waited_is_taken_off_its_time(joined: Joined) -
     joined.plane._link.pause_writing()
     await asyncio.sleep(0)
     time.sleep(0.2)  # noqa: ASYNC251 - the front is late
-    asking = asyncio.create_task(joined.plane.infer(image_request(client_timeout_s=1.5)))
+    asking = asyncio.create_task(joined.plane.infer(image_request(client_timeout_s=1.5, waited_s=2.0)))
     await asyncio.sleep(0.1)
     joined.plane._link.resume_writing()
     await asking
     watch.cancel()
     (asked,) = joined.echo.requests
-    assert 0.25 < asked.waited_s < 1.0
+    assert 2.25 < asked.waited_s < 3.0
     # of the transport's deadline the first part was gone when it was read
     assert 0.8 < asked.client_timeout_s < 1.41
 
