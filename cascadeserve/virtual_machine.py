@@ -2,15 +2,19 @@
 
 A virtual core that idles is given away by its host, and comes back late when others want it too: on a busy host a timer
 of 5 ms was seen to fire 5 ms late once in a hundred times, and 0.1 ms late while an idle loop of lowest priority held
-the core. What is measured then is the server and not its neighbours. `idle=poll` on the kernel's command line does the
-same for those who may set it. On real hardware nothing is started: there an idle core wakes within microseconds, and a
-busy one would take its sibling's time and its turbo.
+the core. What is measured then is the server and not its neighbours.
+
+Where it may be asked for, the kernel itself idles awake while a device file is held open (PM QoS, as `idle=poll` does
+for good). Else a process of lowest priority spins on every core; but what wants the core may wait for it now and then,
+for a slice of 4 ms (Linux 6.18). On real hardware nothing is started: there an idle core wakes within microseconds, and
+a busy one would take its sibling's time and its turbo.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +22,11 @@ from typing import TYPE_CHECKING
 from cascadeserve.process import spawn, stop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 _LOWEST = "19"
+_IDLE_DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")
+_WAKING_LATENCY = Path("/dev/cpu_dma_latency")
 _STEAL = 8  # in the line of all cores
 
 
@@ -48,10 +54,24 @@ async def cores_kept_awake() -> AsyncIterator[bool]:
     """Hold every core that this process may use, if they are virtual ones; yields whether they are held."""
     cores = sorted(os.sched_getaffinity(0)) if is_virtual() else []
     async with contextlib.AsyncExitStack() as spinning:
-        for core in cores:
+        idles_awake = bool(cores) and spinning.enter_context(_kernel_idles_awake())
+        for core in [] if idles_awake else cores:
             process = await spawn([sys.executable, "-m", "cascadeserve.virtual_machine"], cores=[core])
             spinning.push_async_callback(stop, process, kill_after_s=1.0)
         yield bool(cores)
+
+
+@contextlib.contextmanager
+def _kernel_idles_awake() -> Iterator[bool]:
+    """Ask the kernel for it (its Documentation/power/pm_qos_interface.rst); yields whether it does so."""
+    with contextlib.ExitStack() as held:
+        heeded = False
+        with contextlib.suppress(OSError):
+            if _IDLE_DRIVER.read_text().strip() not in ("", "none"):
+                # microseconds that waking up may take
+                held.enter_context(_WAKING_LATENCY.open("wb", buffering=0)).write(struct.pack("i", 0))
+                heeded = True
+        yield heeded
 
 
 def _spin() -> None:

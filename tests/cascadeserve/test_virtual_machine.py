@@ -26,8 +26,14 @@ def _spinning() -> list[int]:
     return found
 
 
-async def test_one_loop_per_core_at_lowest_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("driver", ["none", "haltpoll"])
+async def test_one_loop_per_core_at_lowest_priority_where_the_kernel_does_not_heed_the_wish(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, driver: str
+) -> None:
+    (tmp_path / "driver").write_text(f"{driver}\n")
     monkeypatch.setattr(virtual_machine, "is_virtual", lambda: True)
+    monkeypatch.setattr(virtual_machine, "_IDLE_DRIVER", tmp_path / "driver")
+    monkeypatch.setattr(virtual_machine, "_WAKING_LATENCY", tmp_path / "absent" / "file")
     async with virtual_machine.cores_kept_awake() as held:
         assert held
         for _ in range(200):
@@ -40,6 +46,17 @@ async def test_one_loop_per_core_at_lowest_priority(monkeypatch: pytest.MonkeyPa
         assert {tuple(os.sched_getaffinity(pid)) for pid in pids} == {(core,) for core in os.sched_getaffinity(0)}
         assert {os.sched_getscheduler(pid) for pid in pids} == {os.SCHED_IDLE}
     assert _spinning() == []
+
+
+async def test_the_kernel_is_asked_where_it_heeds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "driver").write_text("haltpoll\n")
+    monkeypatch.setattr(virtual_machine, "is_virtual", lambda: True)
+    monkeypatch.setattr(virtual_machine, "_IDLE_DRIVER", tmp_path / "driver")
+    monkeypatch.setattr(virtual_machine, "_WAKING_LATENCY", tmp_path / "latency")
+    async with virtual_machine.cores_kept_awake() as held:
+        assert held
+        assert (tmp_path / "latency").read_bytes() == bytes(4)
+        assert _spinning() == []
 
 
 async def test_nothing_on_real_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
