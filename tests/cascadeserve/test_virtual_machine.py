@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pytest
 
 from cascadeserve import virtual_machine
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def _spinning() -> list[int]:
