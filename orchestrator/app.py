@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 from typing import TYPE_CHECKING
 
+from cascadeserve.collector import spare_what_lives
 from cascadeserve.errors import Overloaded
 from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_GEAR_SLOS, NONE
 from orchestrator.dataplane import CascadeDataPlane
@@ -195,9 +195,7 @@ async def serve(
     stopping = asyncio.create_task(stop.wait(), name="stop-signal")
     try:
         await door.open()
-        # What lives by now lives to the end. Left to the collector, it is walked through in one go: 20 ms of lateness.
-        gc.collect()
-        gc.freeze()
+        spare_what_lives()
         if isinstance(door, Hub):
             loops.append(asyncio.create_task(door.run(), name="keep-fronts"))
         _log.info("listening on %s://%s:%d and grpc://%s:%d", "http" if settings.tls is None else "https",

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# in place of a row, of a model that is not out of use
+_IN_USE = KnownRow((), ())
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stray:
@@ -49,8 +52,6 @@ class SecondOpinions:
         self._endpoints = endpoints
         self._metrics = metrics
         self._depart = depart
-        # what hangs somewhere, until another endpoint answers a row of it
-        self._row_wanted: set[ModelVersion] = set()
 
     def ask(self, batch: Batch, segments: list[Segment], *, begun: bool = True) -> bool:
         """Note that a batch failed, and have its rows tried elsewhere; returns False where nothing is learnt from it.
@@ -69,7 +70,7 @@ class SecondOpinions:
         """Draw the conclusion from a batch that was answered."""
         model = batch.model
         batch.endpoint.error_runs.pop(model, None)
-        if model in self._row_wanted:
+        if any(each.failing.get(model, _IN_USE) is None for each in self._endpoints):
             self._keep_row(batch)
         wrong = batch.failed_at
         run = None if wrong is None else wrong.error_runs.get(model)
@@ -148,16 +149,14 @@ class SecondOpinions:
     def _take_out(self, endpoint: EndpointState, model: ModelVersion) -> None:
         endpoint.failing[model] = None
         endpoint.hosted.pop(model, None)
-        self._row_wanted.add(model)
         self._metrics.model_failing(endpoint.name, model.name, failing=True)
 
     def _keep_row(self, batch: Batch) -> None:
         """Keep a row that was answered, for endpoints where the model has yet to answer one."""
         specs = batch.family.plan.inputs
         row = [batch.segments[0].gather(position)[:1].copy() for position in range(len(specs))]
-        self._row_wanted.discard(batch.model)
         for endpoint in self._endpoints:
-            if batch.model in endpoint.failing and endpoint.failing[batch.model] is None:
+            if endpoint.failing.get(batch.model, _IN_USE) is None:
                 endpoint.failing[batch.model] = KnownRow(specs, row)
 
     def _is_back(self, endpoint: EndpointState, model: ModelVersion) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -80,3 +81,53 @@ def test_links_of_the_readme_lead_to_files() -> None:
     links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text())
     assert len(links) > 20
     assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+RESULTS = ROOT / "benchmarks" / "results"
+MS, PERCENT = 1e3, 1e2
+# page, its words around a figure, the result, where in it, scale: a page is not older than what it quotes
+QUOTED = [
+    ("performance.md", "| HTTP | 1 | 2.20 ms | 178 µs | {:.1f} |", "gateway_cost", "http/1/cpu_ratio", 1),
+    (
+        "performance.md",
+        "| | **32** | **311 µs** | **133 µs** | **{:.1f}** | 4 |",
+        "gateway_cost",
+        "http/32/cpu_ratio",
+        1,
+    ),
+    (
+        "performance.md",
+        "| | **32** | **825 µs** | **451 µs** | **{:.1f}** | 2.5 |",
+        "gateway_cost",
+        "grpc/32/cpu_ratio",
+        1,
+    ),
+    ("performance.md", "The orchestrator adds {:.2f} ms", "gateway", "added_p50_s", MS),
+    ("performance.md", "from {:.2f} to", "gateway", "added_p50_range_s/0", MS),
+    ("performance.md", "to {:.2f} ms over five pairs", "gateway", "added_p50_range_s/1", MS),
+    ("performance.md", "late at {:.1f} % of the moments", "isolation", "loop_lag/within_5_ms", PERCENT),
+    ("performance.md", "at most 1 ms at {:.0f} %", "isolation", "loop_lag/share_within_s/0.001", PERCENT),
+    ("performance.md", "| {:.0f} | 1 |", "baselines", "systems/cascade/rows_per_s", 1),
+    ("performance.md", "| {:.2f} (0.90 to 1.14) |", "baselines", "static/ratio", 1),
+    ("performance.md", "| {:.2f} (0.80 to 0.90) |", "baselines", "bls/ratio", 1),
+    ("performance.md", "| {:.0f} | 0.10 (one search) |", "baselines", "ray/rows_per_s", 1),
+    ("explanation/faults.md", "| {} changes of instance groups", "endurance", "changes/group_changes", 1),
+    ("explanation/faults.md", "and {} loads and unloads", "endurance", "changes/model_moves", 1),
+    ("explanation/faults.md", "p99 {:.1f} ms meanwhile", "endurance", "changes/changing/p99_s", MS),
+    ("explanation/faults.md", "meanwhile, {:.1f} ms without", "endurance", "changes/steady/p99_s", MS),
+    ("explanation/faults.md", "by a surge | p99 {:.1f} ms |", "endurance", "layouts/p99_s", MS),
+    ("explanation/faults.md", "a Python process, {:.2f} s,", "endurance", "faults/back_s/killed", 1),
+    ("explanation/faults.md", "sent to again | p99 {:.1f} ms |", "endurance", "faults/p99_s", MS),
+    ("explanation/faults.md", "ready again within {:.2f} s", "endurance", "restarts/ready_s", 1),
+    ("explanation/faults.md", "ready within {:.2f} s, all", "endurance", "transitions/ready_s", 1),
+]
+
+
+@pytest.mark.parametrize(("page", "words", "result", "place", "scale"), QUOTED, ids=[f"{q[2]} {q[3]}" for q in QUOTED])
+def test_figures_are_those_of_the_committed_results(
+    page: str, words: str, result: str, place: str, scale: float
+) -> None:
+    value = json.loads((RESULTS / f"{result}.json").read_text())
+    for step in place.split("/"):
+        value = value[int(step)] if isinstance(value, list) else value[step]
+    assert words.format(value * scale) in " ".join((ROOT / "docs" / page).read_text().split())

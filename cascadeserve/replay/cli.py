@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from cascadeserve.artefacts import write_json
+from cascadeserve.collector import spare_what_lives
 from cascadeserve.errors import UsageError
 from cascadeserve.replay import settings
 from cascadeserve.replay.client import Target, describe_model, open_sender, parse_target
@@ -67,9 +68,7 @@ async def _run(target: Target, model: str, rows: Rows, load: Load, console: Cons
     # Elsewhere than in the main thread (tests) signals cannot be caught, and need not be.
     with contextlib.suppress(RuntimeError, ValueError):
         running.add_signal_handler(signal.SIGINT, loop.interrupt)
-    # What lives by now lives to the end: keep the collector from walking over it in the middle of a run.
-    gc.collect()
-    gc.freeze()
+    spare_what_lives()
     watcher = asyncio.create_task(watch(loop.records.live, len(load.scheduled_s), console), name="replay progress")
     try:
         return await loop.run()

@@ -14,6 +14,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cascadeserve.collector import spare_what_lives
 from cascadeserve.errors import CascadeServeError, InternalError, InvalidRequest, NotSupported, Overloaded, Unavailable
 from orchestrator.entry import Entry
 from orchestrator.front_door import FrontDoor, ServeSettings
@@ -311,6 +312,7 @@ async def serve_front(sock: socket.socket) -> int:
     settings = await plane.connect(sock)
     door = FrontDoor(plane, plane, settings, others=plane, metrics=plane.metrics, shares_ports=True)
     await door.open()
+    spare_what_lives()
     plane.say_listening()
     watch = asyncio.create_task(forever("entry", plane.watch), name="entry")
     ends = [asyncio.create_task(event.wait()) for event in (stop, plane.lost)]

@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from orchestrator.wire.limits import PEEK_BYTES
 from tests.e2e.conftest import tiny_stack
+from tests.fakes.certified import CERTIFICATE
 from tests.fakes.servers import running, server_pid
 from tests.fakes.tiny import plan_document, rows
 
@@ -39,15 +40,7 @@ def document() -> dict[str, Any]:
     family = made["families"]["family"]
     family["models"]["large"]["busy_s"] = [[1, 0.2], [64, 0.2]]
     family["ladder"][1]["epsilon"] = 0.004
-    family["certificate"] = {
-        "epsilon": 0.004,
-        "delta": 0.05,
-        "rows": 1000,
-        "method": "made up",
-        "ladder_digest": "sha256:0",
-        "records_digest": "sha256:1",
-        "reference_accuracy": 0.9,
-    }
+    family["certificate"] = dict(CERTIFICATE)
     return made
 
 

@@ -10,6 +10,15 @@ import numpy as np
 from cascadeserve.probes import pack_inputs
 from tests.fakes.tiny import LABEL_OFFSET, plan_document, rows
 
+CERTIFICATE = {
+    "epsilon": 0.004,
+    "delta": 0.05,
+    "rows": 1000,
+    "method": "made up",
+    "ladder_digest": "sha256:0",
+    "records_digest": "sha256:1",
+    "reference_accuracy": 0.9,
+}
 PROBES = rows([1, 2, 3], [0.9, 0.25, 0.5])
 
 
@@ -19,14 +28,7 @@ def certified_document(endpoints: tuple[str, ...] = ("a",)) -> dict[str, Any]:
     family = document["families"]["family"]
     family["ladder"][0]["epsilon"] = 0.0
     family["ladder"][1]["epsilon"] = 0.004
-    family["certificate"] = {
-        "epsilon": 0.004,
-        "delta": 0.05,
-        "rows": 1000,
-        "method": "made up",
-        "ladder_digest": "sha256:0",
-        "records_digest": "sha256:1",
-        "reference_accuracy": 0.9,
+    family["certificate"] = CERTIFICATE | {
         "probes": {
             "inputs": base64.b64encode(pack_inputs({"x": PROBES})).decode(),
             "answers": {
