@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cascadeserve.collector import spare_what_lives
 from cascadeserve.errors import Overloaded
-from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_GEAR_SLOS, NONE
+from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_GEAR_SLOS, NONE, wait_ahead_s
 from orchestrator.dataplane import CascadeDataPlane
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.entry import Ahead, Entry
@@ -131,14 +131,13 @@ class Orchestrator:
             # without any, the dispatcher has a better sentence
             if family.admission == NONE or not slots:
                 continue
-            # A family that has a backlog delays the others no further than its share of the devices goes.
             family_slots = min(up_slots * self.gear_loop.share(name), slots)
-            in_flight_s = sum(endpoint.work_s for endpoint in hosts) / slots
+            in_flight_s = sum(endpoint.work_s for endpoint in hosts)
             queues[name] = Ahead(
                 slo_s=family.plan.slo_s,
                 own_s=sum(family.full_batch_s(stage.model) for stage in family.entry.stages),
                 surge_slos=DEADLINE_SLOS if family.has_faster_gear else LAST_GEAR_SLOS,
-                wait_s=in_flight_s + self.dispatcher.roughly_queued_work_s(family) / family_slots,
+                wait_s=wait_ahead_s(in_flight_s, self.dispatcher.roughly_queued_work_s(family), slots, family_slots),
                 row_s=family.work_per_row_s / family_slots,
             )
         return queues

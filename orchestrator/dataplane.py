@@ -106,8 +106,15 @@ class CascadeDataPlane:
 
     def admit(self, name: str, version: str, beginning: bytes = b"") -> bool:
         """See `DataPlane.admit`; what is wrong with the name is left to `infer`."""
-        known = name in self._dispatcher.families and version in ("", VERSION)
-        return not known or self._entry.admit(name, beginning)
+        return not self._knows(name, version) or self._entry.admit(name, beginning)
+
+    def unread(self, name: str, version: str) -> None:
+        """See `DataPlane.unread`."""
+        if self._knows(name, version):
+            self._entry.unread(name)
+
+    def _knows(self, name: str, version: str) -> bool:
+        return name in self._dispatcher.families and version in ("", VERSION)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Carry the request's rows through the cascade; without named outputs the answer is `label`."""

@@ -117,6 +117,11 @@ class Entry:
         self._on_refusal(family, queue.rows)
         raise self.refusal(family)
 
+    def unread(self, family: str) -> None:
+        """Count a request that was let in, and refused before anyone knew how many rows it has."""
+        queue = self._queues.get(family)
+        self._on_refusal(family, 1.0 if queue is None else queue.rows)
+
     def refusal(self, family: str) -> Overloaded:
         """What to raise for a request that is not let in."""
         retry_after_s = 0.0

@@ -28,6 +28,15 @@ LOOK_S = 0.02
 LAST_WEIGHT = 0.02
 
 
+def wait_ahead_s(in_flight_s: float, queued_s: float, slots: float, own_slots: float) -> float:
+    """How long a request would wait behind the work of batches in flight and of the rows of its family's queues.
+
+    Batches are on the `slots` of all endpoints that serve its family's gear. Its queues go to `own_slots` of them: a
+    family that has a backlog delays the others no further than its share of the devices goes.
+    """
+    return in_flight_s / slots + queued_s / own_slots
+
+
 def in_time(admission: int, deadline_s: float, now_s: float, work_ahead_s: float, busy_s: float) -> bool:
     """Whether what takes `busy_s` can be answered before a deadline, by the plan's busy times.
 

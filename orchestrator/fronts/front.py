@@ -134,9 +134,16 @@ class FrontPlane:
 
     def admit(self, name: str, version: str, beginning: bytes = b"") -> bool:
         """See `DataPlane.admit`."""
+        return not self._knows(name, version) or self._entry.admit(name, beginning)
+
+    def unread(self, name: str, version: str) -> None:
+        """See `DataPlane.unread`."""
+        if self._knows(name, version):
+            self._entry.unread(name)
+
+    def _knows(self, name: str, version: str) -> bool:
         model = self._service.models.get(name)
-        known = model is not None and (not version or version in model.versions)
-        return not known or self._entry.admit(name, beginning)
+        return model is not None and (not version or version in model.versions)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Check the request and have the dispatcher answer it; see `DataPlane.infer`."""

@@ -16,8 +16,8 @@ import msgspec
 from cascadeserve.errors import InvalidRequest, NotSupported
 from orchestrator.wire.classification import classified, num_classes
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, raw_from_tensor
-from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, decode_json, json_from_tensor
-from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_json_elements, check_listed_elements, num_texts
+from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, json_from_tensor, names_not_finite
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_json, check_listed_elements, num_texts
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def decode_request(
 ) -> InferRequest:
     """Read the body of an infer request; a `header_length` of 0 is for `decode_raw_request`."""
     json_part = body if header_length is None else memoryview(body)[:header_length]
-    check_json_elements(json_part, max_listed_elements)
+    check_json(json_part, max_listed_elements)
     if header_length is not None and header_length <= _MAX_KNOWN_BYTES:
         form = _known_form(bytes(json_part))
     else:
@@ -193,6 +193,8 @@ def _decode_head(data: bytes | memoryview) -> _Head:
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
+            if not names_not_finite(data):
+                raise
             return _decode_not_finite(data)
     except JSON_ERRORS as error:
         raise InvalidRequest(f"cannot read the request JSON: {error}") from None
@@ -200,7 +202,7 @@ def _decode_head(data: bytes | memoryview) -> _Head:
 
 def _decode_not_finite(data: bytes | memoryview) -> _Head:
     """Decode what may be valid but for NaN and Infinity in the data of an input."""
-    head = decode_json(data)
+    head = json.loads(bytes(data))
     inputs = head.get("inputs") if isinstance(head, dict) else None
     for item in inputs if isinstance(inputs, list) else ():
         if isinstance(item, dict) and "data" in item:

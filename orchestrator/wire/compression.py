@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from cascadeserve.errors import InvalidRequest, NotSupported, RequestTooLarge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from orchestrator.wire.exchange import Answer
 
 # A shorter body gains nothing that its client would notice: it fits into one packet as it is.
@@ -30,6 +32,8 @@ _DEFLATED = 8
 _UNFOLDER = ThreadPoolExecutor(1, "unfold")
 # What is no more than this is done before a thread would have begun.
 _INLINE_BYTES = 1 << 17
+# zlib gathers what it unfolds in one call into one piece, and nothing else runs meanwhile: 40 ms for 64 MiB.
+_PORTION_BYTES = 1 << 16
 # Each costs some microseconds, however little it holds.
 _MAX_MEMBERS = 100
 
@@ -50,29 +54,43 @@ async def unfolded(body: bytes, encoding: str, limit_bytes: int) -> bytes:
 def _unfold(body: bytes, encoding: str, limit_bytes: int) -> bytes:
     # What HTTP calls deflate is zlib's format, but some send the bare one.
     deflate = _ZLIB if body and body[0] & 0x0F == _DEFLATED else _BARE
-    window = _GZIP if encoding == "gzip" else deflate
     parts: list[bytes] = []
     room = limit_bytes
-    rest = body
     try:
-        # gzip may have several members
-        while rest or not parts:
-            unpacker = zlib.decompressobj(window)
-            part = unpacker.decompress(rest, room + 1)
+        for part in _portions(body, _GZIP if encoding == "gzip" else deflate, encoding):
             parts.append(part)
             room -= len(part)
             if room < 0:
                 raise RequestTooLarge(
                     f"the request body is larger than the limit of {limit_bytes} bytes as it unfolds; send fewer rows"
                 )
-            if not unpacker.eof:
-                raise InvalidRequest(f"the request body is cut short; it is no complete {encoding}")
-            if len(parts) > _MAX_MEMBERS:
-                raise InvalidRequest(f"the request body has more than {_MAX_MEMBERS} gzip members; send it as one")
-            rest = unpacker.unused_data
     except zlib.error:
         raise InvalidRequest(f"the request body cannot be read as {encoding}; it is broken") from None
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _portions(body: bytes, window: int, encoding: str) -> Iterator[bytes]:
+    """Unfold piece by piece; gzip may have several members."""
+    packed = memoryview(body)
+    at = members = 0
+    while at < len(body) or not members:
+        members += 1
+        if members > _MAX_MEMBERS:
+            raise InvalidRequest(f"the request body has more than {_MAX_MEMBERS} gzip members; send it as one")
+        unpacker = zlib.decompressobj(window)
+        rest: bytes | memoryview = b""
+        while not unpacker.eof:
+            if not rest:
+                # in pieces too, since zlib copies what it leaves
+                rest = packed[at : at + _PORTION_BYTES]
+                at += len(rest)
+            part = unpacker.decompress(rest, _PORTION_BYTES)
+            rest = unpacker.unconsumed_tail
+            if part:
+                yield part
+            elif at == len(body) and not rest and not unpacker.eof:
+                raise InvalidRequest(f"the request body is cut short; it is no complete {encoding}")
+        at -= len(unpacker.unused_data)
 
 
 async def compressed(answer: Answer, accept_encoding: str) -> Answer:

@@ -157,7 +157,11 @@ class _Endpoints:
 
         if (len(call.body) if header_length is None else header_length) < _DEAR_BYTES:
             return decode()
-        request, waited_s = await self._turns.run(decode)
+        try:
+            request, waited_s = await self._turns.run(decode)
+        except Overloaded:
+            self._data_plane.unread(call.model, call.version)
+            raise
         request.waited_s = waited_s
         return request
 

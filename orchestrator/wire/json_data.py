@@ -65,18 +65,10 @@ def array_from_json(name: str, datatype: str, shape: Sequence[int], data: bytes 
     return shaped(name, _flat_array(name, datatype, elements), shape)
 
 
-def decode_json(data: bytes | memoryview) -> Any:  # noqa: ANN401 - any JSON value
-    """Decode JSON in which numbers may also be NaN, Infinity and -Infinity, which Triton and its clients take for JSON.
-
-    Raises one of JSON_ERRORS.
-    """
-    try:
-        return msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        text = bytes(data)
-        if b"NaN" not in text and b"Infinity" not in text:
-            raise
-        return json.loads(text)
+def names_not_finite(data: bytes | memoryview) -> bool:
+    """Whether NaN or Infinity stand there: Triton and its clients take them for numbers, only Python's `json` does."""
+    text = bytes(data)
+    return b"NaN" in text or b"Infinity" in text
 
 
 def _plain_numbers(data: bytes | memoryview) -> Array | None:
@@ -95,10 +87,14 @@ def _elements(name: str, datatype: str, data: bytes | memoryview) -> list[Any]:
             flat: list[Any] = _FLAT_DECODERS[datatype].decode(data)
         except msgspec.DecodeError:
             # Nested, not finite or wrong: the slow way finds out.
-            flat = msgspec.convert(_flattened(name, decode_json(data)), _LIST_TYPES[datatype])
+            flat = msgspec.convert(_flattened(name, _decode_any(data)), _LIST_TYPES[datatype])
     except JSON_ERRORS as error:
         raise InvalidRequest(f"cannot read the 'data' of input '{name}' as {datatype}: {error}") from None
     return flat
+
+
+def _decode_any(data: bytes | memoryview) -> Any:  # noqa: ANN401 - any JSON value
+    return json.loads(bytes(data)) if names_not_finite(data) else msgspec.json.decode(data)
 
 
 def _flattened(name: str, data: Any) -> Any:  # noqa: ANN401 - any JSON value

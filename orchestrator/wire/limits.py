@@ -7,6 +7,8 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cascadeserve.errors import RequestTooLarge
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ MAX_LISTED_ELEMENTS = 1 << 20
 MAX_ROWS = 1 << 16
 # What is there of a request's body before it is let in or refused: its parameters stand before its tensors.
 PEEK_BYTES = 4096
+_MAX_BLANK_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +37,26 @@ class Limits:
     client_timeout_s: float = 60.0
 
 
-def check_json_elements(json_part: bytes | memoryview, limit: int) -> None:
-    """Refuse JSON with more values than `limit` before it is read: each takes many times what it is long."""
+def check_json(json_part: bytes | memoryview, limit: int) -> None:
+    """Refuse JSON that takes much longer to read than such a request needs, before it is read.
+
+    Values take many times what they are long, so there may be `limit`. White space, which a few bytes may unfold to,
+    takes five times as long as text: that of printed JSON is let through, and any up to a megabyte.
+    """
     # A comma stands between any two values; most requests are too short to hold so many.
     if len(json_part) > limit and bytes(json_part).count(b",") >= limit:
         raise RequestTooLarge(f"the request JSON has more than {limit} values; send binary data or fewer rows")
+    if len(json_part) > _MAX_BLANK_BYTES and _num_blank(json_part) > max(_MAX_BLANK_BYTES, len(json_part) // 2):
+        raise RequestTooLarge("the request JSON is mostly white space; send it without, or binary data")
+
+
+def _num_blank(text: bytes | memoryview) -> int:
+    """Count white space, which is all that JSON may hold of these bytes."""
+    array = np.frombuffer(text, np.uint8)
+    # in pieces that stay in a cache
+    return sum(
+        int(np.count_nonzero(array[at : at + _PIECE_BYTES] <= ord(" "))) for at in range(0, array.size, _PIECE_BYTES)
+    )
 
 
 def num_texts(shape: Sequence[int], num_bytes: int) -> int:

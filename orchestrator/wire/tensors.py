@@ -125,6 +125,9 @@ class DataPlane(Protocol):
         `beginning` is what there is of the body. The answer is to become `InferRequest.admitted`.
         """
 
+    def unread(self, name: str, version: str) -> None:
+        """Count a request that was let in and then refused before it was read: too much waits for that."""
+
     def model_config(self, name: str, version: str) -> ModelConfig:
         """Tell how a model is configured; raises NotFound for an unknown one."""
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cascadeserve.policy import admission
 from planner.simulator.compiling import inlined
-from planner.simulator.policy import admits
+from planner.simulator.policy import admits, wait_ahead_s
 from planner.simulator.state import LOOK, OWN, ROW, ROWS_OF_ONE, STANDING, SURGE, WAIT
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def look(served: Served, queues: Queues, devices: Devices, door: Floats, layout:
             slots += served.slots[endpoint]
     for model in range(len(queues.work)):
         queued_s += queues.work[model] * served.onward_work_s[gear, model]
-    door[WAIT] = in_flight_s / slots + queued_s / slots
+    door[WAIT] = wait_ahead_s(in_flight_s, queued_s, slots, slots)
     door[ROW] = served.onward_work_s[gear, served.stage_model[entry, 0]] / slots
     door[OWN], door[SURGE] = served.own_s[gear], served.surge_slos[gear]
     door[LOOK] = (np.ceil(now_s / _LOOK_S - 0.5) + 0.5) * _LOOK_S

@@ -26,6 +26,7 @@ def _compiled(module: ModuleType) -> dict[str, Any]:
 
 _admission = _compiled(admission)
 in_time, admits = _admission["in_time"], _admission["admits"]
+wait_ahead_s = _admission["wait_ahead_s"]
 choose_endpoint = _compiled(balancing)["choose_endpoint"]
 rank_s = _compiled(ordering)["rank_s"]
 _batching = _compiled(batching)

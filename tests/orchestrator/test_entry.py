@@ -51,6 +51,16 @@ async def test_between_two_looks_what_is_let_in_counts() -> None:
     assert refused == [("family", 1)] * 33
 
 
+async def test_what_could_not_be_read_is_counted_with_the_usual_rows() -> None:
+    entry, refused = door()
+    entry.unread("family")
+    entry.show({"family": Ahead(slo_s=SLO_S, own_s=0.1 * SLO_S, surge_slos=4.0, wait_s=0.0, row_s=0.1)})
+    for _ in range(1000):
+        entry.took("family", 4)
+    entry.unread("family")
+    assert refused == [("family", 1), ("family", pytest.approx(4))]
+
+
 async def test_requests_count_as_many_rows_as_they_usually_have() -> None:
     entry, refused = door()
     entry.show({"family": Ahead(slo_s=SLO_S, own_s=0.1 * SLO_S, surge_slos=4.0, wait_s=0.0, row_s=0.1)})

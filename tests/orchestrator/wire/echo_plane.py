@@ -45,6 +45,7 @@ class EchoPlane:
         self.refusal: Exception | None = None
         self.asked: list[tuple[str, str]] = []
         self.beginnings: list[bytes] = []
+        self.not_read: list[tuple[str, str]] = []
         self.delay_s = 0.0
         self.counted: dict[str, ModelStatistics] = {}
         self.requests: list[InferRequest] = []
@@ -77,6 +78,9 @@ class EchoPlane:
         if self.refusal is not None and not may_be_important(beginning):
             raise self.refusal
         return self.refusal is None
+
+    def unread(self, name: str, version: str) -> None:
+        self.not_read.append((name, version))
 
     def model_config(self, name: str, version: str) -> ModelConfig:
         metadata = self.model_metadata(name, version)

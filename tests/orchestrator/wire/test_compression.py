@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import zlib
 
+import numpy as np
 import pytest
 
 from cascadeserve.errors import InvalidRequest, NotSupported, RequestError, RequestTooLarge
@@ -61,6 +62,18 @@ async def test_requests_unfold(body: bytes) -> None:
     assert await unfolded(zlib.compress(body), "deflate", limit) == body
     assert await unfolded(bare(body), "deflate", limit) == body
     assert await unfolded(body, "identity", limit) == body
+
+
+@pytest.mark.parametrize("size", [(1 << 16) - 1, 1 << 16, (1 << 17) + 30, 300_000])
+async def test_members_that_end_anywhere_unfold(size: int) -> None:
+    """Unfolding goes in portions, of what comes and of what it becomes."""
+    noise = np.random.default_rng(size).bytes(size)
+    for body in (noise, bytes(size)):
+        members = [gzip.compress(body), gzip.compress(noise[:1000]), gzip.compress(b""), gzip.compress(body, 0)]
+        assert await unfolded(b"".join(members), "gzip", 1 << 20) == body + noise[:1000] + body
+        assert await unfolded(zlib.compress(body, 0), "deflate", 1 << 20) == body
+        with pytest.raises(InvalidRequest, match="cut short"):
+            await unfolded(b"".join(members)[:-1], "gzip", 1 << 20)
 
 
 @pytest.mark.parametrize("size", [100, 1 << 20])

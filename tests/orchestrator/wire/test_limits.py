@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from cascadeserve.errors import RequestTooLarge
+from orchestrator.wire.codec_http import decode_request
 from orchestrator.wire.limits import Limits, allow_connections
 from orchestrator.wire.rest import RestServer
 from orchestrator.wire.rpc import build_rpc_server
@@ -157,6 +159,16 @@ async def test_listed_elements_over_http(plane: EchoPlane) -> None:
         part = head({"name": "x", "datatype": "BYTES", "shape": [101], "parameters": {"binary_data_size": len(text)}})
         reply = await send(address, INFER, part + text, headers={"Inference-Header-Content-Length": str(len(part))})
         assert (reply.status, "lists more than 100" in reply.error) == (413, True)
+
+
+def test_json_that_is_mostly_white_space() -> None:
+    body = head(tensor([1]))
+    half = b'{"id":"' + b"a" * (1 << 21) + b'",' + b" \t\r\n" * (1 << 19) + body[1:]
+    for taken in (body + b" " * ((1 << 20) - 100), half):
+        assert decode_request(taken, None, model_name="m").inputs
+    for blank in (body + b" " * (1 << 21), body + b"\t\r\n " * (1 << 19)):
+        with pytest.raises(RequestTooLarge, match="mostly white space"):
+            decode_request(blank, None, model_name="m")
 
 
 async def test_listed_elements_over_grpc(plane: EchoPlane) -> None:

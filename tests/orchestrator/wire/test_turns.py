@@ -5,7 +5,11 @@ import asyncio
 import pytest
 
 from cascadeserve.errors import Overloaded
+from orchestrator.wire.endpoints import routes
+from orchestrator.wire.exchange import Call
 from orchestrator.wire.turns import Turns
+from tests.orchestrator.wire.bodies import head, tensor
+from tests.orchestrator.wire.echo_plane import EchoPlane
 
 
 async def test_between_two_pieces_whatever_else_is_ready_runs() -> None:
@@ -61,3 +65,13 @@ async def test_what_waits_for_too_long_lets_nothing_more_in() -> None:
     turns._lock.release()
     await asyncio.gather(waiting, later)
     assert (await turns.run(lambda: "again"))[0] == "again"
+
+
+async def test_a_request_for_which_there_is_no_turn_is_refused_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.wire.turns._LONGEST_S", -1.0)
+    plane = EchoPlane()
+    infer = routes(plane, None)[0].handler
+    call = Call("echo", "1", None, head(tensor([1] * 10_000)), None, admitted=True)
+    answers = await asyncio.gather(*(infer(call) for _ in range(3)), return_exceptions=True)
+    assert [isinstance(answer, Overloaded) for answer in answers] == [False, False, True]
+    assert (plane.not_read, len(plane.requests)) == ([("echo", "1")], 2)
