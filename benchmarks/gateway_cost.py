@@ -54,7 +54,7 @@ PROTOCOLS = ("http", "grpc")
 SERVERS = ("orchestrator", "empty")
 
 
-def _plan() -> dict[str, Any]:
+def one_gear_plan(*, instances: int = 1) -> dict[str, Any]:
     """The digits plan cut down to one gear for all rates: the small convolutional net, then the residual one."""
     plan = msgspec.json.decode(Path("examples/digits/gear_plan.json").read_bytes())
     family = plan["families"]["digits"]
@@ -66,12 +66,12 @@ def _plan() -> dict[str, Any]:
         "ladder": [{"name": "careful", "stages": stages, "reach": [1.0, 0.2]}],
         "gears": [gear | {"name": "only", "layout": "one", "min_rate_per_s": 0.0, "max_rate_per_s": 10_000.0}],
     }
-    plan["layouts"] = [{"name": "one", "instances": {"triton0": dict.fromkeys(models, 1)}}]
+    plan["layouts"] = [{"name": "one", "instances": {"triton0": dict.fromkeys(models, instances)}}]
     return plan
 
 
 @dataclass(frozen=True)
-class _Requests:
+class Requests:
     """The same rows for both protocols, as files for the generators."""
 
     http: Path
@@ -80,13 +80,15 @@ class _Requests:
     grpc: Path
 
     def headers(self) -> dict[str, str]:
+        """Those of the HTTP requests."""
         return {
             "Content-Type": "application/octet-stream",
             "Inference-Header-Content-Length": str(self.http_json_bytes),
         }
 
 
-def _write_requests(images: Any) -> _Requests:  # noqa: ANN401 - an array
+def write_requests(state: Path, images: Any) -> Requests:  # noqa: ANN401 - an array
+    """Write a request of each image, float32 [rows, height, width], under `state`."""
     shape = [1, *images.shape[1:]]
     size = images[0].nbytes
     head = msgspec.json.encode(
@@ -107,14 +109,14 @@ def _write_requests(images: Any) -> _Requests:  # noqa: ANN401 - an array
     for image in images:
         message.raw_input_contents[0] = image.tobytes()
         messages.append(np.frombuffer(message.SerializeToString(), np.uint8))
-    http, grpc_file = _STATE / "bodies.bin", _STATE / "messages.npy"
+    http, grpc_file = state / "bodies.bin", state / "messages.npy"
     http.write_bytes(b"".join(head + image.tobytes() for image in images))
     np.save(grpc_file, np.stack(messages))
-    return _Requests(http, len(head) + size, len(head), grpc_file)
+    return Requests(http, len(head) + size, len(head), grpc_file)
 
 
 @dataclass(frozen=True)
-class _Server:
+class Server:
     """One server process and where it listens."""
 
     pid: int
@@ -126,7 +128,7 @@ class _Server:
         return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
-async def _counts(port: int) -> tuple[float, float, dict[str, float]]:
+async def counts(port: int) -> tuple[float, float, dict[str, float]]:
     """Requests answered, requests refused or failed, rows by stage, as the orchestrator has counted them."""
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as response:
         text = await response.text()
@@ -143,10 +145,17 @@ async def _counts(port: int) -> tuple[float, float, dict[str, float]]:
     return outcomes.get("ok", 0.0), failed, stages
 
 
-async def _load(
-    protocol: str, server: _Server, connections: int, seconds: float, requests: _Requests, cores: Sequence[int]
+async def run_load(
+    protocol: str,
+    server: Server,
+    connections: int,
+    seconds: float,
+    requests: Requests,
+    cores: Sequence[int],
+    *,
+    threads: int = 1,
 ) -> dict[str, float]:
-    """Run the generator; what it counted."""
+    """Run the generator, wrk with so many threads; what it counted."""
     port = server.ports[protocol]
     if protocol == "http":
         wrk = shutil.which("wrk")
@@ -154,7 +163,7 @@ async def _load(
             raise CascadeServeError("this needs wrk; apt-get install wrk")
         whole = max(1, round(seconds))
         command = [
-            wrk, "--threads=1", f"--connections={connections}", f"--duration={whole}s",
+            wrk, f"--threads={threads}", f"--connections={connections}", f"--duration={whole}s",
             f"--script={_HERE / 'wrk_infer.lua'}", f"http://127.0.0.1:{port}",
             "--", _PATH, str(requests.http), str(requests.http_bytes), str(requests.http_json_bytes),
         ]  # fmt: skip
@@ -171,15 +180,15 @@ async def _load(
 
 
 async def _run(
-    protocol: str, server: _Server, connections: int, seconds: float, requests: _Requests, cores: Sequence[int]
+    protocol: str, server: Server, connections: int, seconds: float, requests: Requests, cores: Sequence[int]
 ) -> dict[str, float]:
     """One run: the generator's counts, and CPU seconds of the server per answered request."""
     before_s = server.cpu_s()
-    counted = await _load(protocol, server, connections, seconds, requests, cores)
+    counted = await run_load(protocol, server, connections, seconds, requests, cores)
     return counted | {"cpu_s": (server.cpu_s() - before_s) / max(counted["answers"], 1.0)}
 
 
-async def _answers(server: _Server, requests: _Requests, labels: Any) -> tuple[bytes, dict[str, str], bytes, float]:  # noqa: ANN401
+async def _answers(server: Server, requests: Requests, labels: Any) -> tuple[bytes, dict[str, str], bytes, float]:  # noqa: ANN401
     """Body and headers of an HTTP answer, a gRPC answer, and the share of right answers to all rows over HTTP."""
     bodies = requests.http.read_bytes()
     url = f"http://127.0.0.1:{server.ports['http']}{_PATH}"
@@ -205,11 +214,11 @@ async def _answers(server: _Server, requests: _Requests, labels: Any) -> tuple[b
 
 
 @contextlib.asynccontextmanager
-async def _servers(requests: _Requests, labels: Any) -> AsyncIterator[tuple[dict[str, dict[str, _Server]], float]]:  # noqa: ANN401
+async def _servers(requests: Requests, labels: Any) -> AsyncIterator[tuple[dict[str, dict[str, Server]], float]]:  # noqa: ANN401
     """Triton, the orchestrator and the empty handlers, by protocol and name; and the share of right answers."""
     stack = LocalStack(_STATE, repository=Path("model_repository"), models=("digits_cnn", "digits_resnet"))
     plan = _STATE / "plan.json"
-    write_json(plan, _plan())
+    write_json(plan, one_gear_plan())
     cores = _other_cores()
     http, grpc_port, empty_http, empty_grpc = free_ports(4)
     serve = cascadeserve_command(
@@ -227,7 +236,7 @@ async def _servers(requests: _Requests, labels: Any) -> AsyncIterator[tuple[dict
         try:
             process = await start(serve)
             await wait_ready(f"http://127.0.0.1:{http}", process, timeout_s=_START_S, log=_STATE / "servers.log")
-            orchestrator = _Server(process.pid, {"http": http, "grpc": grpc_port})
+            orchestrator = Server(process.pid, {"http": http, "grpc": grpc_port})
             answer, headers, message, accuracy = await _answers(orchestrator, requests, labels)
             (_STATE / "http.bin").write_bytes(answer)
             (_STATE / "grpc.bin").write_bytes(message)
@@ -239,8 +248,8 @@ async def _servers(requests: _Requests, labels: Any) -> AsyncIterator[tuple[dict
                 await _wait_listening(port)
             yield (
                 {
-                    "http": {"orchestrator": orchestrator, "empty": _Server(for_http.pid, {"http": empty_http})},
-                    "grpc": {"orchestrator": orchestrator, "empty": _Server(for_grpc.pid, {"grpc": empty_grpc})},
+                    "http": {"orchestrator": orchestrator, "empty": Server(for_http.pid, {"http": empty_http})},
+                    "grpc": {"orchestrator": orchestrator, "empty": Server(for_grpc.pid, {"grpc": empty_grpc})},
                 },
                 accuracy,
             )
@@ -266,7 +275,7 @@ def _other_cores() -> list[int]:
 async def _measure(connections: Sequence[int], runs: int, seconds: float, protocols: Sequence[str]) -> dict[str, Any]:
     _STATE.mkdir(parents=True, exist_ok=True)
     drawn = rows("replay", _NUM_ROWS)
-    requests = _write_requests(drawn.inputs)
+    requests = write_requests(_STATE, drawn.inputs)
     cores = _other_cores()
     measured: dict[str, Any] = {}
     async with _servers(requests, drawn.labels) as (servers, accuracy):
@@ -275,13 +284,13 @@ async def _measure(connections: Sequence[int], runs: int, seconds: float, protoc
             for server in servers[protocol].values():
                 await _run(protocol, server, max(connections), 1.0, requests, cores)
             for number in connections:
-                before = await _counts(servers["http"]["orchestrator"].ports["http"])
+                before = await counts(servers["http"]["orchestrator"].ports["http"])
                 pairs = [
                     {name: await _run(protocol, servers[protocol][name], number, seconds, requests, cores)
                      for name in SERVERS}
                     for _ in range(runs)
                 ]  # fmt: skip
-                after = await _counts(servers["http"]["orchestrator"].ports["http"])
+                after = await counts(servers["http"]["orchestrator"].ports["http"])
                 measured[protocol][str(number)] = _summary(pairs, before, after)
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -50,7 +50,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class LocalStack:
-    """One endpoint `triton0` on core 0 and an orchestrator, under a state directory, on free ports."""
+    """One endpoint `triton0` on a core or some and an orchestrator, under a state directory, on free ports."""
 
     def __init__(
         self,
@@ -60,11 +60,12 @@ class LocalStack:
         plan: Path | None = None,
         models: Sequence[str] = (),
         config_name: str | None = None,
+        cores: Sequence[int] = (TRITON_CORE,),
     ) -> None:
         """Makes the state directory and a cluster file in it; nothing is started yet.
 
         Without a plan there is no orchestrator, only Triton with these `models` (default: all) in the configs named
-        `config_name`, and `url` is Triton's own.
+        `config_name`, and `url` is Triton's own. `cores` are Triton's.
         """
         prepare_state_directory(state)
         self._state = state
@@ -82,10 +83,10 @@ class LocalStack:
         self.cluster.write_text(
             "schema_version = 1\n[[endpoints]]\n"
             f'name = "triton0"\nhttp = "127.0.0.1:{http}"\ngrpc = "127.0.0.1:{grpc}"\nmetrics = "127.0.0.1:{metrics}"\n'
-            f'device = {{ kind = "cpu", cores = [{TRITON_CORE}] }}\n'
+            f'device = {{ kind = "cpu", cores = {list(cores)} }}\nslots = {len(cores)}\n'
         )
         # whatever else there is goes to the orchestrator and the load generator
-        self._other_cores = sorted(os.sched_getaffinity(0) - {TRITON_CORE}) or [TRITON_CORE]
+        self._other_cores = sorted(os.sched_getaffinity(0) - set(cores)) or list(cores)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
