@@ -1,7 +1,7 @@
 """Three policies under bursty loads on a real Triton: `python -m benchmarks.bursty`.
 
-Two pieces of real traces, pressed into --seconds each and so scaled that the busiest quarter of a second has the highest
-rate of the demo's plan:
+Two pieces of real traces, pressed into --seconds each and so scaled that the busiest quarter of a second has the
+highest rate of the demo's plan:
 
     worldcup   the day of 1998-06-30 of the football World Cup's web site: two surges to eleven times the night's rate
     azure      an hour of code completions in an Azure service: bursts of a fraction of a second all the time; within

@@ -54,7 +54,7 @@ PROTOCOLS = ("http", "grpc")
 SERVERS = ("orchestrator", "empty")
 
 
-def one_gear_plan(*, instances: int = 1) -> dict[str, Any]:
+def _plan() -> dict[str, Any]:
     """The digits plan cut down to one gear for all rates: the small convolutional net, then the residual one."""
     plan = msgspec.json.decode(Path("examples/digits/gear_plan.json").read_bytes())
     family = plan["families"]["digits"]
@@ -66,7 +66,7 @@ def one_gear_plan(*, instances: int = 1) -> dict[str, Any]:
         "ladder": [{"name": "careful", "stages": stages, "reach": [1.0, 0.2]}],
         "gears": [gear | {"name": "only", "layout": "one", "min_rate_per_s": 0.0, "max_rate_per_s": 10_000.0}],
     }
-    plan["layouts"] = [{"name": "one", "instances": {"triton0": dict.fromkeys(models, instances)}}]
+    plan["layouts"] = [{"name": "one", "instances": {"triton0": dict.fromkeys(models, 1)}}]
     return plan
 
 
@@ -218,7 +218,7 @@ async def _servers(requests: Requests, labels: Any) -> AsyncIterator[tuple[dict[
     """Triton, the orchestrator and the empty handlers, by protocol and name; and the share of right answers."""
     stack = LocalStack(_STATE, repository=Path("model_repository"), models=("digits_cnn", "digits_resnet"))
     plan = _STATE / "plan.json"
-    write_json(plan, one_gear_plan())
+    write_json(plan, _plan())
     cores = _other_cores()
     http, grpc_port, empty_http, empty_grpc = free_ports(4)
     serve = cascadeserve_command(

@@ -50,7 +50,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class LocalStack:
-    """One endpoint `triton0` on a core or some and an orchestrator, under a state directory, on free ports."""
+    """Endpoints `triton0`, `triton1`, ... and an orchestrator, under a state directory, on free ports."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class LocalStack:
         """Makes the state directory and a cluster file in it; nothing is started yet.
 
         Without a plan there is no orchestrator, only Triton with these `models` (default: all) in the configs named
-        `config_name`, and `url` is Triton's own. `cores` are Triton's.
+        `config_name`, and `url` is that of the first. There is an endpoint on each of `cores`.
         """
         prepare_state_directory(state)
         self._state = state
@@ -74,17 +74,21 @@ class LocalStack:
         self._triton_options = [f"--model={model}" for model in models]
         if config_name is not None:
             self._triton_options.append(f"--config-name={config_name}")
-        http, grpc, metrics, self._http_port, self._grpc_port = free_ports(5)
-        self.triton_url = f"http://127.0.0.1:{http}"
+        self._http_port, self._grpc_port, *ports = free_ports(2 + 3 * len(cores))
+        self.triton_url = f"http://127.0.0.1:{ports[0]}"
         self.url = self.triton_url if plan is None else f"http://127.0.0.1:{self._http_port}"
-        self.grpc_address = f"127.0.0.1:{grpc if plan is None else self._grpc_port}"
+        self.grpc_address = f"127.0.0.1:{ports[1] if plan is None else self._grpc_port}"
         self.log = state / "up.log"
         self.cluster = state / "cluster.toml"
-        self.cluster.write_text(
-            "schema_version = 1\n[[endpoints]]\n"
-            f'name = "triton0"\nhttp = "127.0.0.1:{http}"\ngrpc = "127.0.0.1:{grpc}"\nmetrics = "127.0.0.1:{metrics}"\n'
-            f'device = {{ kind = "cpu", cores = {list(cores)} }}\nslots = {len(cores)}\n'
+        endpoints = (
+            f'[[endpoints]]\nname = "triton{number}"\n'
+            f'http = "127.0.0.1:{http}"\ngrpc = "127.0.0.1:{grpc}"\nmetrics = "127.0.0.1:{metrics}"\n'
+            f'device = {{ kind = "cpu", cores = [{core}] }}\n'
+            for number, (core, http, grpc, metrics) in enumerate(
+                zip(cores, ports[::3], ports[1::3], ports[2::3], strict=True)
+            )
         )
+        self.cluster.write_text("".join(("schema_version = 1\n", *endpoints)))
         # whatever else there is goes to the orchestrator and the load generator
         self._other_cores = sorted(os.sched_getaffinity(0) - set(cores)) or list(cores)
 
