@@ -214,12 +214,12 @@ async def _answers(server: Server, requests: Requests, labels: Any) -> tuple[byt
 
 
 @contextlib.asynccontextmanager
-async def _servers(requests: Requests, labels: Any) -> AsyncIterator[tuple[dict[str, dict[str, Server]], float]]:  # noqa: ANN401
+async def running_servers(requests: Requests, labels: Any) -> AsyncIterator[tuple[dict[str, dict[str, Server]], float]]:  # noqa: ANN401
     """Triton, the orchestrator and the empty handlers, by protocol and name; and the share of right answers."""
     stack = LocalStack(_STATE, repository=Path("model_repository"), models=("digits_cnn", "digits_resnet"))
     plan = _STATE / "plan.json"
     write_json(plan, _plan())
-    cores = _other_cores()
+    cores = other_cores()
     http, grpc_port, empty_http, empty_grpc = free_ports(4)
     serve = cascadeserve_command(
         "serve", f"--plan={plan}", f"--cluster={stack.cluster}", f"--http-port={http}", f"--grpc-port={grpc_port}"
@@ -268,17 +268,23 @@ async def _wait_listening(port: int) -> None:
             await asyncio.sleep(0.1)
 
 
-def _other_cores() -> list[int]:
+def other_cores() -> list[int]:
+    """Those that are not Triton's."""
     return sorted(os.sched_getaffinity(0) - {TRITON_CORE}) or [TRITON_CORE]
 
 
-async def _measure(connections: Sequence[int], runs: int, seconds: float, protocols: Sequence[str]) -> dict[str, Any]:
+def drawn_requests() -> tuple[Requests, Any]:
+    """Requests of rows of the digits family, and the rows' labels, int64 [rows]."""
     _STATE.mkdir(parents=True, exist_ok=True)
     drawn = rows("replay", _NUM_ROWS)
-    requests = write_requests(_STATE, drawn.inputs)
-    cores = _other_cores()
+    return write_requests(_STATE, drawn.inputs), drawn.labels
+
+
+async def _measure(connections: Sequence[int], runs: int, seconds: float, protocols: Sequence[str]) -> dict[str, Any]:
+    requests, labels = drawn_requests()
+    cores = other_cores()
     measured: dict[str, Any] = {}
-    async with _servers(requests, drawn.labels) as (servers, accuracy):
+    async with running_servers(requests, labels) as (servers, accuracy):
         for protocol in protocols:
             measured[protocol] = {}
             for server in servers[protocol].values():

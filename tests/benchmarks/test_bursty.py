@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from benchmarks.bursty import goal_text, highest_rate_per_s, read_run, summarise
+from benchmarks.bursty import compare, goal_text, highest_rate_per_s, read_run, summarise
 from cascadeserve.report import Ledger, ServingReport
 from planner.goal import read_goal
 
@@ -29,9 +29,9 @@ def test_the_busiest_second() -> None:
 
 def test_the_goal_is_one(tmp_path: Path) -> None:
     path = tmp_path / "goal.toml"
-    path.write_text(goal_text(844.2, np.sort(np.random.default_rng(0).random(5_000)) * 20.0))
+    path.write_text(goal_text(844.2, np.sort(np.random.default_rng(0).random(5_000)) * 20.0, 8.0))
     goal = read_goal(path).families["digits"]
-    assert goal.max_rate_per_s == 844
+    assert (goal.max_rate_per_s, goal.dispersion) == (844, 8.0)
     assert goal.rate_prior is not None
     assert sum(share for _, share in goal.rate_prior) == pytest.approx(1.0, abs=0.01)
 
@@ -56,3 +56,14 @@ def test_medians_where_every_run_says_something() -> None:
     assert summarise(runs)["goodput"] == 0.8
     runs[0]["void"] = True
     assert summarise(runs)["goodput"] is None
+
+
+def test_gears_of_cascades_are_told_from_their_worst_trace() -> None:
+    def trace(cascade: float | None, switching: float, static: float) -> dict[str, dict[str, float | None]]:
+        shares = {"cascade": cascade, "switching": switching, "static-cascade": static}
+        return {policy: dict.fromkeys(("goodput", "accuracy", "right_in_time"), at) for policy, at in shares.items()}
+
+    found = compare([trace(0.75, 0.5, 0.625), trace(1.0, 0.25, 1.0)])
+    assert found["goodput"] == 0.75
+    assert found["accuracy_above"] == {"switching": 0.25, "static-cascade": 0.0}
+    assert compare([trace(0.75, 0.5, 0.625), trace(None, 0.5, 0.5)])["accuracy_above"]["switching"] is None
