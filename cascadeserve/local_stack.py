@@ -24,7 +24,7 @@ from cascadeserve.process import spawn, stop
 from cascadeserve.report import ServingReport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
 _START_TIMEOUT_S = 90.0
@@ -75,7 +75,8 @@ class LocalStack:
         if config_name is not None:
             self._triton_options.append(f"--config-name={config_name}")
         self._http_port, self._grpc_port, *ports = free_ports(2 + 3 * len(cores))
-        self.triton_url = f"http://127.0.0.1:{ports[0]}"
+        self._triton_urls = [f"http://127.0.0.1:{port}" for port in ports[::3]]
+        self.triton_url = self._triton_urls[0]
         self.url = self.triton_url if plan is None else f"http://127.0.0.1:{self._http_port}"
         self.grpc_address = f"127.0.0.1:{ports[1] if plan is None else self._grpc_port}"
         self.log = state / "up.log"
@@ -96,20 +97,25 @@ class LocalStack:
     async def running(self) -> AsyncIterator[None]:
         """Start everything, wait until it is ready, and stop it in the end."""
         with self.log.open("wb") as log:
-            up = await spawn(self._command(), log=log)
-            try:
-                await wait_ready(self.url, up, timeout_s=_START_TIMEOUT_S, log=self.log)
+            async with contextlib.AsyncExitStack() as started:
+                for command, url in self._commands():
+                    process = await spawn(command, log=log)
+                    started.push_async_callback(stop, process, kill_after_s=_STOP_TIMEOUT_S)
+                    await wait_ready(url, process, timeout_s=_START_TIMEOUT_S, log=self.log)
                 yield
-            finally:
-                await stop(up, kill_after_s=_STOP_TIMEOUT_S)
 
-    def _command(self) -> list[str]:
-        common = [f"--cluster={self.cluster}", f"--repository={self._repository}", f"--state={self._state / 'up'}"]
+    def _commands(self) -> Iterator[tuple[list[str], str]]:
+        common = [f"--cluster={self.cluster}", f"--repository={self._repository}"]
         if self._plan is None:
-            return [*cascadeserve_command("triton"), *common, *self._triton_options]
-        cores = ",".join(map(str, self._other_cores))
-        ports = [f"--http-port={self._http_port}", f"--grpc-port={self._grpc_port}"]
-        return [*cascadeserve_command("up"), f"--plan={self._plan}", *common, *ports, f"--cores={cores}"]
+            for number, url in enumerate(self._triton_urls):
+                state = self._state / (f"triton{number}" if number else "up")
+                options = [f"--endpoint=triton{number}", f"--state={state}", *self._triton_options]
+                yield [*cascadeserve_command("triton"), *common, *options], url
+        else:
+            cores = ",".join(map(str, self._other_cores))
+            ports = [f"--http-port={self._http_port}", f"--grpc-port={self._grpc_port}"]
+            options = [f"--plan={self._plan}", f"--state={self._state / 'up'}", *ports, f"--cores={cores}"]
+            yield [*cascadeserve_command("up"), *common, *options], self.url
 
     async def replay(
         self, output: Path, url: str, model: str, rows: Path, *options: str, log: IO[bytes] | None = None
