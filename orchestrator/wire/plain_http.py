@@ -21,6 +21,7 @@ from orchestrator.wire.codec_http import HEADER_LENGTH
 from orchestrator.wire.endpoints import answer_to
 from orchestrator.wire.exchange import Answer, Call, Route
 from orchestrator.wire.limits import PEEK_BYTES
+from orchestrator.wire.open_connections import OpenConnections
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,7 +81,7 @@ class PlainHttp:
         """While `closing()`, an answer is its connection's last; `hand_over` makes a protocol for other requests."""
         self.closing = closing
         self.hand_over = hand_over
-        self.connections: set[_Connection] = set()
+        self.connections: OpenConnections[_Connection] = OpenConnections()
         self._routes = [
             (route, route.method.encode(), re.compile(re.sub(r"\\{(\w+)\\}", _PLACE, re.escape(route.path))))
             for route in table
@@ -319,9 +320,14 @@ class _Connection(asyncio.Protocol):
         admitted, self._admitted = self._admitted is not False, None
         self._keep(data[body_end:], 1)
         body = data[body_start:body_end]
-        self.num_requests += 1
+        self._count_request()
         call = Call(head.model, head.version, head.header_length, body, head.accept_encoding, admitted)
         self._task = self._loop.create_task(self._answer(head.handler, call))
+
+    def _count_request(self) -> None:
+        if not self.num_requests:
+            self._server.connections.asked(self)
+        self.num_requests += 1
 
     def _keep(self, data: bytes, needed: int) -> None:
         self._chunks = [data] if data else []
@@ -330,7 +336,7 @@ class _Connection(asyncio.Protocol):
 
     def _refuse(self, answer: Answer, data: bytes, body_end: int) -> None:
         """Answer without a task of its own, and without the body, which is thrown away as it comes."""
-        self.num_requests += 1
+        self._count_request()
         self._skip = max(body_end - len(data), 0)
         self._keep(data[body_end:], 1)
         self._transport.write(self._server.render(answer, last=False, now_s=self._loop.time()))
@@ -377,7 +383,7 @@ class _Connection(asyncio.Protocol):
 
     def _leave(self) -> None:
         self._idle_check.cancel()
-        self._server.connections.discard(self)
+        self._server.connections.leave(self)
 
     def _check_idle(self) -> None:
         if self._task is None and not self._used:

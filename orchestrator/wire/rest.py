@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # Connections that wait to be accepted; the kernel caps it at net.core.somaxconn. Where it is full the kernel drops the
 # client's SYN, which is sent again after a second: longer than most requests may take.
 _BACKLOG = 4096
+# asyncio accepts as many in one go as its backlog says, half a second for all of these, so it is told another number.
+_ACCEPTED_IN_ONE_GO = 32
 # seconds for a greeting, and for a farewell
 _TLS_TIMES: dict[str, Any] = {"ssl_handshake_timeout": 15.0, "ssl_shutdown_timeout": 5.0}
 
@@ -106,8 +108,12 @@ class RestServer:
         self._tls, self._tls_times = tls, _TLS_TIMES if tls else {}
         try:
             self._listener = await loop.create_server(
-                self._new_connection, host, port, backlog=_BACKLOG, reuse_port=reuse_port, ssl=tls, **self._tls_times
-            )
+                self._new_connection, host, port, backlog=_ACCEPTED_IN_ONE_GO, reuse_port=reuse_port, ssl=tls,
+                **self._tls_times,
+            )  # fmt: skip
+            for listening in self._listener.sockets:
+                with _same_socket(listening.fileno()) as same:
+                    same.listen(_BACKLOG)
         except OSError:
             await self._runner.cleanup()
             raise
@@ -148,19 +154,10 @@ class RestServer:
             await asyncio.gather(self._watch, return_exceptions=True)
 
     def _new_connection(self) -> asyncio.Protocol:
-        if len(self._plain.connections) + len(self._others()) >= self._limits.max_connections and not self._make_room():
+        full = len(self._plain.connections) + len(self._others()) >= self._limits.max_connections
+        if full and not self._plain.connections.make_room():
             return _Refused()
         return self._plain.new_connection()
-
-    def _make_room(self) -> bool:
-        """Close some connections that nothing is under way on, first those that never made a request."""
-        idle = [connection for connection in self._plain.connections if connection.is_idle]
-        idle.sort(key=lambda connection: connection.num_requests > 0)
-        # many at once: whoever opens them goes on, and looking for them takes time
-        for connection in idle[: max(self._limits.max_connections // 100, 1)]:
-            connection.abort()
-            self._plain.connections.discard(connection)
-        return bool(idle)
 
     def _others(self) -> list[RequestHandler]:
         """Connections that aiohttp has."""
@@ -212,10 +209,15 @@ class RestServer:
         return self._runner.server()
 
 
+def _same_socket(descriptor: int) -> socket.socket:
+    """Another handle of a listening socket, for what asyncio does not let one do with its own."""
+    return socket.socket(fileno=os.dup(descriptor))
+
+
 def _accept_waiting(descriptor: int) -> list[socket.socket]:
     """Accept what waits at a listening socket."""
     taken = []
-    with socket.socket(fileno=os.dup(descriptor)) as listening, contextlib.suppress(OSError):
+    with _same_socket(descriptor) as listening, contextlib.suppress(OSError):
         listening.setblocking(False)
         while True:
             connection, _ = listening.accept()
