@@ -108,8 +108,10 @@ class _Landed:
         queue = ahead.queue
         go = len(rows)
         # the endpoint that has the model may come back in time
-        if ahead.slots and not _in_time(ahead, segment, self.now_s, go - 1):
-            go = next(before for before in range(go) if not _in_time(ahead, segment, self.now_s, before))
+        if ahead.slots and not _in_time(ahead, segment, self.now_s, go - 1, queue.work):
+            # perhaps not all that waits goes before it
+            work = queue.work_before(queue.rank_s(segment.ticket))
+            go = next((each for each in range(go) if not _in_time(ahead, segment, self.now_s, each, work)), go)
         if go:
             queue.add(segment.onward(rows[:go], self.now_s))
         return len(rows) - go
@@ -134,17 +136,17 @@ def _look_ahead(batch: Batch, model: str, endpoints: Sequence[EndpointState]) ->
     return _Ahead(queue, in_flight_s, family.row_work_s(model), slots, max_batch, quickest)
 
 
-def _in_time(ahead: _Ahead, segment: Segment, now_s: float, before: int) -> bool:
-    """Whether a row of a segment can be answered at its next stage in time, behind `before` others of it."""
+def _in_time(ahead: _Ahead, segment: Segment, now_s: float, before: int, work_before: float) -> bool:
+    """Whether a row of a segment can be answered at its next stage in time, behind `before` others of it and work."""
     queue, own = ahead.queue, segment.ticket.work_per_row
     planned = queue.family.plan.models[queue.model.name]
-    work, rows = queue.work + before * own, queue.rows + before
+    batch_work = largest_batch_work(queue.work + (before + 1) * own, queue.rows + before + 1, ahead.max_batch)
     return next_stage_in_time(
         segment.ticket.deadline_s,
         now_s,
         ahead.in_flight_s,
-        work,
+        work_before + before * own,
         ahead.row_work_s,
         ahead.slots,
-        planned.batch_busy_s(largest_batch_work(work + own, rows + 1, ahead.max_batch), ahead.quickest),
+        planned.batch_busy_s(batch_work, ahead.quickest),
     )

@@ -23,6 +23,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.plan_change import PlanChange
 from orchestrator.probe_rows import ProbeRows, say_what_is_not_probed
 from orchestrator.reconciler import Reconciler
+from orchestrator.request_options import MAX_WORK
 from orchestrator.state import EndpointState, FamilyState
 from orchestrator.supervise import forever
 from orchestrator.triton import TritonBackend
@@ -51,11 +52,12 @@ class Orchestrator:
         repository: Path | None,
         backends: dict[str, Backend] | None = None,
         max_rows: int = MAX_ROWS,
+        max_work: float = MAX_WORK,
     ) -> None:
         """`read_plan` reads the plan to serve, now and whenever `plan_change` is asked for another.
 
         `repository` is what the endpoints serve, needed for changing instances; `backends` replaces Triton in tests.
-        A request may have `max_rows`.
+        A request may have `max_rows`, and each of them claim `max_work`.
         """
         self.metrics = Metrics()
         plan = read_plan()
@@ -90,8 +92,9 @@ class Orchestrator:
         # told at every look what is ahead of requests
         self.on_look: Callable[[Mapping[str, Ahead]], None] = lambda _: None
         self.data_plane = CascadeDataPlane(
-            self.dispatcher, self.metrics, self.entry, on_arrival=self.gear_loop.on_arrival, max_rows=max_rows
-        )
+            self.dispatcher, self.metrics, self.entry, on_arrival=self.gear_loop.on_arrival, max_rows=max_rows,
+            max_work=max_work,
+        )  # fmt: skip
 
         passing = self.dispatcher.passing
         passing.is_ours = lambda model: model in self.dispatcher.families or self.reconciler.owns(model)
@@ -179,7 +182,9 @@ async def serve(
 
     At SIGHUP the plan is read again and put in force without a pause.
     """
-    orchestrator = Orchestrator(read_plan, cluster, repository=repository, max_rows=settings.max_rows)
+    orchestrator = Orchestrator(
+        read_plan, cluster, repository=repository, max_rows=settings.max_rows, max_work=settings.max_work
+    )
     plan = orchestrator.reconciler.plan
     if repository is None and len(plan.layouts) > 1:
         _log.warning(

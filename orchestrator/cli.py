@@ -16,6 +16,7 @@ from cascadeserve.plan_fits import check_plan_fits_repository
 from orchestrator.app import serve as run_serve
 from orchestrator.front_door import ServeSettings
 from orchestrator.lease import lease
+from orchestrator.request_options import MAX_WORK
 from orchestrator.wire.limits import MAX_ROWS, Limits
 from orchestrator.wire.tls import TlsFiles
 
@@ -41,6 +42,10 @@ _LIMITS = Limits()
 )  # fmt: skip
 @click.option("--max-request-bytes", type=click.IntRange(min=1), default=64 << 20, show_default=True)
 @click.option("--max-rows", type=click.IntRange(min=1), default=MAX_ROWS, show_default=True, help="Of one request.")
+@click.option(
+    "--max-work", type=click.FloatRange(min=1.0), default=MAX_WORK, show_default=True,
+    help="What a row may claim with the parameter `work`, in rows of the profile; for clients that are trusted.",
+)  # fmt: skip
 @click.option(
     "--max-listed-elements", type=click.IntRange(min=1), default=_LIMITS.max_listed_elements, show_default=True,
     help="Elements of one request in JSON, in typed gRPC contents or of text.",
@@ -84,6 +89,7 @@ def serve(
     fronts: int,
     max_request_bytes: int,
     max_rows: int,
+    max_work: float,
     max_listed_elements: int,
     max_connections: int,
     max_received_bytes: int,
@@ -113,7 +119,7 @@ def serve(
 
     limits = Limits(max_listed_elements, max_connections, max_received_bytes, client_timeout_s)
     settings = ServeSettings(
-        host, http_port, grpc_port, max_request_bytes, linger_s, drain_s, fronts, max_rows, limits, tls
+        host, http_port, grpc_port, max_request_bytes, linger_s, drain_s, fronts, max_rows, max_work, limits, tls
     )
     names = [endpoint.name for endpoint in cluster.endpoints]
     with nullcontext() if repository is None else lease(repository, names):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cascadeserve import __version__
 from cascadeserve.errors import InvalidRequest, RequestError, Unavailable
 from cascadeserve.policy.admission import DEADLINE_SLOS
-from orchestrator.request_options import read_options
+from orchestrator.request_options import MAX_WORK, read_options
 from orchestrator.wire.descriptions import VERSION, IndexEntry, ModelConfig
 from orchestrator.wire.limits import MAX_ROWS
 from orchestrator.wire.request_checks import checked_inputs, checked_outputs, unknown_model
@@ -51,13 +51,15 @@ class CascadeDataPlane:
         *,
         on_arrival: Callable[[FamilyState, float], None],
         max_rows: int = MAX_ROWS,
+        max_work: float = MAX_WORK,
     ) -> None:
-        """`on_arrival` is told of every valid request and its number of rows, which is `max_rows` at most."""
+        """`on_arrival` is told of every valid request and its work: of `max_rows` rows, `max_work` each, at most."""
         self._dispatcher = dispatcher
         self._entry = entry
         self._metrics = metrics
         self._on_arrival = on_arrival
         self._max_rows = max_rows
+        self._max_work = max_work
         self._loop = asyncio.get_running_loop()
         # the same under every plan: one that would change it is refused (`plan_change`)
         self._metadata = {name: _metadata(family) for name, family in dispatcher.families.items()}
@@ -124,7 +126,7 @@ class CascadeDataPlane:
             inputs = checked_inputs(self._metadata[family.name], request, self._max_rows)
             outputs = checked_outputs(self._metadata[family.name], request)
             rows = inputs[0].shape[0]
-            options = read_options(request.parameters, rows)
+            options = read_options(request.parameters, rows, max_work=self._max_work)
             timeout_s = self._timeout_s(family, request, options, rows)
             self._metrics.arrived(family.name, rows)
             work = rows * options.work_per_row

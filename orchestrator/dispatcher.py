@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from cascadeserve.errors import DeadlineExceeded, Unavailable
+from cascadeserve.errors import DeadlineExceeded, Overloaded, Unavailable
 from cascadeserve.policy.admission import NONE, in_time
 from cascadeserve.policy.balancing import choose_endpoint
 from cascadeserve.policy.batching import DUE_FULL, NOT_DUE, due_at_s, due_reason, handicap_s, next_queue
@@ -97,7 +97,8 @@ class Dispatcher:
         queue.drop_done_head()
         until_s = ticket.deadline_s if admitted else min(ticket.deadline_s, now_s + family.plan.slo_s)
         if not self._let_in(queue, ticket, now_s, until_s):
-            ticket.fail(Unavailable("what waits already takes longer than this request may; try again later"))
+            sentence = "what waits already takes longer than this request may; try again later"
+            ticket.fail(Overloaded(sentence, retry_after_s=family.plan.slo_s))
             return future
         self._deadlines.add(ticket)
         queue.add(Segment(ticket, ticket.rows, now_s, entry=entry))

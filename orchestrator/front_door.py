@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from cascadeserve.errors import ServerStartFailed
+from orchestrator.request_options import MAX_WORK
 from orchestrator.supervise import forever
 from orchestrator.wire.limits import MAX_ROWS, Limits, allow_connections
 from orchestrator.wire.rest import RestServer
@@ -38,6 +39,7 @@ class ServeSettings:
     # processes that listen and parse in front of the dispatcher; 0: it does so itself
     fronts: int = 0
     max_rows: int = MAX_ROWS
+    max_work: float = MAX_WORK
     # of each process that listens
     limits: Limits = field(default_factory=Limits)
     tls: TlsFiles | None = None

@@ -25,6 +25,8 @@ _MIN_CERTAINTY = "cascade_min_certainty"
 _WORK = "work"
 # of one request: beyond that sums of the work that waits would forget what is small
 _MOST_WORK = 1_000_000
+# of a row, unless clients are trusted with more: what is claimed is waited for, and counts as load
+MAX_WORK = 1.0
 _OURS = (_REFERENCE, _MAX_STAGE, _MIN_CERTAINTY)
 
 
@@ -63,8 +65,8 @@ class RequestOptions:
 NO_OPTIONS = RequestOptions()
 
 
-def read_options(parameters: Mapping[str, Parameter], rows: int) -> RequestOptions:
-    """Read the parameters of a request of `rows` rows.
+def read_options(parameters: Mapping[str, Parameter], rows: int, *, max_work: float = MAX_WORK) -> RequestOptions:
+    """Read the parameters of a request of `rows` rows, of which each may claim `max_work`.
 
     Raises:
         InvalidRequest: a value cannot be, or a name begins like ours and is none of them.
@@ -81,7 +83,7 @@ def read_options(parameters: Mapping[str, Parameter], rows: int) -> RequestOptio
         reference=_flag(parameters.get(_REFERENCE, False), _REFERENCE),
         max_stage=_max_stage(parameters.get(_MAX_STAGE)),
         min_certainty=_min_certainty(parameters.get(_MIN_CERTAINTY)),
-        work_per_row=_work_per_row(parameters.get(_WORK, 1.0), rows),
+        work_per_row=_work_per_row(parameters.get(_WORK, 1.0), rows, max_work),
     )
     if options.reference and (options.max_stage is not None or options.min_certainty is not None):
         raise InvalidRequest(
@@ -125,7 +127,7 @@ def _min_certainty(value: Parameter | None) -> float | None:
     return float(value)
 
 
-def _work_per_row(value: Parameter, rows: int) -> float:
+def _work_per_row(value: Parameter, rows: int, max_work: float) -> float:
     """One number for all rows, or a string with one for each: parameters are no lists, neither here nor in Triton."""
     wrong = InvalidRequest(
         f"parameter '{_WORK}' must be a number above 0, or a string of {rows} of them with commas between, "
@@ -141,6 +143,11 @@ def _work_per_row(value: Parameter, rows: int) -> float:
     # what is NaN is no such number either
     if not right_number or not all(0.0 < amount <= _MOST_WORK for amount in amounts):
         raise wrong
+    if max(amounts) > max_work:
+        raise InvalidRequest(
+            f"parameter '{_WORK}' is {max(amounts):g}, but no row may claim more than {max_work:g}; "
+            "start the server with a higher --max-work if its clients are to be trusted with that"
+        )
     mean = sum(amounts) / len(amounts)
     if mean * rows > _MOST_WORK:
         raise wrong

@@ -309,8 +309,10 @@ class FamilyQueue(ModelQueue):
 
     def rank_s(self, ticket: Ticket) -> float:
         """Rank of rows of a request that begin to wait here now."""
-        family = self.family
-        work_s = ticket.rows * ticket.work_per_row * family.work_from_s(family.entry_model)
+        family, model = self.family, self.model.name
+        # asked alone, the reference model does all of its work
+        row_s = family.row_work_s(model) if ticket.options.reference else family.work_from_s(family.entry_model)
+        work_s = ticket.rows * ticket.work_per_row * row_s
         rank = rank_s(family.order, ticket.arrived_s, ticket.deadline_s, work_s, family.plan.slo_s)
         return rank + ticket.handicap_s
 

@@ -20,7 +20,7 @@ CLOCK_SLACK_S = 1e-6
 DEFAULT_PRIORITY = 2
 # a row of the next level may be overtaken by what comes up to this many SLOs after it
 PRIORITY_STEP_SLOS = 1.0
-# From here on levels count alike: no row waits longer than 4 SLOs for what came after it.
+# From here on levels count alike: for its level no row is overtaken by what comes more than 5 SLOs after it.
 LOWEST_PRIORITY = 6
 
 

@@ -71,6 +71,7 @@ class FrontPlane:
         self._served: asyncio.Future[None] = self._loop.create_future()
         self._service: Service
         self._max_rows: int
+        self._max_work: float
         # requests refused here and their rows, by model and outcome, until the dispatcher is told
         self._refused: dict[tuple[str, str], tuple[int, float]] = {}
         self._entry = Entry(on_refusal=self._overloaded, on_lag=lambda _: None)
@@ -85,6 +86,7 @@ class FrontPlane:
         await self._loop.create_unix_connection(lambda: self._link, sock=sock)
         settings = await self._settings
         self._max_rows = settings.max_rows
+        self._max_work = settings.max_work
         await self._served
         return settings
 
@@ -153,7 +155,7 @@ class FrontPlane:
         try:
             rows = checked_inputs(model, request, self._max_rows)[0].shape[0]
             checked_outputs(model, request)
-            options = read_options(request.parameters, rows)
+            options = read_options(request.parameters, rows, max_work=self._max_work)
             work = rows * options.work_per_row
             self._check_open()
             if not request.admitted and not options.important:

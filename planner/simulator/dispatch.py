@@ -200,7 +200,7 @@ def lets_in(
     ahead_s = 0.0
     for model in range(len(queues.first)):
         if queues.first[model] != NONE:
-            ahead_s += _work_before(queues, rows, load, model, rank_s_) * served.work_there_s[layout, gear, model]
+            ahead_s += work_before(queues, rows, load, model, rank_s_) * served.work_there_s[layout, gear, model]
     if ahead_s == 0.0:
         return True
     slots, in_flight_s, fewest_s = 0, 0.0, np.inf
@@ -221,7 +221,8 @@ def lets_in(
 
 
 @inlined
-def _work_before(queues: Queues, rows: Rows, load: Load, model: int, rank_s_: float) -> float:
+def work_before(queues: Queues, rows: Rows, load: Load, model: int, rank_s_: float) -> float:
+    """Work in a queue that goes before a row of this rank."""
     if rows.rank_s[queues.last[model]] <= rank_s_:
         return queues.work[model]
     work = 0.0

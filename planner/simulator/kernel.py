@@ -30,6 +30,7 @@ from planner.simulator.dispatch import (
     push,
     rank,
     refuse,
+    work_before,
 )
 from planner.simulator.door import admit, look
 from planner.simulator.gear_loop import tick
@@ -98,15 +99,15 @@ def _absorb(
                     )
                 together = queues.work[model] + load.work[request]
                 batch = largest_batch_work(together, queues.rows[model] + 1, most)
+                batch_s = busy_s(served.planned_busy_s[model], batch, quickest)
+                deadline_s, row_s = rows.deadline_s[request], served.row_work_s[gear, model]
                 in_time = slots == 0 or next_stage_in_time(
-                    rows.deadline_s[request],
-                    now_s,
-                    in_flight_s,
-                    queues.work[model],
-                    served.row_work_s[gear, model],
-                    slots,
-                    busy_s(served.planned_busy_s[model], batch, quickest),
+                    deadline_s, now_s, in_flight_s, queues.work[model], row_s, slots, batch_s
                 )
+                if not in_time:
+                    # perhaps not all that waits goes before it
+                    before = work_before(queues, rows, load, model, rank(served, knobs, load, rows, request, gear))
+                    in_time = next_stage_in_time(deadline_s, now_s, in_flight_s, before, row_s, slots, batch_s)
                 how = OPEN if in_time else CUT
             if how == OPEN:
                 rows.stage[row] += 1

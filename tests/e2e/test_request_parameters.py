@@ -86,7 +86,7 @@ def ask(client: Any, **options: Any) -> tuple[list[int], list[int], Any]:
         ({"parameters": {"cascade_reference": True}}, ([101, 102, 103], [0, 0, 0], True)),
         ({"parameters": {"cascade_max_stage": 0}}, ([1, 2, 3], [0, 0, 0], False)),
         ({"parameters": {"cascade_min_certainty": 0.8}}, ([1, 102, 103], [0, 1, 1], False)),
-        ({"parameters": {"work": "1,2,3", "colour": "red"}}, ([1, 2, 103], [0, 0, 1], True)),
+        ({"parameters": {"work": "1,0.5,0.2", "colour": "red"}}, ([1, 2, 103], [0, 0, 1], True)),
     ],
 )
 def test_stock_clients_ask_for_it(client: Any, options: dict[str, Any], answer: tuple[Any, ...]) -> None:

@@ -54,12 +54,15 @@ async def make_rig(
     *,
     names: tuple[str, ...] = ("a",),
     repository: Path | None = None,
+    max_work: float = 1_000_000.0,
     **fake: Any,
 ) -> Rig:
-    """All endpoints up."""
+    """All endpoints up, and clients that are trusted."""
     fakes = {name: FakeTriton(**fake) for name in names}
     document = document or plan_document(names)
-    orchestrator = Orchestrator(lambda: plan(document), cluster(names), repository=repository, backends=dict(fakes))
+    orchestrator = Orchestrator(
+        lambda: plan(document), cluster(names), repository=repository, backends=dict(fakes), max_work=max_work
+    )
     rig = Rig(orchestrator, fakes, document)
     await rig.probe()
     return rig

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cascadeserve.errors import DeadlineExceeded, Unavailable
+from cascadeserve.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from orchestrator.backend import ModelVersion
+from orchestrator.request_options import RequestOptions
+from orchestrator.rows import Ticket
 from orchestrator.wire.tensors import InferRequest, InferResponse, RequestedOutput, Tensor
 from tests.fakes.tiny import plan_document, rows
 from tests.orchestrator.conftest import Rig, make_rig
@@ -237,3 +239,36 @@ async def test_a_request_with_a_row_that_has_no_answer_is_refused_at_its_deadlin
     with pytest.raises(DeadlineExceeded):
         await ask(rig, [1, 2, 3, 4], [0.1] * 4, timeout=300_000)
     assert cut_rows(rig) == 0
+
+
+@pytest.mark.parametrize(("others", "one"), [({}, {"priority": 1}), ({}, {"work": 0.1}), ({}, {"timeout": 60_000_000})])
+async def test_what_goes_on_before_others_is_not_kept_back_for_them(
+    others: dict[str, Any], one: dict[str, Any]
+) -> None:
+    document = certified_document()
+    document["families"]["family"]["models"]["large"] |= {"max_batch": 1, "busy_s": [[1, 0.4]]}
+    rig = await make_rig(document, busy_s={"small": 0.001, "large": 0.4})
+    rig.fakes["a"].serial = True
+    waiting = [asyncio.create_task(ask(rig, [i], [0.1], **{"timeout": 60_000_000} | others)) for i in range(10)]
+    await asyncio.sleep(0.1)
+    assert flat(await ask(rig, [50], [0.1], **{"timeout": 2_500_000} | one)) == ([150], [1], True)
+    await asyncio.gather(*waiting)
+
+
+async def test_the_reference_alone_ranks_by_its_own_work() -> None:
+    rig = await make_rig(busy_s={"small": 0.001, "large": 0.002})
+    queues, future = rig.family.queues, asyncio.get_running_loop().create_future()
+
+    def rank_s(model: str, options: RequestOptions) -> float:
+        inputs = [rows([1], [0.9])]
+        ticket = Ticket(inputs, arrived_s=0.0, deadline_s=60.0, num_classes=None, future=future, options=options)
+        return queues[model].rank_s(ticket)
+
+    assert rank_s("large", RequestOptions(reference=True)) > rank_s("small", RequestOptions())
+
+
+async def test_clients_that_are_not_trusted_may_claim_no_work() -> None:
+    rig = await make_rig(max_work=1.0)
+    with pytest.raises(InvalidRequest, match="no row may claim more than 1; start the server with a higher --max-work"):
+        await ask(rig, [1, 2], [0.9, 0.9], work="1,8")
+    assert flat(await ask(rig, [1, 2], [0.9, 0.9], work="1,0.5"))[0] == [1, 2]

@@ -34,7 +34,7 @@ def fields(options: RequestOptions) -> dict[str, Any]:
     ],
 )
 def test_parameters_are_read(parameters: dict[str, Any], changed: dict[str, Any]) -> None:
-    assert fields(read_options(parameters, 3)) == fields(NO_OPTIONS) | changed
+    assert fields(read_options(parameters, 3, max_work=10.0)) == fields(NO_OPTIONS) | changed
 
 
 @pytest.mark.parametrize(
@@ -86,4 +86,4 @@ def test_a_demand_changes_a_cascade_if_its_rows_may_go_another_way(options: Requ
 @pytest.mark.parametrize("work", [1e308, 1_000_001, 300_000.0, "1,1,999999", "nan,1,1", math.inf])
 def test_more_work_than_can_be_counted_beside_others_is_refused(work: float | str) -> None:
     with pytest.raises(InvalidRequest, match="1,000,000 at most for all rows together"):
-        read_options({"work": work}, 4 if work == 300_000.0 else 3)
+        read_options({"work": work}, 4 if work == 300_000.0 else 3, max_work=1e9)

@@ -43,7 +43,7 @@ class Joined(NamedTuple):
 def settings(**changes: Any) -> ServeSettings:
     http_port, grpc_port = free_ports(2)
     fields: dict[str, Any] = {"fronts": 2, "max_request_bytes": 1 << 20} | changes
-    return ServeSettings("127.0.0.1", http_port, grpc_port, linger_s=0.1, drain_s=5.0, **fields)
+    return ServeSettings("127.0.0.1", http_port, grpc_port, linger_s=0.1, drain_s=5.0, **({"max_work": 10.0} | fields))
 
 
 def count_refusal(metrics: Metrics, family: str, outcome: str) -> None:
