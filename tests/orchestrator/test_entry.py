@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cascadeserve.errors import Overloaded, RequestError, Unavailable
+from cascadeserve.errors import Overloaded, RequestError
 from cascadeserve.policy.admission import LOOK_S
 from orchestrator.entry import Ahead, Entry
 from orchestrator.wire.tensors import InferRequest, Tensor
