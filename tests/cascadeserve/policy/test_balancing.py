@@ -5,7 +5,17 @@ import inspect
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadeserve.policy import admission, balancing, batching, ordering
+from cascadeserve.policy import (
+    admission,
+    balancing,
+    batching,
+    demand,
+    escalation,
+    gear_switch,
+    ordering,
+    shares,
+    work,
+)
 from cascadeserve.policy.balancing import (
     BALANCERS,
     choose_endpoint,
@@ -101,7 +111,7 @@ def test_every_balancer_chooses_an_endpoint_with_room_and_weight_if_there_is_one
 
 
 def test_the_policies_are_short() -> None:
-    for module in (balancing, ordering, admission, batching):
+    for module in (admission, balancing, batching, demand, escalation, gear_switch, ordering, shares, work):
         for function in vars(module).values():
             if inspect.isfunction(function):
                 assert len(inspect.getsource(function).splitlines()) < 60, function.__name__
