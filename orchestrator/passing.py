@@ -16,6 +16,7 @@ from orchestrator.backend import BackendError, EndpointDown, ModelVersion
 from orchestrator.flights import LAST_WORDS_S
 from orchestrator.wire.codec_http import HEADER_LENGTH
 from orchestrator.wire.exchange import Answer
+from orchestrator.wire.passed_shapes import check_http, check_rpc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -100,6 +101,8 @@ class Passing:
         headers = {HEADER_LENGTH: call.header_length, "Accept-Encoding": call.accept_encoding}
         given = {name: value for name, value in headers.items() if value is not None}
         infers = verb == "infer"
+        if infers:
+            check_http(call)
         method, path = "POST" if infers else "GET", f"{path}/{verb}" if verb else path
         got = await self._answer(
             call.model, call.version, lambda backend: backend.pass_http(method, path, given, call.body), infers=infers
@@ -112,6 +115,8 @@ class Passing:
     async def rpc(self, name: str, request: Any, model: str, version: str, timeout_s: float | None) -> Any:  # noqa: ANN401
         """See `Others.rpc`."""
         infers = name == "ModelInfer"
+        if infers:
+            check_rpc(request)
         return await self._answer(
             model, version, lambda backend: backend.pass_rpc(name, request), infers=infers, limit_s=timeout_s
         )

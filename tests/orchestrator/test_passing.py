@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cascadeserve.errors import DeadlineExceeded, Unavailable
+from cascadeserve.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from orchestrator.backend import ModelVersion
 from orchestrator.wire.exchange import Call
 from tests.orchestrator.conftest import Rig, make_rig
@@ -51,9 +52,22 @@ async def test_request_and_answer_are_untouched() -> None:
     assert (answer.status, answer.body) == (200, b"POST /v2/models/guest/versions/1/infer \x00\xff")
     assert answer.headers == {"Content-Type": "text/plain", "Inference-Header-Content-Length": "4"}
     assert (await ask(rig, verb="", body=b"")).body == b"GET /v2/models/guest "
-    message = SimpleNamespace(model_name="guest")
+    message = SimpleNamespace(model_name="guest", inputs=[])
     said = await rig.orchestrator.dispatcher.passing.rpc("ModelInfer", message, "guest", "", None)
     assert said == ("ModelInfer", message)
+    check_idle(rig)
+
+
+async def test_a_shape_that_may_end_the_server_is_not_passed_on() -> None:
+    rig = await rig_of("a")
+    passing = rig.orchestrator.dispatcher.passing
+    for shape in ([2**63 - 1], [1 << 20, 1 << 20], [0, 2**62]):
+        body = json.dumps({"inputs": [{"name": "x", "shape": shape, "datatype": "FP32", "data": [1]}]}).encode()
+        with pytest.raises(InvalidRequest, match="more elements than a request can hold"):
+            await passing.http(Call("guest", "", None, body, None), "infer")
+        message = SimpleNamespace(inputs=[SimpleNamespace(shape=shape)])
+        with pytest.raises(InvalidRequest, match="more elements than a request can hold"):
+            await passing.rpc("ModelInfer", message, "guest", "", None)
     check_idle(rig)
 
 
