@@ -52,6 +52,8 @@ _TOKENS = (
     b"null", b"true", b"-1", b"0", b"1e999", b"NaN", b"-Infinity", b"9" * 30, b"18446744073709551616", b"[[[[", b"]",
     b"{", b"}", b'"', b",", b"\\ud800", b"\xff\xfe", b"\0", b"\r\n", b"\r\n\r\n", b":", b'"data":', b'"shape":[1,2]',
     b"BYTES", b"FP16", b"chunked", b"4294967296", b"a" * 300,
+    # little that may be dear
+    b"[" * 64 + b"]" * 64, b"9223372036854775807," * 300, b"{}," * 2000, b"NaN," * 2000, b'"\\ud800",', b" " * 5000,
 )  # fmt: skip
 
 
@@ -108,7 +110,7 @@ def _grpc_seeds() -> list[bytes]:
         {"name": "c", "datatype": "UINT8", "shape": [1], "contents": {"uint_contents": [3]}},
     ]
     named: dict[str, Any] = {"model_name": "digits", "id": "1", "outputs": [{"name": "label"}]}
-    named["parameters"] = {"timeout": {"int64_param": 5}, "text": {"string_param": "a"}}
+    named["parameters"] = {"timeout": {"int64_param": 5_000_000}, "text": {"string_param": "a"}}
     raw = {"name": "image", "datatype": "FP32", "shape": [1, 1, 32, 32]}
     messages = (
         service_pb2.ModelInferRequest(inputs=tensors, **named),
