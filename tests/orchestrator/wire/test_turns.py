@@ -13,7 +13,7 @@ from tests.orchestrator.wire.echo_plane import EchoPlane
 
 
 async def test_between_two_pieces_whatever_else_is_ready_runs() -> None:
-    turns, done = Turns(), []
+    turns, done = Turns("too much; send less"), []
 
     async def small(name: str) -> None:
         for _ in range(3):
@@ -27,7 +27,7 @@ async def test_between_two_pieces_whatever_else_is_ready_runs() -> None:
 
 
 async def test_the_result_and_how_long_it_waited() -> None:
-    turns = Turns()
+    turns = Turns("too much; send less")
     first, second = await asyncio.gather(turns.run(lambda: "first"), turns.run(lambda: "second"))
     assert first[0] == "first"
     assert second[0] == "second"
@@ -35,7 +35,7 @@ async def test_the_result_and_how_long_it_waited() -> None:
 
 
 async def test_work_that_raises_or_is_cancelled_lets_the_next_one_go() -> None:
-    turns = Turns()
+    turns = Turns("too much; send less")
 
     def fail() -> None:
         raise ValueError("bad")
@@ -54,13 +54,13 @@ async def test_work_that_raises_or_is_cancelled_lets_the_next_one_go() -> None:
 
 @pytest.mark.looptime
 async def test_what_waits_for_too_long_lets_nothing_more_in() -> None:
-    turns = Turns()
+    turns = Turns("too much; send less")
     await turns._lock.acquire()
     waiting = asyncio.create_task(turns.run(lambda: None))
     await asyncio.sleep(0.2)
     later = asyncio.create_task(turns.run(lambda: None))
     await asyncio.sleep(0.1)
-    with pytest.raises(Overloaded, match="send binary data"):
+    with pytest.raises(Overloaded, match="send less"):
         await turns.run(lambda: None)
     turns._lock.release()
     await asyncio.gather(waiting, later)
