@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -48,6 +50,29 @@ async def test_work_that_raises_or_is_cancelled_lets_the_next_one_go() -> None:
     assert (await last)[0] == "last"
     with pytest.raises(ValueError, match="bad"):
         await failing
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+
+
+async def test_a_thread_ends_what_nobody_waits_for_before_the_next_piece() -> None:
+    turns, done = Turns("too much; send less"), []
+    may_end = threading.Event()
+    with ThreadPoolExecutor(2) as threads:
+
+        def slow() -> None:
+            may_end.wait(10)
+            done.append("slow")
+
+        cancelled = asyncio.create_task(turns.run_in(threads, slow))
+        last = asyncio.create_task(turns.run_in(threads, lambda: done.append("last")))
+        await asyncio.sleep(0.02)
+        cancelled.cancel()
+        await asyncio.sleep(0.02)
+        assert done == []
+        may_end.set()
+        _, waited_s = await last
+    assert done == ["slow", "last"]
+    assert waited_s > 0.03
     with pytest.raises(asyncio.CancelledError):
         await cancelled
 
