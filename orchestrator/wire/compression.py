@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidRequest, NotSupported, RequestTooLarge
+from orchestrator.wire.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,35 +31,59 @@ _DEFLATED = 8
 
 
 # Little may unfold to very much. One at a time and in a thread: whatever comes leaves half of one core to the others.
-_UNFOLDER = ThreadPoolExecutor(1, "unfold")
+_THREAD = ThreadPoolExecutor(1, "unfold")
 # What is no more than this is done before a thread would have begun.
 _INLINE_BYTES = 1 << 17
 # zlib gathers what it unfolds in one call into one piece, and nothing else runs meanwhile: 40 ms for 64 MiB.
 _PORTION_BYTES = 1 << 16
+# How much it is given at once: blocks that hold nothing take 100 ns a byte, and what was taken is seen afterwards.
+_TAKEN_BYTES = 1 << 14
+# Processor time that is no reason to refuse: honest bodies take 3 ns for each byte that comes or that it becomes. One
+# that takes more than the first of these goes to the thread; one that takes more than the second is refused.
+_INLINE_S, _THREAD_S = 1e-3, 0.1
+_S_PER_BYTE = 20e-9
 # Each costs some microseconds, however little it holds.
 _MAX_MEMBERS = 100
 
 
-async def unfolded(body: bytes, encoding: str, limit_bytes: int) -> bytes:
-    """Decompress the body of a request, up to `limit_bytes`; `encoding` is its header Content-Encoding."""
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise NotSupported(f"Unsupported compression type '{encoding}'; use gzip, deflate or none")
-    if len(body) <= _INLINE_BYTES:
-        with contextlib.suppress(RequestTooLarge):
-            return _unfold(body, encoding, min(limit_bytes, _INLINE_BYTES))
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_UNFOLDER, _unfold, body, encoding, limit_bytes)
+class Unfolder:
+    """Decompresses the bodies of requests."""
+
+    def __init__(self) -> None:
+        """Nothing waits yet."""
+        self._turns = Turns("too many compressed requests wait to be unfolded; send them as they are")
+
+    async def unfold(self, body: bytes, encoding: str, limit_bytes: int) -> tuple[bytes, float]:
+        """Decompress a body, up to `limit_bytes`; `encoding` is its header Content-Encoding.
+
+        Returns it, and the seconds for which it has waited.
+        """
+        if encoding in ("", "identity"):
+            return body, 0.0
+        if encoding not in ("gzip", "deflate"):
+            raise NotSupported(f"Unsupported compression type '{encoding}'; use gzip, deflate or none")
+        if len(body) <= _INLINE_BYTES:
+            with contextlib.suppress(RequestTooLarge, _TooSlow):
+                return _unfold(body, encoding, min(limit_bytes, _INLINE_BYTES), _INLINE_S), 0.0
+        try:
+            return await self._turns.run_in(_THREAD, lambda: _unfold(body, encoding, limit_bytes, _THREAD_S))
+        except _TooSlow:
+            raise InvalidRequest(
+                f"the request body takes many times longer to unfold than {encoding} of its size; compress it anew"
+            ) from None
 
 
-def _unfold(body: bytes, encoding: str, limit_bytes: int) -> bytes:
+class _TooSlow(Exception):  # noqa: N818 - named by what happened
+    """Little input of blocks that hold next to nothing takes very long."""
+
+
+def _unfold(body: bytes, encoding: str, limit_bytes: int, grace_s: float) -> bytes:
     # What HTTP calls deflate is zlib's format, but some send the bare one.
     deflate = _ZLIB if body and body[0] & 0x0F == _DEFLATED else _BARE
     parts: list[bytes] = []
     room = limit_bytes
     try:
-        for part in _portions(body, _GZIP if encoding == "gzip" else deflate, encoding):
+        for part in _portions(body, _GZIP if encoding == "gzip" else deflate, encoding, grace_s):
             parts.append(part)
             room -= len(part)
             if room < 0:
@@ -69,23 +95,30 @@ def _unfold(body: bytes, encoding: str, limit_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _portions(body: bytes, window: int, encoding: str) -> Iterator[bytes]:
+def _portions(body: bytes, window: int, encoding: str, grace_s: float) -> Iterator[bytes]:
     """Unfold piece by piece; gzip may have several members."""
     packed = memoryview(body)
-    at = members = 0
+    at = members = unfolded_bytes = 0
+    # of this thread alone, so that nobody is blamed for what else runs
+    begun_s = time.thread_time()
     while at < len(body) or not members:
         members += 1
         if members > _MAX_MEMBERS:
-            raise InvalidRequest(f"the request body has more than {_MAX_MEMBERS} gzip members; send it as one")
+            raise InvalidRequest(
+                f"the request body is more than {_MAX_MEMBERS} pieces of {encoding} in a row; send it as one"
+            )
         unpacker = zlib.decompressobj(window)
         rest: bytes | memoryview = b""
         while not unpacker.eof:
             if not rest:
                 # in pieces too, since zlib copies what it leaves
-                rest = packed[at : at + _PORTION_BYTES]
+                rest = packed[at : at + _TAKEN_BYTES]
                 at += len(rest)
             part = unpacker.decompress(rest, _PORTION_BYTES)
             rest = unpacker.unconsumed_tail
+            unfolded_bytes += len(part)
+            if time.thread_time() - begun_s > grace_s + _S_PER_BYTE * (at + unfolded_bytes):
+                raise _TooSlow
             if part:
                 yield part
             elif at == len(body) and not rest and not unpacker.eof:

@@ -102,7 +102,7 @@ class _Endpoints:
         self._data_plane = data_plane
         self._others = others
         self._max_listed_elements = max_listed_elements
-        self._turns = Turns()
+        self._turns = Turns("too many large JSON requests wait to be read; send binary data")
 
     async def live(self, _call: Call) -> Answer:
         return Answer()
@@ -135,6 +135,7 @@ class _Endpoints:
         else:
             request = await self._decode(call, header_length)
         request.admitted = call.admitted
+        request.waited_s += call.waited_s
         # Cancelled here when the client hangs up: the data plane drops the request, nothing is held on this side.
         response = await self._data_plane.infer(request)
         encoded = encode_response(request, response)

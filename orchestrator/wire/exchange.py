@@ -26,6 +26,8 @@ class Call:
     accept_encoding: str | None = None
     # what its gate said
     admitted: bool = True
+    # seconds for which it has waited to be unfolded
+    waited_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -204,7 +204,6 @@ class _Connection(asyncio.Protocol):
         self._reading_paused = False
         # while the client does not read its answer
         self._drained: asyncio.Future[None] | None = None
-        self._idle_check = self._loop.call_later(_IDLE_S, self._check_idle)
 
     # -- called by asyncio --------------------------------------------------------------------------------------
 
@@ -214,6 +213,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         if (sock := transport.get_extra_info("socket")) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._idle_check = self._loop.call_later(_IDLE_S, self._check_idle)
         self._server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -299,7 +299,7 @@ class _Connection(asyncio.Protocol):
             if head_end >= 0 or len(data) >= _MAX_HEAD_BYTES or not _BEGINNING.fullmatch(data):
                 self._hand_over(data)
             else:
-                self._keep(data, len(data) + 1)
+                self._await(data, len(data) + 1)
             return
         body_start = head_end + 4
         body_end = body_start + head.body_bytes
@@ -307,7 +307,7 @@ class _Connection(asyncio.Protocol):
         if self._admitted is None and head.gate is not None and not self._server.closing():
             peek_end = body_start + head.peek_bytes
             if len(data) < peek_end:
-                self._keep(data, peek_end)
+                self._await(data, peek_end)
                 return
             try:
                 self._admitted = head.gate(head.model, head.version, data[body_start:peek_end])
@@ -315,7 +315,7 @@ class _Connection(asyncio.Protocol):
                 self._refuse(answer_to(error), data, body_end)
                 return
         if len(data) < body_end:
-            self._keep(data, body_end)
+            self._await(data, body_end)
             return
         admitted, self._admitted = self._admitted is not False, None
         self._keep(data[body_end:], 1)
@@ -328,6 +328,12 @@ class _Connection(asyncio.Protocol):
         if not self.num_requests:
             self._server.connections.asked(self)
         self.num_requests += 1
+
+    def _await(self, data: bytes, needed: int) -> None:
+        """Wait for more of a request."""
+        if not self.num_requests:
+            self._server.connections.begun(self)
+        self._keep(data, needed)
 
     def _keep(self, data: bytes, needed: int) -> None:
         self._chunks = [data] if data else []

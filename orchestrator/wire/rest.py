@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
-from cascadeserve.errors import InvalidRequest, RequestTooLarge, Unavailable
+from cascadeserve.errors import Overloaded
+from orchestrator.wire.bodies import Bodies
 from orchestrator.wire.codec_http import HEADER_LENGTH
-from orchestrator.wire.compression import unfolded
 from orchestrator.wire.endpoints import answer_to, routes
 from orchestrator.wire.exchange import JSON, Answer, Call, Route, error_answer
+from orchestrator.wire.greetings import Greetings
+from orchestrator.wire.handed_over import LOG, HandedOver
 from orchestrator.wire.limits import Limits
 from orchestrator.wire.plain_http import PlainHttp
 from orchestrator.wire.slow_clients import SlowClients
@@ -27,8 +29,6 @@ from orchestrator.wire.slow_clients import SlowClients
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
-
-    from aiohttp.web_protocol import RequestHandler
 
     from orchestrator.wire.others import Others
     from orchestrator.wire.tensors import DataPlane
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 _BACKLOG = 4096
 # asyncio accepts as many in one go as its backlog says, half a second for all of these, so it is told another number.
 _ACCEPTED_IN_ONE_GO = 32
-# seconds for a greeting, and for a farewell
-_TLS_TIMES: dict[str, Any] = {"ssl_handshake_timeout": 15.0, "ssl_shutdown_timeout": 5.0}
+# One of so many connections may be at its TLS handshake before the oldest of these makes room.
+_GREETINGS_SHARE = 8
 
 
 class _Refused(asyncio.Protocol):
@@ -53,6 +53,13 @@ class _Refused(asyncio.Protocol):
         with contextlib.suppress(OSError):
             cast("asyncio.Transport", transport).write(f"{head}Connection: close\r\n\r\n".encode() + body)
         transport.close()
+
+
+class _Aborted(asyncio.Protocol):
+    """The same where it would have to be told within TLS, which costs more than most requests."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).abort()
 
 
 class RestServer:
@@ -78,21 +85,26 @@ class RestServer:
             # aiohttp would read 0 as "no limit"
             raise ValueError("max_body_bytes must be at least 1")
         self._limits = limits or Limits()
-        # aiohttp's connections: how many requests each made, and those that one is under way on
-        self._handled: dict[RequestHandler, int] = {}
-        self._under_way: set[RequestHandler] = set()
         self._watch: asyncio.Task[None] | None = None
         table = routes(data_plane, metrics, others, max_listed_elements=self._limits.max_listed_elements)
-        app = _build_app(table, max_body_bytes, closing, self._limits)
-        app.middlewares.append(self._note_under_way)
+        bodies = Bodies(max_body_bytes, self._limits)
+        app = _build_app(table, closing, bodies, data_plane.unread)
         self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=close_timeout_s, auto_decompress=False
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=close_timeout_s,
+            auto_decompress=False,
+            logger=LOG,
         )
-        self._plain = PlainHttp(table, max_body_bytes=max_body_bytes, closing=closing, hand_over=self._other_protocol)
+        self._handed_over = HandedOver(self._runner, bodies.arriving, self._limits.client_timeout_s)
+        app.middlewares.append(self._handed_over.note)
+        self._plain = PlainHttp(
+            table, max_body_bytes=max_body_bytes, closing=closing, hand_over=self._handed_over.new_connection
+        )
         self._close_timeout_s = close_timeout_s
         self._listener: asyncio.Server | None = None
-        self._tls: ssl.SSLContext | None = None
-        self._tls_times: dict[str, Any] = {}
+        self._greetings: Greetings | None = None
         # the connections that were taken last, until they are made
         self._late: asyncio.Future[list[Any]] | None = None
 
@@ -105,12 +117,11 @@ class RestServer:
         """
         await self._runner.setup()
         loop = asyncio.get_running_loop()
-        self._tls, self._tls_times = tls, _TLS_TIMES if tls else {}
+        self._greetings = None if tls is None else Greetings(tls, self._plain.new_connection)
         try:
             self._listener = await loop.create_server(
-                self._new_connection, host, port, backlog=_ACCEPTED_IN_ONE_GO, reuse_port=reuse_port, ssl=tls,
-                **self._tls_times,
-            )  # fmt: skip
+                self._new_connection, host, port, backlog=_ACCEPTED_IN_ONE_GO, reuse_port=reuse_port
+            )
             for listening in self._listener.sockets:
                 with _same_socket(listening.fileno()) as same:
                     same.listen(_BACKLOG)
@@ -142,31 +153,44 @@ class RestServer:
             await asyncio.sleep(0)
         late = [taken for listening in self._listener.sockets for taken in _accept_waiting(listening.fileno())]
         self._listener.close()
-        make = functools.partial(loop.connect_accepted_socket, self._new_connection, ssl=self._tls, **self._tls_times)
+        make = functools.partial(loop.connect_accepted_socket, self._new_connection)
         self._late = asyncio.gather(*map(make, late), return_exceptions=True)
 
     async def close(self) -> None:
         """Close idle connections at once and the others with their answers."""
         await self.stop_listening()
         await asyncio.gather(self._plain.close(self._close_timeout_s), self._runner.cleanup())
+        if self._greetings is not None:
+            self._greetings.end()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
 
     def _new_connection(self) -> asyncio.Protocol:
-        full = len(self._plain.connections) + len(self._others()) >= self._limits.max_connections
-        if full and not self._plain.connections.make_room():
-            return _Refused()
-        return self._plain.new_connection()
+        greeting = 0 if self._greetings is None else len(self._greetings)
+        full = len(self._plain.connections) + len(self._handed_over) + greeting >= self._limits.max_connections
+        has_room = not full or self._make_room(greeting)
+        if self._greetings is not None:
+            return self._greetings.begin() if has_room else _Aborted()
+        return self._plain.new_connection() if has_room else _Refused()
 
-    def _others(self) -> list[RequestHandler]:
-        """Connections that aiohttp has."""
-        return [] if self._runner.server is None else self._runner.server.connections
+    def _make_room(self, greeting: int) -> bool:
+        """Cut off one connection, if there is one without a request under way: whose client loses least."""
+        if self._greetings is not None and greeting > self._limits.max_connections // _GREETINGS_SHARE:
+            return self._greetings.cut_oldest()
+        plain, others = self._plain.connections, self._handed_over
+        return (
+            plain.cut_silent()
+            or others.cut_idle()
+            or plain.cut_begun()
+            or others.cut_arriving()
+            or plain.cut_idle()
+            or (self._greetings is not None and self._greetings.cut_oldest())
+        )
 
     async def _cut_off_slow_clients(self) -> None:
         timeout_s = self._limits.client_timeout_s
         plain: SlowClients[Any] = SlowClients(timeout_s)
-        others: SlowClients[RequestHandler] = SlowClients(timeout_s)
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(timeout_s / 4, 1.0))
@@ -174,12 +198,7 @@ class RestServer:
             for connection in plain.overdue(owing, loop.time()):
                 connection.abort()
             self._cut_off_largest()
-            # What aiohttp waits for it does not say: it may also be the next request.
-            self._handled = {each: self._handled.get(each, 0) for each in self._others()}
-            waiting = [(each, number) for each, number in self._handled.items() if each not in self._under_way]
-            for other in others.overdue(waiting, loop.time()):
-                if other.transport is not None:
-                    other.transport.abort()
+            self._handed_over.cut_overdue(loop.time())
 
     def _cut_off_largest(self) -> None:
         """Keep what all clients together have sent of unfinished requests within its limit."""
@@ -192,21 +211,6 @@ class RestServer:
                 break
             received -= connection.received_bytes
             connection.abort()
-
-    @web.middleware
-    async def _note_under_way(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        connection = request.protocol
-        self._under_way.add(connection)
-        self._handled[connection] = self._handled.get(connection, 0) + 1
-        try:
-            return await handler(request)
-        finally:
-            self._under_way.discard(connection)
-
-    def _other_protocol(self) -> asyncio.Protocol:
-        if self._runner.server is None:
-            raise RuntimeError("not started")
-        return self._runner.server()
 
 
 def _same_socket(descriptor: int) -> socket.socket:
@@ -226,54 +230,15 @@ def _accept_waiting(descriptor: int) -> list[socket.socket]:
     return taken
 
 
-class _Bodies:
-    """Reads the bodies of requests that aiohttp has, within the limits of each and of all."""
-
-    def __init__(self, max_body_bytes: int, limits: Limits) -> None:
-        self._max_body_bytes = max_body_bytes
-        self._limits = limits
-        self._reserved_bytes = 0
-
-    async def read(self, request: web.Request) -> bytes:
-        """Read a whole body, decompressed."""
-        length = request.content_length
-        if length is not None and length > self._max_body_bytes:
-            # Refused unread: this is what the limit is for.
-            raise self._too_large()
-        # How long chunks will be is not said.
-        reserved = self._max_body_bytes if length is None else length
-        if self._reserved_bytes + reserved > max(self._limits.max_received_bytes, self._max_body_bytes):
-            raise Unavailable("too much is being received from all clients; try again shortly")
-        self._reserved_bytes += reserved
-        try:
-            return await self._read(request)
-        finally:
-            self._reserved_bytes -= reserved
-
-    async def _read(self, request: web.Request) -> bytes:
-        timeout_s = self._limits.client_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                body = await request.read()
-        except TimeoutError:
-            raise web.HTTPRequestTimeout(reason=f"the request body did not arrive within {timeout_s:g} s") from None
-        except web.HTTPRequestEntityTooLarge:
-            raise self._too_large() from None
-        except web.RequestPayloadError:
-            raise InvalidRequest("the request body cannot be read; it is broken or cut short") from None
-        encoding = request.headers.get("Content-Encoding", "").strip().lower()
-        return await unfolded(body, encoding, self._max_body_bytes)
-
-    def _too_large(self) -> RequestTooLarge:
-        limit = self._max_body_bytes
-        return RequestTooLarge(f"the request body is larger than the limit of {limit} bytes; send fewer rows")
-
-
-def _build_app(table: list[Route], max_body_bytes: int, closing: Callable[[], bool], limits: Limits) -> web.Application:
-    app = web.Application(client_max_size=max_body_bytes, middlewares=[_answer_errors_as_json])
-    bodies = _Bodies(max_body_bytes, limits)
+def _build_app(
+    table: list[Route],
+    closing: Callable[[], bool],
+    bodies: Bodies,
+    unread: Callable[[str, str], None],
+) -> web.Application:
+    app = web.Application(middlewares=[_answer_errors_as_json])
     for route in table:
-        app.router.add_route(route.method, route.path, _adapted(route, bodies))
+        app.router.add_route(route.method, route.path, _adapted(route, bodies, unread))
 
     async def close_connection(_request: web.Request, response: web.StreamResponse) -> None:
         if closing():
@@ -284,20 +249,27 @@ def _build_app(table: list[Route], max_body_bytes: int, closing: Callable[[], bo
     return app
 
 
-def _adapted(route: Route, bodies: _Bodies) -> Handler:
+def _adapted(route: Route, bodies: Bodies, unread: Callable[[str, str], None]) -> Handler:
     takes_body = route.method == "POST"
 
     async def handle(request: web.Request) -> web.Response:
         model, version = request.match_info.get("model", ""), request.match_info.get("version", "")
         # Nothing of the body is there: that such a request is important, nobody sees.
         admitted = route.gate is None or route.gate(model, version, b"")
+        try:
+            body, waited_s = await bodies.read(request) if takes_body else (b"", 0.0)
+        except Overloaded:
+            if route.gate is not None:
+                unread(model, version)
+            raise
         call = Call(
             model,
             version,
             request.headers.get(HEADER_LENGTH),
-            await bodies.read(request) if takes_body else b"",
+            body,
             request.headers.get("Accept-Encoding"),
             admitted,
+            waited_s,
         )
         return _response(await route.handler(call))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
 from cascadeserve.errors import Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import ThreadPoolExecutor
 
 # Work is refused while the oldest that waits has waited for longer: less comes to an end than comes in.
 _LONGEST_S = 0.25
@@ -20,8 +22,9 @@ _Result = TypeVar("_Result")
 class Turns:
     """Pieces of work that wait for each other, first come first served."""
 
-    def __init__(self) -> None:
-        """Nothing waits yet."""
+    def __init__(self, sentence: str) -> None:
+        """Nothing waits yet; `sentence` says what waits and what to do, where that is too much."""
+        self._sentence = sentence
         self._lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         # since when the pieces that wait do so, oldest first
@@ -36,19 +39,32 @@ class Turns:
             Overloaded: too much waits already.
 
         """
+        waited_s = await self._begin()
+        try:
+            return work(), waited_s
+        finally:
+            self._loop.call_soon(self._lock.release)
+
+    async def run_in(self, thread: ThreadPoolExecutor, work: Callable[[], _Result]) -> tuple[_Result, float]:
+        """Do the same in a thread. What nobody waits for any more is done to its end, and only then is the next."""
+        waited_s = await self._begin()
+        done = thread.submit(work)
+        done.add_done_callback(self._end_soon)
+        return await asyncio.wrap_future(done), waited_s
+
+    async def _begin(self) -> float:
         since_s = self._loop.time()
         if self._since_s and since_s - next(iter(self._since_s.values())) > _LONGEST_S:
-            raise Overloaded(
-                "too many large JSON requests wait to be read; send binary data", retry_after_s=_RETRY_AFTER_S
-            )
+            raise Overloaded(self._sentence, retry_after_s=_RETRY_AFTER_S)
         mine = object()
         self._since_s[mine] = since_s
         try:
             await self._lock.acquire()
         finally:
             del self._since_s[mine]
-        waited_s = self._loop.time() - since_s
-        try:
-            return work(), waited_s
-        finally:
-            self._loop.call_soon(self._lock.release)
+        return self._loop.time() - since_s
+
+    def _end_soon(self, _done: object) -> None:
+        # the loop may have ended before its thread
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._lock.release)

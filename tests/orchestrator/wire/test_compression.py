@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
+import time
 import zlib
 
 import numpy as np
 import pytest
 
-from cascadeserve.errors import InvalidRequest, NotSupported, RequestError, RequestTooLarge
-from orchestrator.wire.compression import MIN_BYTES, chosen_encoding, compressed, unfolded
+from cascadeserve.errors import InvalidRequest, NotSupported, Overloaded, RequestError, RequestTooLarge
+from orchestrator.wire.compression import MIN_BYTES, Unfolder, chosen_encoding, compressed
 from orchestrator.wire.exchange import Answer
 
 LONG = b"a" * MIN_BYTES
@@ -54,6 +56,10 @@ def bare(body: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
+async def unfolded(body: bytes, encoding: str, limit_bytes: int) -> bytes:
+    return (await Unfolder().unfold(body, encoding, limit_bytes))[0]
+
+
 @pytest.mark.parametrize("body", [b"", b"a", LONG, LONG * 1000])
 async def test_requests_unfold(body: bytes) -> None:
     limit = 1 << 20
@@ -86,8 +92,41 @@ async def test_no_further_than_the_limit(size: int) -> None:
 
 
 async def test_not_of_any_number_of_parts() -> None:
-    with pytest.raises(InvalidRequest, match="members"):
+    with pytest.raises(InvalidRequest, match="pieces of gzip in a row"):
         await unfolded(gzip.compress(b"") * 1000, "gzip", 1 << 20)
+
+
+# eight blocks with Huffman codes of their own, each of which says how long its codes are and then ends
+EMPTY_BLOCKS = bytes.fromhex(
+    "04c081000000000090ff6b100007020000000040feaf41001c080000000000f9bf060170200000000000e4ff1a"
+    "04c081000000000090ff6b100007020000000040feaf41001c080000000000f9bf060170200000000000e4ff1a"
+)
+
+
+@pytest.mark.parametrize("size", [1 << 14, 1 << 17, 1 << 22])
+async def test_blocks_that_hold_nothing_are_not_read_for_long(size: int) -> None:
+    body = EMPTY_BLOCKS * (size // len(EMPTY_BLOCKS)) + b"\x03\0"
+    begun_s = time.thread_time()
+    if size < 1 << 20:
+        assert await unfolded(body, "deflate", 1 << 20) == b""
+    else:
+        with pytest.raises(InvalidRequest, match="many times longer to unfold"):
+            await unfolded(body, "deflate", 1 << 20)
+    # the rest of it in the other thread
+    assert time.thread_time() - begun_s < 0.1
+
+
+async def test_what_would_wait_for_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.wire.turns._LONGEST_S", -1.0)
+    unfolder, packed = Unfolder(), gzip.compress(bytes(1 << 20))
+    results = await asyncio.gather(
+        *(unfolder.unfold(packed, "gzip", 1 << 20) for _ in range(3)), return_exceptions=True
+    )
+    (first, first_s), (second, second_s) = results[:2]
+    assert first == second == bytes(1 << 20)
+    assert 0 <= first_s < second_s
+    assert isinstance(results[2], Overloaded)
+    assert await unfolder.unfold(gzip.compress(b"short"), "gzip", 100) == (b"short", 0.0)
 
 
 @pytest.mark.parametrize("cut", range(1, 25))

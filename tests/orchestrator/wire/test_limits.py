@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import resource
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,40 @@ async def test_idle_connections_make_room(plane: EchoPlane) -> None:
         assert (await idle[-1].reply())[0] == 200
 
 
+@pytest.mark.parametrize(
+    "beginning",
+    [b"", b"G", b"H", post(BODY)[:-1], post(BODY, "X_y: goes to aiohttp")[:-1], UNFINISHED["half a chunked body"]],
+    ids=["silent", "plain", "odd", "plain upload", "odd upload", "chunked upload"],
+)
+async def test_whatever_a_client_keeps_open_makes_room(plane: EchoPlane, beginning: bytes) -> None:
+    async with serving(plane, max_connections=10) as address, AsyncExitStack() as stack:
+        for _ in range(15):
+            hostile = await stack.enter_async_context(connect(address))
+            hostile.send(beginning)
+        await asyncio.sleep(0.05)
+        for _ in range(3):
+            async with connect(address) as honest:
+                honest.send(LIVE)
+                assert (await honest.reply())[0] == 200
+
+
+@pytest.mark.parametrize("extra", [(), ("X_y: goes to aiohttp",)], ids=["plain", "odd"])
+@pytest.mark.parametrize("beginning", [b"", b"H"], ids=["silent", "odd"])
+async def test_a_first_upload_stays_while_others_owe_nothing(
+    plane: EchoPlane, extra: tuple[str, ...], beginning: bytes
+) -> None:
+    async with serving(plane, max_connections=10) as address, AsyncExitStack() as stack:
+        upload = await stack.enter_async_context(connect(address))
+        upload.send(post(BODY, *extra)[:-1])
+        await asyncio.sleep(0.05)
+        for _ in range(30):
+            hostile = await stack.enter_async_context(connect(address))
+            hostile.send(beginning)
+            await asyncio.sleep(0.002)
+        upload.send(BODY[-1:])
+        assert (await upload.reply())[0] == 200
+
+
 async def test_where_all_are_busy_one_more_is_told_so(plane: EchoPlane) -> None:
     plane.delay_s = 0.5
     async with serving(plane, max_connections=3) as address, AsyncExitStack() as stack:
@@ -148,6 +183,36 @@ async def test_unfinished_odd_requests_together_take_so_much(plane: EchoPlane) -
             client.send(b" ")
         # the limit of one body is larger than that of all: it counts then
         assert sorted([(await client.reply())[0] for client in clients]) == [200, 200, 503, 503]
+
+
+async def test_of_odd_requests_the_largest_goes(plane: EchoPlane) -> None:
+    async with serving(plane, max_received_bytes=MAX_BYTES) as address, AsyncExitStack() as stack:
+        large, small = [await stack.enter_async_context(connect(address)) for _ in range(2)]
+        large.send(post(b" " * MAX_BYTES, "X_y: goes to aiohttp")[:-1])
+        await asyncio.sleep(0.05)
+        small.send(post(BODY, "X_y: goes to aiohttp"))
+        assert (await small.reply())[0] == 200
+        status, headers, body = await large.reply()
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert b"too much is being received" in body
+
+
+@pytest.mark.parametrize("line", [f"Content-Length: {MAX_BYTES}", "Transfer-Encoding: chunked"])
+async def test_what_is_announced_takes_nothing(plane: EchoPlane, line: str) -> None:
+    announced = f"POST {INFER} HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\n{line}\r\n\r\n".encode()
+    async with serving(plane, max_received_bytes=1000) as address, AsyncExitStack() as stack:
+        for _ in range(5):
+            (await stack.enter_async_context(connect(address))).send(announced)
+        await asyncio.sleep(0.05)
+        assert (await send(address, INFER, gzip.compress(BODY), headers={"Content-Encoding": "gzip"})).status == 200
+
+
+async def test_what_cannot_be_parsed_is_not_logged(rest_address: str, caplog: pytest.LogCaptureFixture) -> None:
+    for bad in (b"GET /v2 HTTP/9.9\r\n\r\n", b"GET /v2 HTTP/1.1\r\nbad\0: x\r\n\r\n", b"GET / " + b"a" * 10_000):
+        async with connect(rest_address) as client:
+            client.send(bad)
+            assert (await client.reader.read()).split()[1] == b"400"
+    assert caplog.records == []
 
 
 async def test_listed_elements_over_http(plane: EchoPlane) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import select
 import socket
+import threading
 import time
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from cascadeserve.errors import Unavailable
+from orchestrator.wire import compression
 from orchestrator.wire.rest import RestServer
 from orchestrator.wire.tensors import Tensor
 from tests.orchestrator.wire.bodies import HEADER, INFER, binary, head, tensor, with_buffer
@@ -266,6 +268,32 @@ async def test_compressed_bodies(rest_address: str, encoding: str, pack: Any) ->
     reply = await send(rest_address, INFER, bomb, headers={"Content-Encoding": encoding})
     assert reply.status == 413
     assert "larger than the limit" in reply.error
+
+
+async def test_the_wait_to_be_unfolded_counts(
+    rest_address: str, plane: EchoPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.wire.turns._LONGEST_S", -1.0)
+    may_go_on = threading.Event()
+    compression._THREAD.submit(may_go_on.wait, 10)
+    # longer than what is unfolded without the thread
+    packed = gzip.compress(head(tensor([1])) + b" " * 200_000)
+    sent = [
+        asyncio.create_task(send(rest_address, INFER, packed, headers={"Content-Encoding": "gzip"})) for _ in range(5)
+    ]
+    async with asyncio.timeout(10):
+        while len(plane.not_read) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    may_go_on.set()
+    refused = [reply for reply in await asyncio.gather(*sent) if reply.status != 200]
+    assert [reply.status for reply in refused] == [503] * 3
+    first, second = plane.requests
+    assert 0 <= first.waited_s < second.waited_s
+    # as demand that was not served
+    assert len(plane.not_read) == 3
+    assert {(reply.error, reply.headers["Retry-After"]) for reply in refused} == {
+        ("too many compressed requests wait to be unfolded; send them as they are", "1")
+    }
 
 
 @pytest.mark.parametrize(

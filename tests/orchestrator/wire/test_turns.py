@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,7 +15,7 @@ from tests.orchestrator.wire.echo_plane import EchoPlane
 
 
 async def test_between_two_pieces_whatever_else_is_ready_runs() -> None:
-    turns, done = Turns(), []
+    turns, done = Turns("too much; send less"), []
 
     async def small(name: str) -> None:
         for _ in range(3):
@@ -27,7 +29,7 @@ async def test_between_two_pieces_whatever_else_is_ready_runs() -> None:
 
 
 async def test_the_result_and_how_long_it_waited() -> None:
-    turns = Turns()
+    turns = Turns("too much; send less")
     first, second = await asyncio.gather(turns.run(lambda: "first"), turns.run(lambda: "second"))
     assert first[0] == "first"
     assert second[0] == "second"
@@ -35,7 +37,7 @@ async def test_the_result_and_how_long_it_waited() -> None:
 
 
 async def test_work_that_raises_or_is_cancelled_lets_the_next_one_go() -> None:
-    turns = Turns()
+    turns = Turns("too much; send less")
 
     def fail() -> None:
         raise ValueError("bad")
@@ -52,15 +54,38 @@ async def test_work_that_raises_or_is_cancelled_lets_the_next_one_go() -> None:
         await cancelled
 
 
+async def test_a_thread_ends_what_nobody_waits_for_before_the_next_piece() -> None:
+    turns, done = Turns("too much; send less"), []
+    may_end = threading.Event()
+    with ThreadPoolExecutor(2) as threads:
+
+        def slow() -> None:
+            may_end.wait(10)
+            done.append("slow")
+
+        cancelled = asyncio.create_task(turns.run_in(threads, slow))
+        last = asyncio.create_task(turns.run_in(threads, lambda: done.append("last")))
+        await asyncio.sleep(0.02)
+        cancelled.cancel()
+        await asyncio.sleep(0.02)
+        assert done == []
+        may_end.set()
+        _, waited_s = await last
+    assert done == ["slow", "last"]
+    assert waited_s > 0.03
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+
+
 @pytest.mark.looptime
 async def test_what_waits_for_too_long_lets_nothing_more_in() -> None:
-    turns = Turns()
+    turns = Turns("too much; send less")
     await turns._lock.acquire()
     waiting = asyncio.create_task(turns.run(lambda: None))
     await asyncio.sleep(0.2)
     later = asyncio.create_task(turns.run(lambda: None))
     await asyncio.sleep(0.1)
-    with pytest.raises(Overloaded, match="send binary data"):
+    with pytest.raises(Overloaded, match="send less"):
         await turns.run(lambda: None)
     turns._lock.release()
     await asyncio.gather(waiting, later)
