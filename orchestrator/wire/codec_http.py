@@ -17,7 +17,14 @@ from cascadeserve.errors import InvalidRequest, NotSupported
 from orchestrator.wire.classification import classified, num_classes
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, check_tensor, raw_from_tensor
 from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, json_from_tensor, names_not_finite
-from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, ListedElements, check_entries, check_id, check_json
+from orchestrator.wire.limits import (
+    MAX_LISTED_ELEMENTS,
+    ListedElements,
+    check_entries,
+    check_fields,
+    check_id,
+    check_json,
+)
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -67,6 +74,16 @@ class _Head(msgspec.Struct, gc=False):
     outputs: list[_Output] = []
 
 
+class _Beside(msgspec.Struct, gc=False):
+    """What stands beside the inputs, unread."""
+
+    parameters: msgspec.Raw = msgspec.Raw()
+    outputs: msgspec.Raw = msgspec.Raw()
+
+
+# JSON of which even that many fields could be a part
+_LARGE_BYTES = 1 << 18
+_BESIDE_DECODER = msgspec.json.Decoder(_Beside)
 _HEAD_DECODER = msgspec.json.Decoder(_Head)
 _ENCODER = msgspec.json.Encoder()
 
@@ -189,6 +206,10 @@ def encode_response(request: InferRequest, response: InferResponse) -> EncodedRe
 def _decode_head(data: bytes | memoryview) -> _Head:
     try:
         try:
+            if len(data) > _LARGE_BYTES:
+                beside = _BESIDE_DECODER.decode(data)
+                check_fields(memoryview(beside.parameters))
+                check_fields(memoryview(beside.outputs))
             return _HEAD_DECODER.decode(data)
         except msgspec.ValidationError:
             raise
@@ -202,6 +223,8 @@ def _decode_head(data: bytes | memoryview) -> _Head:
 
 def _decode_not_finite(data: bytes | memoryview) -> _Head:
     """Decode what may be valid but for NaN and Infinity in the data of an input."""
+    # An object of Python's for each field: so few of them that this takes no longer than as many numbers.
+    check_fields(data, MAX_LISTED_ELEMENTS // 8)
     head = json.loads(bytes(data).decode())
     inputs = head.get("inputs") if isinstance(head, dict) else None
     for item in inputs if isinstance(inputs, list) else ():

@@ -20,6 +20,8 @@ MAX_ROWS = 1 << 16
 MAX_ENTRIES = 1000
 # It comes back with the answer, and waits with it until the client reads.
 MAX_ID_BYTES = 1 << 16
+# Entries have few fields each; counted by their colons, which may also stand in texts.
+_MAX_FIELDS = 64 * MAX_ENTRIES
 # What is there of a request's body before it is let in or refused: its parameters stand before its tensors.
 PEEK_BYTES = 4096
 _MAX_BLANK_BYTES = 1 << 20
@@ -72,6 +74,14 @@ def check_entries(inputs: Sized, outputs: Sized, parameters: Sized) -> None:
     for what, entries in (("inputs", inputs), ("outputs", outputs), ("parameters", parameters)):
         if len(entries) > MAX_ENTRIES:
             raise RequestTooLarge(f"the request has {len(entries)} {what}; there may be {MAX_ENTRIES}")
+
+
+def check_fields(json_part: bytes | memoryview, limit: int = _MAX_FIELDS) -> None:
+    """Refuse JSON of so many fields that `check_entries` would come late: that counts them when they are read."""
+    if len(json_part) > limit and bytes(json_part).count(b":") > limit:
+        raise RequestTooLarge(
+            f"the request JSON has more than {limit} fields; there may be {MAX_ENTRIES} inputs, outputs and parameters"
+        )
 
 
 def check_id(request_id: str) -> None:

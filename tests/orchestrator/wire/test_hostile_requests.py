@@ -22,6 +22,8 @@ from tests.orchestrator.wire.stock_clients import send
 from tests.orchestrator.wire.test_rpc import message, refused, typed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from orchestrator.wire.tensors import InferRequest
 
 # far below what they took before, far above what they take on a busy machine
@@ -29,7 +31,7 @@ SOON_S = 1.0
 MANY = MAX_ENTRIES + 1
 
 
-def read(body: bytes, header_length: int | None = None, **limits: int) -> InferRequest:
+def read(body: bytes, header_length: int | None = None, **limits: Any) -> InferRequest:
     return decode_request(body, header_length, model_name="m", **limits)
 
 
@@ -79,6 +81,19 @@ async def test_statuses_of_too_many_entries(rest_address: str, rpc_address: str)
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.parametrize("number", [b"1", b"NaN"])
+def test_very_many_entries_are_refused_unread(number: bytes) -> None:
+    item = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[%s]}],' % number
+    parameters = b'"parameters":{%s}}' % b",".join(b'"%d":1' % i for i in range(200_000))
+    outputs = b'"outputs":[%s]}' % b",".join([b'{"name":"x"}'] * 200_000)
+    for rest in (parameters, outputs):
+        with pytest.raises(RequestTooLarge, match="there may be 1000 inputs, outputs and parameters"):
+            read(item + rest)
+    # Texts have colons too.
+    texts = [":" * 50] * 4000
+    assert read(head(tensor(texts, "BYTES"), parameters={"a": ":" * 50_000})).inputs[0].array.size == len(texts)
+
+
 def test_one_input_twice_among_many_is_found_soon() -> None:
     names = [str(i) for i in range(MAX_ENTRIES - 2)] + ["z", "z"]
     began_s = time.perf_counter()
@@ -94,12 +109,13 @@ def test_absurd_shapes(shape: list[int], datatype: str) -> None:
     item = {"name": "x", "datatype": datatype, "shape": shape}
     contents = {"bytes_contents": [b"a"]} if datatype == "BYTES" else {"fp32_contents": [1]}
     began_s = time.perf_counter()
-    for attempt in (
+    attempts: tuple[Callable[[], InferRequest], ...] = (
         lambda: read(head(tensor(["1"] if datatype == "BYTES" else [1], datatype, shape))),
         lambda: read(raw + b"\0" * 4, len(raw)),
         lambda: read_grpc(message(item, raw_input_contents=[b"\0" * 4])),
         lambda: read_grpc(message(typed(datatype, shape, **contents))),
-    ):
+    )
+    for attempt in attempts:
         with pytest.raises(InvalidRequest) as caught:
             attempt()
         assert len(str(caught.value)) < 400
