@@ -16,7 +16,7 @@ import msgspec
 from cascadeserve.errors import InvalidRequest, NotSupported
 from orchestrator.wire.classification import classified, num_classes
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, check_tensor, raw_from_tensor
-from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, json_from_tensor, names_not_finite
+from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, flattened, json_from_tensor, names_not_finite
 from orchestrator.wire.limits import (
     MAX_LISTED_ELEMENTS,
     ListedElements,
@@ -229,7 +229,8 @@ def _decode_not_finite(data: bytes | memoryview) -> _Head:
     inputs = head.get("inputs") if isinstance(head, dict) else None
     for item in inputs if isinstance(inputs, list) else ():
         if isinstance(item, dict) and "data" in item:
-            item["data"] = msgspec.Raw(json.dumps(item["data"]).encode())
+            # flat: it is written and read once more
+            item["data"] = msgspec.Raw(json.dumps(flattened(str(item.get("name")), item["data"])).encode())
     converted = msgspec.convert(head, _Head)
     _check_text(converted)
     return converted

@@ -88,7 +88,7 @@ def _elements(name: str, datatype: str, data: bytes | memoryview) -> list[Any]:
             flat: list[Any] = _FLAT_DECODERS[datatype].decode(data)
         except msgspec.DecodeError:
             # Nested, not finite or wrong: the slow way finds out.
-            flat = msgspec.convert(_flattened(name, _decode_any(data)), _LIST_TYPES[datatype])
+            flat = msgspec.convert(flattened(name, _decode_any(data)), _LIST_TYPES[datatype])
     except JSON_ERRORS as error:
         raise InvalidRequest(f"cannot read the 'data' of input '{name}' as {datatype}: {error}") from None
     return flat
@@ -98,7 +98,7 @@ def _decode_any(data: bytes | memoryview) -> Any:  # noqa: ANN401 - any JSON val
     return json.loads(bytes(data).decode()) if names_not_finite(data) else msgspec.json.decode(data)
 
 
-def _flattened(name: str, data: Any) -> Any:  # noqa: ANN401 - any JSON value
+def flattened(name: str, data: Any) -> Any:  # noqa: ANN401 - any JSON value
     """Take nesting away; what is not a list stays for the type check to refuse."""
     if not isinstance(data, list):
         return data
