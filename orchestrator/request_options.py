@@ -135,13 +135,15 @@ def _work_per_row(value: Parameter, rows: int, max_work: float) -> float:
     )
     if isinstance(value, bool):
         raise wrong
+    # counted first: a string may hold any number of commas
+    if isinstance(value, str) and value.count(",") != rows - 1:
+        raise wrong
     try:
         amounts = [float(item) for item in value.split(",")] if isinstance(value, str) else [float(value)]
     except (ValueError, OverflowError):
         raise wrong from None
-    right_number = len(amounts) == rows or not isinstance(value, str)
     # what is NaN is no such number either
-    if not right_number or not all(0.0 < amount <= _MOST_WORK for amount in amounts):
+    if not all(0.0 < amount <= _MOST_WORK for amount in amounts):
         raise wrong
     if max(amounts) > max_work:
         raise InvalidRequest(

@@ -18,12 +18,13 @@ from orchestrator.wire.datatypes import (
     DTYPES,
     array_from_raw,
     bytes_array,
+    check_dims,
     check_tensor,
     raw_from_tensor,
     shaped,
     shown_shape,
 )
-from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_listed_elements, num_texts
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, ListedElements, check_entries, check_id
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -80,22 +81,27 @@ def decode_infer_request(
 ) -> InferRequest:
     """Read a ModelInferRequest."""
     check_version(message.model_version)
-    raw = list(message.raw_input_contents)
     inputs = message.inputs
-    if raw and len(raw) != len(inputs):
-        raise InvalidRequest(f"the request has {len(inputs)} inputs but {len(raw)} raw_input_contents")
+    check_entries(inputs, message.outputs, message.parameters)
+    check_id(message.id)
+    num_raw = len(message.raw_input_contents)
+    if num_raw and num_raw != len(inputs):
+        raise InvalidRequest(f"the request has {len(inputs)} inputs but {num_raw} raw_input_contents")
+    raw = list(message.raw_input_contents)
     parameters = _decode_parameters(message.parameters)
     # It asks for something that only comes from models with several answers per request.
     if not isinstance(parameters.pop(_EMPTY_FINAL, True), bool):
         raise InvalidRequest(f"invalid value type for '{_EMPTY_FINAL}' parameter, expected bool_param.")
     for key, value in parameters.items():
         check_parameter(key, value)
+    listed = ListedElements(max_listed_elements)
     for index, item in enumerate(inputs):
         if not raw:
             for _, values in item.contents.ListFields():
-                check_listed_elements(item.name, len(values), max_listed_elements)
+                listed.add(item.name, len(values))
         elif item.datatype == "BYTES":
-            check_listed_elements(item.name, num_texts(item.shape, len(raw[index])), max_listed_elements)
+            # each takes at least the four bytes of its length
+            listed.add(item.name, min(check_tensor(item.name, item.datatype, item.shape), len(raw[index]) // 4))
     tensors = [_decode_input(item, raw[index] if raw else None) for index, item in enumerate(inputs)]
     check_unique([tensor.name for tensor in tensors])
     return InferRequest(
@@ -139,7 +145,9 @@ def encode_infer_response(request: InferRequest, response: InferResponse) -> Any
 
 
 def _decode_input(item: Any, raw: bytes | None) -> Tensor:  # noqa: ANN401
-    name, datatype, shape = item.name, item.datatype, tuple(item.shape)
+    name, datatype = item.name, item.datatype
+    check_dims(name, item.shape)
+    shape = tuple(item.shape)
     if "shared_memory_region" in item.parameters:
         raise NotSupported(f"shared memory is not supported; send the data of input '{name}' in the request")
     if raw is None:

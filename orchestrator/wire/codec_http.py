@@ -15,9 +15,16 @@ import msgspec
 
 from cascadeserve.errors import InvalidRequest, NotSupported
 from orchestrator.wire.classification import classified, num_classes
-from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, raw_from_tensor
-from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, json_from_tensor, names_not_finite
-from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, check_json, check_listed_elements, num_texts
+from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, check_tensor, raw_from_tensor
+from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, flattened, json_from_tensor, names_not_finite
+from orchestrator.wire.limits import (
+    MAX_LISTED_ELEMENTS,
+    ListedElements,
+    check_entries,
+    check_fields,
+    check_id,
+    check_json,
+)
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ _MAX_KNOWN = 512
 _MAX_KNOWN_BYTES = 2048
 
 _Dim = Annotated[int, msgspec.Meta(ge=0, le=MAX_DIM)]
-_Size = Annotated[int, msgspec.Meta(ge=0)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_DIM)]
 
 
 # Unknown keys are ignored everywhere, as Triton does. gc=False: these live for one decode and hold no cycles.
@@ -67,6 +74,16 @@ class _Head(msgspec.Struct, gc=False):
     outputs: list[_Output] = []
 
 
+class _Beside(msgspec.Struct, gc=False):
+    """What stands beside the inputs, unread."""
+
+    parameters: msgspec.Raw = msgspec.Raw()
+    outputs: msgspec.Raw = msgspec.Raw()
+
+
+# JSON of which even that many fields could be a part
+_LARGE_BYTES = 1 << 18
+_BESIDE_DECODER = msgspec.json.Decoder(_Beside)
 _HEAD_DECODER = msgspec.json.Decoder(_Head)
 _ENCODER = msgspec.json.Encoder()
 
@@ -189,6 +206,10 @@ def encode_response(request: InferRequest, response: InferResponse) -> EncodedRe
 def _decode_head(data: bytes | memoryview) -> _Head:
     try:
         try:
+            if len(data) > _LARGE_BYTES:
+                beside = _BESIDE_DECODER.decode(data)
+                check_fields(memoryview(beside.parameters))
+                check_fields(memoryview(beside.outputs))
             return _HEAD_DECODER.decode(data)
         except msgspec.ValidationError:
             raise
@@ -202,18 +223,34 @@ def _decode_head(data: bytes | memoryview) -> _Head:
 
 def _decode_not_finite(data: bytes | memoryview) -> _Head:
     """Decode what may be valid but for NaN and Infinity in the data of an input."""
-    head = json.loads(bytes(data))
+    # An object of Python's for each field: so few of them that this takes no longer than as many numbers.
+    check_fields(data, MAX_LISTED_ELEMENTS // 8)
+    head = json.loads(bytes(data).decode())
     inputs = head.get("inputs") if isinstance(head, dict) else None
     for item in inputs if isinstance(inputs, list) else ():
         if isinstance(item, dict) and "data" in item:
-            item["data"] = msgspec.Raw(json.dumps(item["data"]).encode())
-    return msgspec.convert(head, _Head)
+            # flat: it is written and read once more
+            item["data"] = msgspec.Raw(json.dumps(flattened(str(item.get("name")), item["data"])).encode())
+    converted = msgspec.convert(head, _Head)
+    _check_text(converted)
+    return converted
+
+
+def _check_text(head: _Head) -> None:
+    """Find half of a surrogate pair: only the standard library takes it, and no answer could hold it."""
+    texts = [head.id, *(text for item in head.inputs for text in (item.name, item.datatype))]
+    texts += [output.name for output in head.outputs]
+    for key, value in head.parameters.items():
+        texts += (key, value) if isinstance(value, str) else (key,)
+    "".join(texts).encode()
 
 
 def _read_form(data: bytes | memoryview) -> _Form:
     """Read and check the JSON of a request."""
     head = _decode_head(data)
     parameters = head.parameters
+    check_entries(head.inputs, head.outputs, parameters)
+    check_id(head.id)
     binary_outputs = parameters.pop("binary_data_output", False)
     if not isinstance(binary_outputs, bool):
         raise InvalidRequest("the request parameter 'binary_data_output' must be true or false")
@@ -239,6 +276,7 @@ def _decode_inputs(
 ) -> list[Tensor]:
     """Read each input from its JSON data or from its slice of the body behind the JSON."""
     buffers = memoryview(body)
+    listed = ListedElements(max_listed_elements)
     offset = len(body) if header_length is None else header_length
     tensors = []
     for item in inputs:
@@ -246,6 +284,7 @@ def _decode_inputs(
         size = item.parameters.binary_data_size
         if size is None:
             array = array_from_json(name, item.datatype, item.shape, memoryview(item.data))
+            listed.add(name, array.size)
         else:
             end = offset + size
             if end > len(body):
@@ -254,7 +293,8 @@ def _decode_inputs(
                     f"(does the header {HEADER_LENGTH} give the length of the JSON?)"
                 )
             if item.datatype == "BYTES":
-                check_listed_elements(name, num_texts(item.shape, size), max_listed_elements)
+                # each takes at least the four bytes of its length
+                listed.add(name, min(check_tensor(name, item.datatype, item.shape), size // 4))
             array = array_from_raw(name, item.datatype, item.shape, buffers[offset:end])
             offset = end
         tensors.append(Tensor(name, item.datatype, array))

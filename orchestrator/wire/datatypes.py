@@ -25,20 +25,31 @@ if TYPE_CHECKING:
 DTYPES: dict[str, np.dtype[Any]] = FIXED_SIZE | {"BYTES": np.dtype(object)}
 
 MAX_DIM = 2**63 - 1
+# what any version of numpy holds
+MAX_DIMS = 32
 _LENGTH = struct.Struct("<I")
 
 
 def check_tensor(name: str, datatype: str, shape: Sequence[int]) -> int:
-    """Return the number of elements of an input; refuse an unknown datatype or a negative dimension."""
+    """Return the number of elements of an input; refuse an unknown datatype or a shape that cannot be."""
     if datatype not in DTYPES:
         raise InvalidRequest(
             f"invalid datatype for input {name}: unknown datatype '{datatype}'; use one of {', '.join(DTYPES)}"
         )
+    check_dims(name, shape)
     # min() before prod(): two negative dimensions make a positive product
     if shape and min(shape) < 0:
         raise InvalidRequest(f"input '{name}' has the shape {shown_shape(shape)} with a negative dimension")
-    # Python's integers do not overflow, so a huge shape gives a huge count and fits no buffer.
-    return math.prod(shape)
+    # Python's integers do not overflow: a huge shape gives a huge count, which fits no buffer. Shorter is as huge.
+    return min(math.prod(shape), MAX_DIM)
+
+
+def check_dims(name: str, shape: Sequence[int]) -> None:
+    """Refuse a shape of so many dimensions that to multiply or to show them takes long."""
+    if len(shape) > MAX_DIMS:
+        raise InvalidRequest(
+            f"input '{name}' has a shape of too many dimensions: {len(shape)}; there may be {MAX_DIMS}"
+        )
 
 
 def array_from_raw(name: str, datatype: str, shape: Sequence[int], buffer: Buffer) -> Array:

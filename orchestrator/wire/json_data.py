@@ -7,6 +7,7 @@ types are strict: a float is no integer, 1 is no bool, and a number outside its 
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -87,28 +88,51 @@ def _elements(name: str, datatype: str, data: bytes | memoryview) -> list[Any]:
             flat: list[Any] = _FLAT_DECODERS[datatype].decode(data)
         except msgspec.DecodeError:
             # Nested, not finite or wrong: the slow way finds out.
-            flat = msgspec.convert(_flattened(name, _decode_any(data)), _LIST_TYPES[datatype])
+            flat = msgspec.convert(flattened(name, _decode_any(data)), _LIST_TYPES[datatype])
     except JSON_ERRORS as error:
         raise InvalidRequest(f"cannot read the 'data' of input '{name}' as {datatype}: {error}") from None
     return flat
 
 
 def _decode_any(data: bytes | memoryview) -> Any:  # noqa: ANN401 - any JSON value
-    return json.loads(bytes(data)) if names_not_finite(data) else msgspec.json.decode(data)
+    return json.loads(bytes(data).decode()) if names_not_finite(data) else msgspec.json.decode(data)
 
 
-def _flattened(name: str, data: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Take nesting away level by level; what is not a list stays for the type check to refuse."""
-    for _ in range(_MAX_NESTING):
-        if not isinstance(data, list) or not any(isinstance(item, list) for item in data):
-            return data
-        data = [leaf for item in data for leaf in (item if isinstance(item, list) else (item,))]
-    raise InvalidRequest(f"the 'data' of input '{name}' is nested more than {_MAX_NESTING} levels deep")
+def flattened(name: str, data: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Take nesting away; what is not a list stays for the type check to refuse."""
+    if not isinstance(data, list):
+        return data
+    level = 1
+    # Arrays, the fast way: all items of a level are lists, or none is.
+    while level <= _MAX_NESTING and set(map(type, data)) == {list}:
+        data = list(chain.from_iterable(data))
+        level += 1
+    flat: list[Any] = []
+    _gather(name, data, level, flat)
+    return flat
+
+
+def _gather(name: str, items: list[Any], level: int, flat: list[Any]) -> None:
+    """Put what stands in nested lists behind each other into `flat`, so that each list is gone through once."""
+    if level > _MAX_NESTING:
+        raise InvalidRequest(f"the 'data' of input '{name}' is nested more than {_MAX_NESTING} levels deep")
+    if list not in map(type, items):
+        flat += items
+        return
+    for item in items:
+        if type(item) is list:
+            _gather(name, item, level + 1, flat)
+        else:
+            flat.append(item)
 
 
 def _flat_array(name: str, datatype: str, elements: Sequence[Any] | Array) -> Array:
     if datatype == "BYTES":
-        return bytes_array([text.encode() for text in elements])
+        try:
+            return bytes_array([text.encode() for text in elements])
+        except UnicodeEncodeError:
+            # Python's `json` lets half of a surrogate pair in.
+            raise InvalidRequest(f"the 'data' of input '{name}' holds text that is no Unicode") from None
     dtype = DTYPES[datatype]
     if dtype.kind == "f":
         exact = np.asarray(elements, dtype=np.float64)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cascadeserve.errors import RequestTooLarge
+from cascadeserve.errors import InvalidRequest, RequestTooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sized
 
 MAX_LISTED_ELEMENTS = 1 << 20
 # rows of one request: each takes its own way, and some memory until the last one is answered
 MAX_ROWS = 1 << 16
+# inputs, outputs and parameters of one request, of each
+MAX_ENTRIES = 1000
+# It comes back with the answer, and waits with it until the client reads.
+MAX_ID_BYTES = 1 << 16
+# Entries have few fields each; counted by their colons, which may also stand in texts.
+_MAX_FIELDS = 64 * MAX_ENTRIES
 # What is there of a request's body before it is let in or refused: its parameters stand before its tensors.
 PEEK_BYTES = 4096
 _MAX_BLANK_BYTES = 1 << 20
@@ -40,12 +45,17 @@ class Limits:
 def check_json(json_part: bytes | memoryview, limit: int) -> None:
     """Refuse JSON that takes much longer to read than such a request needs, before it is read.
 
-    Values take many times what they are long, so there may be `limit`. White space, which a few bytes may unfold to,
-    takes five times as long as text: that of printed JSON is let through, and any up to a megabyte.
+    Values take many times what they are long, so there may be `limit`, and as many lists: each is a value too. White
+    space, which a few bytes may unfold to, takes five times as long as text: that of printed JSON is let through, and
+    any up to a megabyte.
     """
     # A comma stands between any two values; most requests are too short to hold so many.
-    if len(json_part) > limit and bytes(json_part).count(b",") >= limit:
-        raise RequestTooLarge(f"the request JSON has more than {limit} values; send binary data or fewer rows")
+    if len(json_part) > limit:
+        text = bytes(json_part)
+        if text.count(b",") >= limit:
+            raise RequestTooLarge(f"the request JSON has more than {limit} values; send binary data or fewer rows")
+        if text.count(b"[") >= limit:
+            raise RequestTooLarge(f"the request JSON has more than {limit} lists; nest the data less deep")
     if len(json_part) > _MAX_BLANK_BYTES and _num_blank(json_part) > max(_MAX_BLANK_BYTES, len(json_part) // 2):
         raise RequestTooLarge("the request JSON is mostly white space; send it without, or binary data")
 
@@ -59,15 +69,42 @@ def _num_blank(text: bytes | memoryview) -> int:
     )
 
 
-def num_texts(shape: Sequence[int], num_bytes: int) -> int:
-    """How many elements a raw BYTES tensor can have at most: each takes at least the four bytes of its length."""
-    return min(math.prod(shape), num_bytes // 4)
+def check_entries(inputs: Sized, outputs: Sized, parameters: Sized) -> None:
+    """Refuse a request of more than `MAX_ENTRIES` of one of these, before any of them is looked at."""
+    for what, entries in (("inputs", inputs), ("outputs", outputs), ("parameters", parameters)):
+        if len(entries) > MAX_ENTRIES:
+            raise RequestTooLarge(f"the request has {len(entries)} {what}; there may be {MAX_ENTRIES}")
 
 
-def check_listed_elements(name: str, count: int, limit: int) -> None:
-    """Refuse an input whose elements become one Python object each, if they are more than `limit`."""
-    if count > limit:
-        raise RequestTooLarge(f"input '{name}' lists more than {limit} elements; send raw data or fewer rows")
+def check_fields(json_part: bytes | memoryview, limit: int = _MAX_FIELDS) -> None:
+    """Refuse JSON of so many fields that `check_entries` would come late: that counts them when they are read."""
+    if len(json_part) > limit and bytes(json_part).count(b":") > limit:
+        raise RequestTooLarge(
+            f"the request JSON has more than {limit} fields; there may be {MAX_ENTRIES} inputs, outputs and parameters"
+        )
+
+
+def check_id(request_id: str) -> None:
+    """Refuse a request id of more than `MAX_ID_BYTES`."""
+    if len(request_id) > MAX_ID_BYTES or len(request_id.encode()) > MAX_ID_BYTES:
+        raise InvalidRequest(f"the id of the request is longer than {MAX_ID_BYTES} bytes; send a shorter one")
+
+
+class ListedElements:
+    """Counts those elements of one request that become one Python object each."""
+
+    def __init__(self, limit: int) -> None:
+        """None yet, and `limit` at most."""
+        self._limit = limit
+        self._left = limit
+
+    def add(self, name: str, count: int) -> None:
+        """Count those of an input; raises RequestTooLarge where they are too many."""
+        self._left -= count
+        if self._left < 0:
+            raise RequestTooLarge(
+                f"the request lists more than {self._limit} elements up to input '{name}'; send raw data or fewer rows"
+            )
 
 
 # What the process needs beside its clients' connections: Tritons, files, event loops.

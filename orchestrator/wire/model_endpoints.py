@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cascadeserve.errors import InvalidRequest, NotSupported
+from cascadeserve.errors import InvalidRequest, NotSupported, RequestTooLarge
 from orchestrator.wire.exchange import Answer, Call, Route, json_answer
 from orchestrator.wire.json_data import JSON_ERRORS
 from orchestrator.wire.model_json import config_json, index_json, statistics_json
@@ -24,6 +24,8 @@ class _IndexRequest(msgspec.Struct):
     ready: bool = False
 
 
+# {"ready": true} is all that there is to say
+_MAX_INDEX_BYTES = 1 << 16
 _INDEX_REQUEST = msgspec.json.Decoder(_IndexRequest)
 
 
@@ -54,6 +56,8 @@ class _ModelEndpoints:
         return json_answer(statistics_json(await self._data_plane.statistics(call.model, call.version)))
 
     async def index(self, call: Call) -> Answer:
+        if len(call.body) > _MAX_INDEX_BYTES:
+            raise RequestTooLarge(f"the request JSON is longer than {_MAX_INDEX_BYTES} bytes; send {{}}")
         try:
             wanted = _INDEX_REQUEST.decode(call.body or b"{}")
         except JSON_ERRORS as error:

@@ -55,7 +55,8 @@ def status_of(error: RequestError) -> Status:
 
 def message_of(error: RequestError) -> str:
     """Return the error's text as one line that fits both wires."""
-    text = " ".join(str(error).split())
+    # cut first: a name may be as long as a request, and of nothing but words
+    text = " ".join(str(error)[: 4 * _MAX_MESSAGE].split())
     if len(text) > _MAX_MESSAGE:
         text = f"{text[:_MAX_MESSAGE]}..."
     # A name taken from a path or a header may hold surrogates, which UTF-8 cannot.

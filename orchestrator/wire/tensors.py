@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 # Those that fields are written in are read at run time too: front processes send requests and answers by them.
 from collections.abc import Mapping, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
@@ -154,5 +156,5 @@ def check_parameter(name: str, value: Parameter) -> None:
 def check_unique(names: list[str]) -> None:
     """Refuse two inputs of one name."""
     if len(names) > 1 and len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(names).items() if count > 1)
         raise InvalidRequest(f"input '{twice}' already exists in request; give each input once")

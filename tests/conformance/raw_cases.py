@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from orchestrator.wire.limits import MAX_ENTRIES, MAX_ID_BYTES
 from tests.conformance.outcomes import Outcome, of_http, sentence
 from tests.fakes.tiny import rows
 
@@ -123,6 +124,9 @@ HTTP: dict[str, Http] = {
     "json-beyond-the-range": _infer(inputs=[TENSOR | {"data": [7, 0.9, 1e39]}], outputs=[{"name": "scores"}]),
     "json-input-twice": _infer(inputs=[TENSOR, TENSOR]),
     "json-two-inputs": _infer(inputs=[TENSOR, TENSOR | {"name": "y"}]),
+    "json-long-id": _infer(id="a" * (MAX_ID_BYTES + 1)),
+    "json-many-outputs": _infer(outputs=LABEL * (MAX_ENTRIES + 1)),
+    "json-many-parameters": _infer(parameters={str(i): 1 for i in range(MAX_ENTRIES + 1)}),
     "json-id-no-text": _infer(id=5),
     "json-output-without-name": _infer(outputs=[{}]),
     "json-unknown-output": _infer(outputs=[{"name": "nope"}]),
@@ -201,6 +205,9 @@ GRPC: dict[str, Any] = {
     "parameter-empty-final-no-truth": _message(
         parameters={"triton_enable_empty_final_response": {"string_param": "yes"}}
     ),
+    "long-id": _message(id="a" * (MAX_ID_BYTES + 1)),
+    "many-outputs": _message(outputs=LABEL * (MAX_ENTRIES + 1)),
+    "many-parameters": _message(parameters={str(i): {"int64_param": 1} for i in range(MAX_ENTRIES + 1)}),
     "metadata-version-no-number": ("ModelMetadata", {"name": "family", "version": "x"}),
     "ready-version-no-number": ("ModelReady", {"name": "family", "version": "x"}),
     "config-version-no-number": ("ModelConfig", {"name": "family", "version": "x"}),
