@@ -21,7 +21,10 @@ STANDING_SLOS = 0.9
 LEAST_WAIT_SLOS = 0.5
 # and it is over when it means less than this
 CLEARED_SLOS = 0.25
-NOT_STANDING = -1.0
+# In the fastest gear it has to mean less for this long: what overloads it goes on, and the next surge would be let in
+# as the first one was, time and again, with few answers within the SLO.
+CLEARED_FOR_S = 1.0
+NOT_STANDING = float("inf")
 # How often what waits is looked at. Between two looks it is what it was, and what has been let in since.
 LOOK_S = 0.02
 # weight of a request in the moving mean of rows per request
@@ -57,10 +60,14 @@ def admits(
     NOT_STANDING while it is not, and is to be passed back at the next call. Without the lower limit a lasting overload
     would be served at the very end of every deadline: busy, and all of it late.
     """
-    stands = standing_since_s != NOT_STANDING and now_s - standing_since_s >= STANDING_AFTER_S
-    if wait_s <= (CLEARED_SLOS * slo_s if stands else slo_s):
+    stood_s = now_s - standing_since_s
+    stands = stood_s >= STANDING_AFTER_S
+    if not stands:
+        standing_since_s = NOT_STANDING if wait_s <= slo_s else min(standing_since_s, now_s)
+    elif wait_s > CLEARED_SLOS * slo_s:
+        # for no longer than that, so that what it comes to beyond tells how long it has been cleared
+        standing_since_s = max(standing_since_s, now_s - CLEARED_FOR_S)
+    elif surge_slos >= DEADLINE_SLOS or stood_s >= 2 * CLEARED_FOR_S:
         standing_since_s, stands = NOT_STANDING, False
-    elif standing_since_s == NOT_STANDING:
-        standing_since_s = now_s
     limit_s = max(STANDING_SLOS * slo_s - own_s, LEAST_WAIT_SLOS * slo_s) if stands else surge_slos * slo_s
     return wait_s <= limit_s, limit_s, standing_since_s

@@ -35,9 +35,10 @@ def test_the_plan_is_one() -> None:
 
 def test_goodput_is_compared_by_medians() -> None:
     levels = [level(1.0, 110.0), level(10.0, 80.0), level(1.0, 90.0), level(10.0, 95.0, memory_bytes=150)]
-    levels += [level(1.0, 100.0), level(10.0, 90.0, memory_bytes=170)]
+    levels += [level(1.3, 85.0), level(1.0, 100.0), level(10.0, 90.0, memory_bytes=170)]
     found = summarise(levels)
     assert found["goodput_kept"] == pytest.approx(0.9)
+    assert found["least_goodput_kept"] == pytest.approx(0.85)
     assert found["memory_growth_bytes"] == 70
     assert found["worst_p95_of_slo"] == pytest.approx(0.5)
 

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascadeserve.policy.admission import (
+    CLEARED_FOR_S,
     DEADLINE_SLOS,
     LAST_GEAR_SLOS,
     NONE,
@@ -44,7 +45,7 @@ def test_of_a_standing_backlog_as_much_is_let_in_as_can_be_answered_within_the_s
 
 
 def test_however_long_the_own_batches_take_there_is_enough_for_full_ones() -> None:
-    assert admits(0.5, 5.0, SLO_S, DEADLINE_SLOS, 10.0, 0.0) == (True, 0.5, 0.0)
+    assert admits(0.5, 5.0, SLO_S, DEADLINE_SLOS, 10.0, 9.5) == (True, 0.5, 9.5)
 
 
 def test_where_no_faster_gear_will_come_less_is_let_in_at_first() -> None:
@@ -52,10 +53,28 @@ def test_where_no_faster_gear_will_come_less_is_let_in_at_first() -> None:
         assert admits(wait_s, OWN_S, SLO_S, LAST_GEAR_SLOS, 10.0, NOT_STANDING) == (let_in, 2.0, 10.0)
 
 
-@given(st.floats(0.0, 10.0), st.floats(0.0, 2.0), st.floats(-1.0, 20.0))
-def test_what_waits_less_is_let_in_too(wait_s: float, less_s: float, since_s: float) -> None:
-    if ask(wait_s, since_s=since_s)[0]:
-        assert ask(max(wait_s - less_s, 0.0), since_s=since_s)[0]
+def test_where_no_faster_gear_will_come_a_backlog_stands_until_it_has_been_cleared_for_a_while() -> None:
+    def last_gear(wait_s: float, now_s: float, since_s: float) -> tuple[float, float]:
+        _, limit_s, since_s = admits(wait_s, OWN_S, SLO_S, LAST_GEAR_SLOS, now_s, since_s)
+        return limit_s, since_s
+
+    limit_s, since_s = last_gear(0.6, 20.0, 10.0)
+    assert limit_s == pytest.approx(0.65)
+    limit_s, since_s = last_gear(0.2, 20.0 + 0.9 * CLEARED_FOR_S, since_s)
+    assert limit_s == pytest.approx(0.65)
+    # anew from here
+    limit_s, since_s = last_gear(0.3, 20.0 + 0.95 * CLEARED_FOR_S, since_s)
+    limit_s, since_s = last_gear(0.2, 20.0 + 1.9 * CLEARED_FOR_S, since_s)
+    assert limit_s == pytest.approx(0.65)
+    assert last_gear(0.2, 20.0 + 2.0 * CLEARED_FOR_S, since_s) == (2.0, NOT_STANDING)
+
+
+@given(
+    st.floats(0.0, 10.0), st.floats(0.0, 2.0), st.floats(-1.0, 20.0), st.sampled_from([LAST_GEAR_SLOS, DEADLINE_SLOS])
+)
+def test_what_waits_less_is_let_in_too(wait_s: float, less_s: float, since_s: float, surge_slos: float) -> None:
+    if admits(wait_s, OWN_S, SLO_S, surge_slos, 10.0, since_s)[0]:
+        assert admits(max(wait_s - less_s, 0.0), OWN_S, SLO_S, surge_slos, 10.0, since_s)[0]
 
 
 def test_what_cannot_be_answered_by_its_deadline_is_not_begun() -> None:

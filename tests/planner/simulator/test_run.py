@@ -174,3 +174,16 @@ def test_under_overload_the_door_keeps_what_is_let_in_in_time(times: int) -> Non
     assert len(answered_s) - in_time < 0.1 * len(answered_s)
     # what is refused counts as load
     assert simulation.tick_demand_per_s[simulation.tick_s < 30.0][-1] > 0.9 * times * 40.0
+
+
+@pytest.mark.parametrize("times", [1.1, 1.3, 1.75])
+def test_slight_overload_without_timeouts_is_not_served_late(times: float) -> None:
+    """134 rows a second are answered in batches of 8; a queue of two of them drains every now and then."""
+    busy_s, slo_s = {"model": [[1, 0.0107], [8, 0.0597]]}, 0.2
+    plan = make_plan(busy_s, [("model", None)], slo_s=slo_s)
+    simulator = Simulator(plan, "family", make_records({"model": [0.5]}), {"a": make_profile(busy_s)})
+    rng = np.random.default_rng(3)
+    simulation = simulator.run(draw_load(poisson(times * 134.0, 60.0, rng), 60.0, 1, rng))
+    answered_s = simulation.latency_s[~np.isnan(simulation.latency_s)]
+    assert np.count_nonzero(answered_s <= slo_s) > 0.85 * 134 * 60
+    assert np.quantile(answered_s, 0.95) <= slo_s
