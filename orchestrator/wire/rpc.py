@@ -29,6 +29,7 @@ from orchestrator.wire.codec_grpc_models import (
 from orchestrator.wire.limits import PEEK_BYTES, Limits
 from orchestrator.wire.not_offered import RPCS
 from orchestrator.wire.others import RefusedBehind
+from orchestrator.wire.rpc_arrival import Arrivals
 from orchestrator.wire.rpc_health import add_services
 from orchestrator.wire.rpc_stream import Streams
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
@@ -48,8 +49,7 @@ logger = logging.getLogger(__name__)
 _PUSH_BACK = "grpc-retry-pushback-ms"
 
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-_READ_BYTES = ("ModelInfer", "ModelStreamInfer")
-_SENDS_BYTES = "ModelStreamInfer"
+_READS_BYTES = "ModelInfer"
 _UNREADABLE = "the request cannot be read: it is no message of this call's type"
 # what HTTP/2 advises as the least
 _MIN_CALLS_PER_CONNECTION = 100
@@ -98,7 +98,8 @@ def build_rpc_server(
         ],
     )
     servicer = InferenceServicer(data_plane, others, limits, ending or asyncio.Event())
-    server.add_generic_rpc_handlers((_handlers(servicer),))
+    arrivals = Arrivals(limits.client_timeout_s)
+    server.add_generic_rpc_handlers((_handlers(servicer, arrivals),))
     add_services(server, data_plane, _SERVICE.full_name)
     return server
 
@@ -120,19 +121,20 @@ def _reader(kind: Any) -> Callable[[bytes], Any]:  # noqa: ANN401 - a class made
 _read_infer = _reader(service_pb2.ModelInferRequest)
 
 
-def _handlers(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
+def _handlers(servicer: InferenceServicer, arrivals: Arrivals) -> grpc.GenericRpcHandler:
     """Bind the servicer's RPCs to their names, as generated code does, but for what reads their requests."""
-    handlers = {}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in _SERVICE.methods:
-        streams = method.client_streaming
-        make = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = make(
-            getattr(servicer, method.name),
-            # None: the RPC takes, or gives, bytes
-            request_deserializer=None if method.name in _READ_BYTES else _reader(GetMessageClass(method.input_type)),
-            response_serializer=(
-                None if method.name == _SENDS_BYTES else GetMessageClass(method.output_type).SerializeToString
-            ),
+        rpc = getattr(servicer, method.name)
+        if method.client_streaming:
+            # takes and gives bytes
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(rpc)
+            continue
+        handlers[method.name] = arrivals.handler(
+            rpc,
+            # None: the RPC takes bytes
+            None if method.name == _READS_BYTES else _reader(GetMessageClass(method.input_type)),
+            GetMessageClass(method.output_type).SerializeToString,
         )
     return grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
 
