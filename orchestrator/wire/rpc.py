@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
@@ -28,8 +29,9 @@ from orchestrator.wire.codec_grpc_models import (
 from orchestrator.wire.limits import PEEK_BYTES, Limits
 from orchestrator.wire.not_offered import RPCS
 from orchestrator.wire.others import RefusedBehind
+from orchestrator.wire.rpc_arrival import Arrivals
 from orchestrator.wire.rpc_health import add_services
-from orchestrator.wire.rpc_stream import answer_stream
+from orchestrator.wire.rpc_stream import Streams
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ _PUSH_BACK = "grpc-retry-pushback-ms"
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _READS_BYTES = "ModelInfer"
 _UNREADABLE = "the request cannot be read: it is no message of this call's type"
+# what HTTP/2 advises as the least
+_MIN_CALLS_PER_CONNECTION = 100
 _KEEPALIVE = (
     # A client that is gone without a word is noticed: this long without a byte and it is asked, then waited for.
     ("grpc.keepalive_time_ms", 60_000),
@@ -84,11 +88,18 @@ def build_rpc_server(
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", int(reuse_port)),
             ("grpc.max_allowed_incoming_connections", limits.max_connections),
+            # one connection does not take the calls of all; its client holds further ones back
+            ("grpc.max_concurrent_streams", max(limits.max_connections // 10, _MIN_CALLS_PER_CONNECTION)),
+            # gRPC would refuse some of a burst on the way there, and those that came before the client knew
+            ("grpc.http.overload_protection", 0),
+            # to begin to speak HTTP/2
+            ("grpc.server_handshake_timeout_ms", math.ceil(1e3 * limits.client_timeout_s)),
             *_KEEPALIVE,
         ],
     )
     servicer = InferenceServicer(data_plane, others, limits, ending or asyncio.Event())
-    server.add_generic_rpc_handlers((_handlers(servicer),))
+    arrivals = Arrivals(limits.client_timeout_s)
+    server.add_generic_rpc_handlers((_handlers(servicer, arrivals),))
     add_services(server, data_plane, _SERVICE.full_name)
     return server
 
@@ -110,17 +121,20 @@ def _reader(kind: Any) -> Callable[[bytes], Any]:  # noqa: ANN401 - a class made
 _read_infer = _reader(service_pb2.ModelInferRequest)
 
 
-def _handlers(servicer: InferenceServicer) -> grpc.GenericRpcHandler:
+def _handlers(servicer: InferenceServicer, arrivals: Arrivals) -> grpc.GenericRpcHandler:
     """Bind the servicer's RPCs to their names, as generated code does, but for what reads their requests."""
-    handlers = {}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in _SERVICE.methods:
-        streams = method.client_streaming
-        make = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = make(
-            getattr(servicer, method.name),
+        rpc = getattr(servicer, method.name)
+        if method.client_streaming:
+            # takes and gives bytes
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(rpc)
+            continue
+        handlers[method.name] = arrivals.handler(
+            rpc,
             # None: the RPC takes bytes
-            request_deserializer=None if method.name == _READS_BYTES else _reader(GetMessageClass(method.input_type)),
-            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            None if method.name == _READS_BYTES else _reader(GetMessageClass(method.input_type)),
+            GetMessageClass(method.output_type).SerializeToString,
         )
     return grpc.method_handlers_generic_handler(_SERVICE.full_name, handlers)
 
@@ -181,7 +195,8 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     def __init__(self, data_plane: DataPlane, others: Others | None, limits: Limits, ending: asyncio.Event) -> None:
         self._data_plane = data_plane
         self._others = others
-        self._ending = ending
+        # Half of the calls: streams may last for long, and the others' calls go on beside them.
+        self._streams = Streams(max(limits.max_connections // 2, 1), _read_infer, ending)
         self._max_listed_elements = limits.max_listed_elements
 
     @_answered
@@ -250,7 +265,9 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         admitted = self._data_plane.admit(*model_of(request), request[:PEEK_BYTES])
         return await self._infer(_read_infer(request), context, admitted=admitted)
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:  # noqa: N802
+    async def ModelStreamInfer(  # noqa: N802
+        self, requests: AsyncIterator[bytes], context: Context
+    ) -> AsyncIterator[bytes]:
         """Answer the requests of a stream, in their order."""
 
         async def admitted(request: Any) -> Any:  # noqa: ANN401
@@ -265,8 +282,9 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
             return response, "" if failure is None else failure.sentence
 
         try:
-            async for answer in answer_stream(requests, infer, self._ending):
-                yield answer
+            async with aclosing(self._streams.answer(requests, infer)) as answers:
+                async for answer in answers:
+                    yield answer
         except Unavailable as error:
             await context.abort(status_of(error).grpc, message_of(error))
 

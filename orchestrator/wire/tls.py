@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 # Read at run time too: front processes are told of files by the types of these fields.
 from pathlib import Path  # noqa: TC003
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
@@ -59,13 +59,8 @@ class Tls:
 
     def http_context(self) -> ssl.SSLContext:
         """Make what to listen with; it follows the files."""
-        front = _server_context(self._files)
-
-        def choose(connection: ssl.SSLObject, _name: str | None, _front: ssl.SSLContext) -> None:
-            connection.context = self._context
-
-        # Called for every greeting, also one that names no server.
-        front.sni_callback = choose
+        front = _Front(ssl.PROTOCOL_TLS_SERVER)
+        front.newest = lambda: self._context
         return front
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
@@ -105,6 +100,20 @@ class Tls:
         return True
 
 
+class _Front(ssl.SSLContext):
+    """Begins each connection with the newest context.
+
+    To exchange the context of a connection that has begun would be too late: with TLS 1.2 its session may have been
+    taken up again by then, and with it a client whose authority is gone. Each context remembers its own sessions only.
+    """
+
+    newest: Callable[[], ssl.SSLContext]
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:  # noqa: ANN401 - those of the ssl module
+        """Begin a connection."""
+        return self.newest().wrap_bio(*arguments, **options)
+
+
 def _stamp(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
     stamps: list[tuple[int, int, int] | None] = []
     for path in files.paths:
@@ -120,7 +129,8 @@ def _server_context(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    # A resumed session would bring back a client whose certificate is not accepted any more.
+    # A ticket would bring back a client whose certificate is not accepted any more. Sessions of TLS 1.2 are taken up
+    # again also without one, but by this context only.
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     for path in files.paths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import ssl
 import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -190,6 +191,40 @@ async def test_new_files_hold_for_new_connections(served: Served) -> None:
                 await served.over_grpc("ca-2", "client-1")
         # what is open goes on
         assert (await before.get(url)).status == 200
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+async def test_a_session_of_before_lets_nobody_in(served: Served, transport: str) -> None:
+    host, _, port = getattr(served, transport).partition(":")
+    context = ssl.create_default_context(cafile=str(served.made / "ca-1.pem"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"] if transport == "http" else ["h2"])
+    context.load_cert_chain(served.made / "client-1.pem", served.made / "client-1.key")
+
+    def connect(session: ssl.SSLSession | None) -> ssl.SSLSocket:
+        plain = socket.create_connection((host, int(port)), timeout=5)
+        # left open: a session whose connection breaks off is forgotten
+        connection = stack.enter_context(context.wrap_socket(plain, server_hostname=host, session=session))
+        if transport == "http":
+            connection.sendall(LIVE)
+            assert connection.recv(100).split()[1] == b"200"
+        return connection
+
+    with contextlib.ExitStack() as stack:
+        first = await asyncio.to_thread(connect, None)
+        if transport == "http":  # else the rest would show nothing
+            assert (await asyncio.to_thread(connect, first.session)).session_reused
+        if is_mutual(served):
+            served.replace(client_ca="ca-2.pem")
+            assert served.tls.refresh()
+            with pytest.raises(OSError):  # noqa: PT011 - reset, or a TLS alert
+                await asyncio.to_thread(connect, first.session)
+            context.load_cert_chain(served.made / "client-2.pem", served.made / "client-2.key")
+        else:
+            served.replace(certificate="server-2.pem", key="server-2.key")
+            assert served.tls.refresh()
+            context.load_verify_locations(served.made / "ca-2.pem")
+        assert not (await asyncio.to_thread(connect, first.session)).session_reused
 
 
 async def test_files_that_do_not_fit_together_are_left_alone(served: Served, caplog: pytest.LogCaptureFixture) -> None:
