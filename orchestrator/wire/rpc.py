@@ -7,6 +7,7 @@ No logic lives here: messages become requests in `codec_grpc`, the data plane an
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 from contextlib import aclosing
@@ -27,6 +28,7 @@ from orchestrator.wire.codec_grpc_models import (
     encode_statistics,
 )
 from orchestrator.wire.limits import PEEK_BYTES, Limits
+from orchestrator.wire.message_entries import check_message
 from orchestrator.wire.not_offered import RPCS
 from orchestrator.wire.others import RefusedBehind
 from orchestrator.wire.rpc_arrival import Arrivals
@@ -107,6 +109,9 @@ def build_rpc_server(
 class _Unreadable:
     """Stands for a request that is no message of its type: gRPC would log a traceback and answer UNKNOWN."""
 
+    def __init__(self, error: RequestError | None = None) -> None:
+        self.error = InvalidRequest(_UNREADABLE) if error is None else error
+
 
 def _reader(kind: Any) -> Callable[[bytes], Any]:  # noqa: ANN401 - a class made by protobuf
     def read(data: bytes) -> Any:  # noqa: ANN401
@@ -118,7 +123,15 @@ def _reader(kind: Any) -> Callable[[bytes], Any]:  # noqa: ANN401 - a class made
     return read
 
 
-_read_infer = _reader(service_pb2.ModelInferRequest)
+_read_message = _reader(service_pb2.ModelInferRequest)
+
+
+def _read_infer(data: bytes, *, max_listed_elements: int) -> Any:  # noqa: ANN401
+    try:
+        check_message(data, max_listed_elements)
+    except RequestError as error:
+        return _Unreadable(error)
+    return _read_message(data)
 
 
 def _handlers(servicer: InferenceServicer, arrivals: Arrivals) -> grpc.GenericRpcHandler:
@@ -196,8 +209,9 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
         self._data_plane = data_plane
         self._others = others
         # Half of the calls: streams may last for long, and the others' calls go on beside them.
-        self._streams = Streams(max(limits.max_connections // 2, 1), _read_infer, ending)
         self._max_listed_elements = limits.max_listed_elements
+        self._read_infer = functools.partial(_read_infer, max_listed_elements=limits.max_listed_elements)
+        self._streams = Streams(max(limits.max_connections // 2, 1), self._read_infer, ending)
 
     @_answered
     async def ServerLive(self, _request: Any, _context: Context) -> Any:  # noqa: ANN401, N802
@@ -263,7 +277,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: ANN401, N802
         """Answer an inference request, which comes as bytes: it is read when it has been let in, not before."""
         admitted = self._data_plane.admit(*model_of(request), request[:PEEK_BYTES])
-        return await self._infer(_read_infer(request), context, admitted=admitted)
+        return await self._infer(self._read_infer(request), context, admitted=admitted)
 
     async def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterator[bytes], context: Context
@@ -290,7 +304,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
 
     async def _infer(self, request: Any, context: Context, *, admitted: bool) -> Any:  # noqa: ANN401
         if isinstance(request, _Unreadable):
-            raise InvalidRequest(_UNREADABLE)
+            raise request.error
         if self._others is not None and self._others.has(request.model_name):
             model, version = request.model_name, request.model_version
             return await self._others.rpc("ModelInfer", request, model, version, context.time_remaining())

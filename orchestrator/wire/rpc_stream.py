@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tritonclient.grpc import service_pb2
 
 from cascadeserve.errors import Unavailable
+from orchestrator.wire.limits import MAX_ID_BYTES
 from orchestrator.wire.status import SHUTTING_DOWN
 
 if TYPE_CHECKING:
@@ -169,8 +170,9 @@ class _Stream:
         response, wrong = await self._infer(request)
         if wrong:
             # Triton's clients find the request by its id.
+            found = getattr(request, "id", "")
             answer = service_pb2.ModelStreamInferResponse(
-                error_message=wrong, infer_response={"id": getattr(request, "id", "")}
+                error_message=wrong, infer_response={"id": found if len(found) <= MAX_ID_BYTES else ""}
             )
         else:
             response.parameters[_FINAL].bool_param = True

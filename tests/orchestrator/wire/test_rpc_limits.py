@@ -208,3 +208,17 @@ async def test_a_stream_whose_answers_nobody_reads_is_not_read(
         assert seen < count // 2
         # and all are answered once somebody reads
         assert len([answer async for answer in call]) == count
+
+
+async def test_a_message_of_too_many_parts_is_refused_unread(plane: EchoPlane) -> None:
+    request = message()
+    request.id = "7"
+    for _ in range(100_000):
+        request.outputs.add()
+    async with serving(plane) as address, connect(address) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ModelInfer(request)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        async for answer in stub.ModelStreamInfer(iter([request])):
+            assert answer.error_message
+        assert not plane.requests
