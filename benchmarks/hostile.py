@@ -1,7 +1,8 @@
 """What hostile clients cost the others: `python -m benchmarks.hostile`.
 
 An honest load is measured alone and under each attack, in interleaved pairs. Quoted is the median over pairs of p99
-under the attack over p99 alone. Attacks and load come from this machine, and share the orchestrator's core.
+under the attack over p99 alone; `seen` counts what the attacks came to. Attacks and load come from this machine, and
+share the orchestrator's core.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import gzip
 import resource
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,30 +50,33 @@ async def _connection(address: Address) -> AsyncIterator[tuple[asyncio.StreamRea
         writer.close()
 
 
-async def _slowly(address: Address) -> None:
+async def _slowly(address: Address, seen: Counter[str]) -> None:
     """A head, byte by byte, for ever."""
     while True:
         with contextlib.suppress(OSError):
             async with _connection(address) as (_, writer):
+                seen["opened"] += 1
                 while not writer.is_closing():
                     for byte in _HEAD:
                         writer.write(bytes([byte]))
                         await asyncio.sleep(1.0)
 
 
-async def slowloris(address: Address) -> None:
+async def slowloris(address: Address, seen: Counter[str]) -> None:
     """Many connections that never come to the end of a request."""
-    await asyncio.gather(*(_slowly(address) for _ in range(_NUM_SLOW)))
+    await asyncio.gather(*(_slowly(address, seen) for _ in range(_NUM_SLOW)))
 
 
-async def idle(address: Address) -> None:
+async def idle(address: Address, seen: Counter[str]) -> None:
     """Many connections that say nothing, opened again when they are closed."""
 
     async def hold() -> None:
         while True:
             with contextlib.suppress(OSError):
                 async with _connection(address) as (reader, _):
+                    seen["opened"] += 1
                     await reader.read()
+                seen["closed"] += 1
             await asyncio.sleep(5.0)
 
     async with asyncio.TaskGroup() as group:
@@ -80,14 +85,15 @@ async def idle(address: Address) -> None:
             await asyncio.sleep(_RAMP_S / _NUM_IDLE / 2)
 
 
-async def _again(address: Address, per_s: float, request: bytes) -> None:
+async def _again(address: Address, seen: Counter[str], per_s: float, request: bytes) -> None:
     """Send a request so often, and read what comes."""
 
     async def send() -> None:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(10), _connection(address) as (reader, writer):
                 writer.write(request)
-                await reader.read()
+                # the status of the first answer
+                seen[(await reader.read())[9:12].decode("latin-1") or "closed"] += 1
 
     async with asyncio.TaskGroup() as group:
         while True:
@@ -95,20 +101,20 @@ async def _again(address: Address, per_s: float, request: bytes) -> None:
             await asyncio.sleep(1 / per_s)
 
 
-async def bombs(address: Address) -> None:
+async def bombs(address: Address, seen: Counter[str]) -> None:
     """Small requests that unfold to a gigabyte."""
     packed = await asyncio.to_thread(lambda: gzip.compress(b" " * _BOMB_BYTES, 9))
     head = _HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
-    await _again(address, _BOMBS_PER_S, head + packed)
+    await _again(address, seen, _BOMBS_PER_S, head + packed)
 
 
-async def floods(address: Address) -> None:
+async def floods(address: Address, seen: Counter[str]) -> None:
     """Heads that do not end."""
     lines = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 100) for number in range(10_000))
-    await _again(address, _FLOODS_PER_S, _HEAD + lines)
+    await _again(address, seen, _FLOODS_PER_S, _HEAD + lines)
 
 
-ATTACKS: dict[str, Callable[[Address], Awaitable[None]]] = {
+ATTACKS: dict[str, Callable[[Address, Counter[str]], Awaitable[None]]] = {
     "slowloris": slowloris,
     "idle": idle,
     "bombs": bombs,
@@ -129,9 +135,10 @@ async def _measure(pairs: int, seconds: float, names: tuple[str, ...]) -> dict[s
             for name in names:
                 p99s: list[tuple[float, float]] = []
                 lost = 0
+                seen: Counter[str] = Counter()
                 for pair in range(pairs):
                     alone, _ = await stack.replay(_STATE / "alone", stack.url, "digits", data, *options, log=log)
-                    attack = asyncio.create_task(ATTACKS[name]((host, int(port))), name=name)
+                    attack = asyncio.create_task(ATTACKS[name]((host, int(port)), seen), name=name)
                     await asyncio.sleep(_RAMP_S)
                     under, _ = await stack.replay(
                         _STATE / f"{name}-{pair}", stack.url, "digits", data, *options, log=log
@@ -141,8 +148,14 @@ async def _measure(pairs: int, seconds: float, names: tuple[str, ...]) -> dict[s
                     p99s.append((alone.p99_s or float("nan"), under.p99_s or float("nan")))
                     lost += under.ledger.lost + under.ledger.refused
                 ratios = [under_s / alone_s for alone_s, under_s in p99s]
-                measured[name] = {"p99_s": p99s, "ratio": float(np.median(ratios)), "lost_or_refused": lost}
-    measured["worst_ratio"] = max(measured[name]["ratio"] for name in names)
+                measured[name] = {
+                    "p99_s": p99s,
+                    "ratio": float(np.median(ratios)),
+                    "lost_or_refused": lost,
+                    "seen": dict(seen),
+                }
+    # nan if one is
+    measured["worst_ratio"] = float(np.max([measured[name]["ratio"] for name in names]))
     measured["lost_or_refused"] = sum(measured[name]["lost_or_refused"] for name in names)
     return measured
 

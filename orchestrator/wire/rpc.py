@@ -28,10 +28,10 @@ from orchestrator.wire.codec_grpc_models import (
     encode_statistics,
 )
 from orchestrator.wire.limits import PEEK_BYTES, Limits
-from orchestrator.wire.message_entries import check_message
 from orchestrator.wire.not_offered import RPCS
 from orchestrator.wire.others import RefusedBehind
 from orchestrator.wire.rpc_arrival import Arrivals
+from orchestrator.wire.rpc_entries import check_message
 from orchestrator.wire.rpc_health import add_services
 from orchestrator.wire.rpc_stream import Streams
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def test_with_a_plan_the_orchestrator_runs_too_and_is_asked(tmp_path: Path) -> None:
     stack = LocalStack(tmp_path / "state", repository=tmp_path / "models", plan=tmp_path / "plan.json")
-    command = stack._command()
+    ((command, _),) = stack._commands()
     assert command[:4] == [sys.executable, "-m", "cascadeserve", "up"]
     assert f"--plan={tmp_path / 'plan.json'}" in command
     assert stack.url != stack.triton_url
@@ -24,7 +24,7 @@ def test_with_a_plan_the_orchestrator_runs_too_and_is_asked(tmp_path: Path) -> N
 
 def test_without_a_plan_there_is_triton_alone(tmp_path: Path) -> None:
     stack = LocalStack(tmp_path / "state", repository=tmp_path / "models", models=["large"], config_name="baseline")
-    command = stack._command()
+    ((command, _),) = stack._commands()
     assert command[3] == "triton"
     assert command[-2:] == ["--model=large", "--config-name=baseline"]
     assert stack.url == stack.triton_url
@@ -35,6 +35,14 @@ def test_triton_has_a_core_of_its_own(tmp_path: Path) -> None:
     device = read_cluster(stack.cluster).endpoint("triton0").device
     assert isinstance(device, CpuDevice)
     assert device.cores == (TRITON_CORE,)
+
+
+def test_each_of_several_cores_has_a_triton(tmp_path: Path) -> None:
+    stack = LocalStack(tmp_path / "state", repository=tmp_path / "models", cores=[0, 1])
+    assert [endpoint.name for endpoint in read_cluster(stack.cluster).endpoints] == ["triton0", "triton1"]
+    commands, urls = zip(*stack._commands(), strict=True)
+    assert ["--endpoint=triton0" in commands[0], "--endpoint=triton1" in commands[1]] == [True, True]
+    assert (urls[0], len(set(urls))) == (stack.url, 2)
 
 
 def test_a_process_may_be_let_run_first() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from cascadeserve.errors import InvalidRequest, RequestTooLarge
-from orchestrator.wire.message_entries import check_message
+from orchestrator.wire.rpc_entries import check_message
 from tests.orchestrator.wire.test_rpc import message, typed
 
 SOON_S = 1.0
