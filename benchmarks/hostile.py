@@ -89,11 +89,13 @@ async def _again(address: Address, seen: Counter[str], per_s: float, request: by
     """Send a request so often, and read what comes."""
 
     async def send() -> None:
-        with contextlib.suppress(OSError, TimeoutError):
+        try:
             async with asyncio.timeout(10), _connection(address) as (reader, writer):
                 writer.write(request)
                 # the status of the first answer
-                seen[(await reader.read())[9:12].decode("latin-1") or "closed"] += 1
+                seen[(await reader.read(1 << 12))[9:12].decode("latin-1") or "closed"] += 1
+        except (OSError, TimeoutError) as error:
+            seen[type(error).__name__] += 1
 
     async with asyncio.TaskGroup() as group:
         while True:

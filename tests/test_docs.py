@@ -149,6 +149,8 @@ QUOTED = [
         "traces/azure/policies/cascade/right_in_time",
         PERCENT,
     ),
+    ("performance.md", "| socket writes | {:.0f} % |", "time_shares", "shares/socket writes", PERCENT),
+    ("performance.md", "| metrics | {:.0f} % |", "time_shares", "shares/metrics", PERCENT),
     ("performance.md", "| 2 | 6,750 | {:.2f} (0.96 to 1.69)", "fronts", "fronts/2/ratio", 1),
     ("performance.md", "| 0 | 5,005 | 1 | {:.0f} µs", "fronts", "fronts/0/dispatcher_cpu_s", 1e6),
     ("performance.md", "| {:.0f} µs | 124 µs |", "fronts", "fronts/2/dispatcher_cpu_s", 1e6),
