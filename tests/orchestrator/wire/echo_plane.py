@@ -94,6 +94,15 @@ class EchoPlane:
             raise InvalidRequest(f"requested model '{name}' is not available")
         return [self.counted.get(model, ModelStatistics(model, "1")) for model in ([name] if name else sorted(MODELS))]
 
+    async def settled(self) -> int:
+        """How many requests came, once no more come."""
+        await self.started.wait()
+        seen = -1
+        while seen != len(self.requests):
+            seen = len(self.requests)
+            await asyncio.sleep(0.3)
+        return seen
+
     async def infer(self, request: InferRequest) -> InferResponse:
         self.requests.append(request)
         self.started.set()

@@ -199,11 +199,7 @@ async def test_a_stream_whose_answers_nobody_reads_is_not_read(
 
     async with serving(plane) as address, connect(address) as stub:
         call = stub.ModelStreamInfer(requests())
-        await plane.started.wait()
-        seen = -1
-        while seen != len(plane.requests):
-            seen = len(plane.requests)
-            await asyncio.sleep(0.3)
+        seen = await plane.settled()
         # some are with gRPC, the rest is what may be held
         assert seen < count // 2
         # and all are answered once somebody reads

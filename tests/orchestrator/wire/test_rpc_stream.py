@@ -100,11 +100,7 @@ async def test_no_more_than_so_many_are_under_way(rpc_address: str, plane: EchoP
 
     async with connect(rpc_address) as stub:
         call = stub.ModelStreamInfer(requests())
-        await plane.started.wait()
-        seen = -1
-        while seen != len(plane.requests):
-            seen = len(plane.requests)
-            await asyncio.sleep(0.3)
+        seen = await plane.settled()
         # those in the queue, the one that waits to get in and the one that is waited for
         assert seen == MAX_OPEN + 2
         call.cancel()
