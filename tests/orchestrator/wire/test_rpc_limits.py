@@ -133,13 +133,14 @@ async def test_idle_streams_make_room(plane: EchoPlane) -> None:
                 assert await leaves.code() is grpc.StatusCode.UNAVAILABLE
             assert "needed its place" in await leaves.details()
         # no stream takes another one's place while it is asked
-        plane.delay_s = 0.5
-        await call.write(first)
+        plane.delay_s = 2.0
         busy = await opened()
-        await busy.write(first)
-        await plane.started.wait()
-        await asyncio.sleep(0.1)
-        refused = await opened()
+        for asks in (call, busy):
+            plane.started.clear()
+            await asks.write(first)
+            await plane.started.wait()
+        # not `opened`: where the refusal comes with the headers, waiting for them raises it
+        refused = (await stack.enter_async_context(connect(address))).ModelStreamInfer()
         async with asyncio.timeout(5):
             assert await refused.code() is grpc.StatusCode.UNAVAILABLE
         assert "2 streams are open" in await refused.details()
