@@ -16,7 +16,7 @@ import msgspec
 from cascadeserve.errors import InvalidRequest, NotSupported
 from orchestrator.wire.classification import classified, num_classes
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, check_tensor, raw_from_tensor
-from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, flattened, json_from_tensor, names_not_finite
+from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, flattened, json_from_tensor
 from orchestrator.wire.limits import (
     MAX_LISTED_ELEMENTS,
     ListedElements,
@@ -25,6 +25,7 @@ from orchestrator.wire.limits import (
     check_id,
     check_json,
 )
+from orchestrator.wire.not_finite import check_slow, marked, names_not_finite, unmarked
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -128,10 +129,15 @@ def decode_request(
     model_name: str,
     model_version: str = "",
     max_listed_elements: int = MAX_LISTED_ELEMENTS,
+    checked: bool = False,
 ) -> InferRequest:
-    """Read the body of an infer request; a `header_length` of 0 is for `decode_raw_request`."""
+    """Read the body of an infer request; a `header_length` of 0 is for `decode_raw_request`.
+
+    `checked`: what `check_json` would find is known not to be there.
+    """
     json_part = body if header_length is None else memoryview(body)[:header_length]
-    check_json(json_part, max_listed_elements)
+    if not checked:
+        check_json(json_part, max_listed_elements)
     if header_length is not None and header_length <= _MAX_KNOWN_BYTES:
         form = _known_form(bytes(json_part))
     else:
@@ -206,34 +212,44 @@ def encode_response(request: InferRequest, response: InferResponse) -> EncodedRe
 def _decode_head(data: bytes | memoryview) -> _Head:
     try:
         try:
-            if len(data) > _LARGE_BYTES:
-                beside = _BESIDE_DECODER.decode(data)
-                check_fields(memoryview(beside.parameters))
-                check_fields(memoryview(beside.outputs))
-            return _HEAD_DECODER.decode(data)
+            return _decode_finite(data)
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
-            if not names_not_finite(data):
+            text = bytes(data)
+            if not names_not_finite(text):
                 raise
-            return _decode_not_finite(data)
+            return _decode_not_finite(text)
     except JSON_ERRORS as error:
         raise InvalidRequest(f"cannot read the request JSON: {error}") from None
 
 
-def _decode_not_finite(data: bytes | memoryview) -> _Head:
+def _decode_finite(data: bytes | memoryview) -> _Head:
+    if len(data) > _LARGE_BYTES:
+        beside = _BESIDE_DECODER.decode(data)
+        check_fields(memoryview(beside.parameters))
+        check_fields(memoryview(beside.outputs))
+    return _HEAD_DECODER.decode(data)
+
+
+def _decode_not_finite(text: bytes) -> _Head:
     """Decode what may be valid but for NaN and Infinity in the data of an input."""
-    # An object of Python's for each field: so few of them that this takes no longer than as many numbers.
-    check_fields(data, MAX_LISTED_ELEMENTS // 8)
-    head = json.loads(bytes(data).decode())
-    inputs = head.get("inputs") if isinstance(head, dict) else None
+    text_marked = marked(text)
+    if text_marked is not None:
+        head = _decode_finite(text_marked)
+        for item in head.inputs:
+            item.data = msgspec.Raw(unmarked(bytes(memoryview(item.data))))
+        return head
+    check_slow(text)
+    read = json.loads(text.decode())
+    inputs = read.get("inputs") if isinstance(read, dict) else None
     for item in inputs if isinstance(inputs, list) else ():
         if isinstance(item, dict) and "data" in item:
             # flat: it is written and read once more
             item["data"] = msgspec.Raw(json.dumps(flattened(str(item.get("name")), item["data"])).encode())
-    converted = msgspec.convert(head, _Head)
-    _check_text(converted)
-    return converted
+    head = msgspec.convert(read, _Head)
+    _check_text(head)
+    return head
 
 
 def _check_text(head: _Head) -> None:

@@ -6,6 +6,7 @@ No logic lives here: bodies become requests in `codec_http`, the data plane answ
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from orchestrator.wire.codec_http import (
 )
 from orchestrator.wire.compression import compressed
 from orchestrator.wire.exchange import OCTETS, OK, Answer, Call, Route, error_answer, json_answer
-from orchestrator.wire.limits import MAX_LISTED_ELEMENTS
+from orchestrator.wire.limits import MAX_LISTED_ELEMENTS, json_checks
 from orchestrator.wire.model_endpoints import model_routes
 from orchestrator.wire.others import or_passed_on
 from orchestrator.wire.status import INTERNAL_ERROR, message_of, status_of
@@ -154,9 +155,13 @@ class _Endpoints:
                 model_name=call.model,
                 model_version=call.version,
                 max_listed_elements=self._max_listed_elements,
+                checked=True,
             )
 
-        if (len(call.body) if header_length is None else header_length) < _DEAR_BYTES:
+        json_part = call.body if header_length is None else memoryview(call.body)[:header_length]
+        for _ in json_checks(json_part, self._max_listed_elements):
+            await asyncio.sleep(0)
+        if len(json_part) < _DEAR_BYTES:
             return decode()
         try:
             request, waited_s = await self._turns.run(decode)
