@@ -94,15 +94,18 @@ def build_rpc_server(
             ("grpc.max_concurrent_streams", max(limits.max_connections // 10, _MIN_CALLS_PER_CONNECTION)),
             # gRPC would refuse some of a burst on the way there, and those that came before the client knew
             ("grpc.http.overload_protection", 0),
+            # the same for calls that came while the event loop was busy: a third of 3,000 at once would be cancelled
+            ("grpc.server.max_pending_requests", limits.max_connections),
+            ("grpc.server.max_pending_requests_hard_limit", limits.max_connections),
             # to begin to speak HTTP/2
             ("grpc.server_handshake_timeout_ms", math.ceil(1e3 * limits.client_timeout_s)),
             *_KEEPALIVE,
         ],
     )
     servicer = InferenceServicer(data_plane, others, limits, ending or asyncio.Event())
-    arrivals = Arrivals(limits.client_timeout_s)
+    arrivals = Arrivals(limits.client_timeout_s, limits.max_connections)
     server.add_generic_rpc_handlers((_handlers(servicer, arrivals),))
-    add_services(server, data_plane, _SERVICE.full_name)
+    add_services(server, data_plane, _SERVICE.full_name, arrivals)
     return server
 
 
@@ -208,10 +211,9 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
     def __init__(self, data_plane: DataPlane, others: Others | None, limits: Limits, ending: asyncio.Event) -> None:
         self._data_plane = data_plane
         self._others = others
-        # Half of the calls: streams may last for long, and the others' calls go on beside them.
         self._max_listed_elements = limits.max_listed_elements
         self._read_infer = functools.partial(_read_infer, max_listed_elements=limits.max_listed_elements)
-        self._streams = Streams(max(limits.max_connections // 2, 1), self._read_infer, ending)
+        self._streams = Streams(limits, self._read_infer, ending)
 
     @_answered
     async def ServerLive(self, _request: Any, _context: Context) -> Any:  # noqa: ANN401, N802

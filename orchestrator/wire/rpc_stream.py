@@ -15,6 +15,8 @@ from orchestrator.wire.status import SHUTTING_DOWN
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
+    from orchestrator.wire.limits import Limits
+
     Infer = Callable[[Any], Awaitable[tuple[Any, str]]]
 
 # Requests of one stream under way or waiting to be sent back. Beyond them the stream is not read, and gRPC's flow
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 MAX_OPEN = 256
 # The same for what they hold: requests until they are answered, answers until they are sent.
 MAX_HELD_BYTES = 1 << 26
-# A stream on which nothing is asked and nothing is owed for so long is ended, or twice as long. Clients keep one open
+# A stream on which nothing is asked and nothing is owed for so long is ended. Clients keep one open
 # between the bursts of a day's work; idle HTTP connections get the same.
 IDLE_S = 3600.0
 _IDLE = "the stream was idle for too long; open another one"
@@ -34,15 +36,18 @@ _FINAL = "triton_final_response"
 class Streams:
     """The open streams of a server; where they are too many, the one that was idle for longest makes room."""
 
-    def __init__(self, max_open: int, read: Callable[[bytes], Any], ending: asyncio.Event) -> None:
+    def __init__(self, limits: Limits, read: Callable[[bytes], Any], ending: asyncio.Event) -> None:
         """`read` makes a message of its bytes.
 
         Once `ending` is set, streams end with the answers to what was read of them.
         """
         self.read = read
         self.ending = ending
-        self._max_open = max_open
+        # Half of the calls: streams may last for long, and the others' calls go on beside them.
+        self._max_open = max(limits.max_connections // 2, 1)
+        self._max_held_bytes = limits.max_received_bytes
         self._num_open = 0
+        self._held_bytes = 0
         # The longest idle one first. Those that never asked for anything go before the others.
         self._fresh: dict[_Stream, None] = {}
         self._idle: dict[_Stream, None] = {}
@@ -73,7 +78,16 @@ class Streams:
                     yield answer
         finally:
             self._num_open -= 1
+            self.hold(-stream.held_bytes)
             self.busy(stream)
+
+    def hold(self, more_bytes: int) -> None:
+        """Take note of what one holds more, or less."""
+        self._held_bytes += more_bytes
+
+    def hold_much(self) -> bool:
+        """Whether all together hold so much that each is read only when it holds nothing."""
+        return self._held_bytes > self._max_held_bytes
 
     def busy(self, stream: _Stream) -> None:
         """Take note that something is asked of it."""
@@ -92,10 +106,11 @@ class _Stream:
         self._infer = infer
         self._answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(MAX_OPEN)
-        self._num_read = 0
         self._num_open = 0
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._less_held = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._idle_since_s = self._loop.time()
         self._reader = asyncio.create_task(self._read(), name="stream-reader")
         self._reader.add_done_callback(lambda _: self._answers.put_nowait(None))
         self._why = ""
@@ -117,6 +132,7 @@ class _Stream:
                 self._hold(-len(answer))
                 self._num_open -= 1
                 if not self._num_open:
+                    self._idle_since_s = self._loop.time()
                     self._streams.idle(self)
                 # neither is kept while the next one is waited for
                 del task, answer
@@ -137,7 +153,6 @@ class _Stream:
 
     async def _read(self) -> None:
         async for request in self._requests:
-            self._num_read += 1
             self._num_open += 1
             self._streams.busy(self)
             self._hold(len(request))
@@ -145,24 +160,23 @@ class _Stream:
             del request
             # before the next one is read: what is read will be answered
             await self._room.acquire()
-            while self._held_bytes > MAX_HELD_BYTES:
+            while self.held_bytes > (0 if self._streams.hold_much() else MAX_HELD_BYTES):
                 self._less_held.clear()
                 await self._less_held.wait()
 
     async def _end_in_time(self) -> None:
-        seen = -1
         while not self._streams.ending.is_set():
             try:
-                async with asyncio.timeout(IDLE_S):
+                async with asyncio.timeout(IDLE_S / 4):
                     await self._streams.ending.wait()
             except TimeoutError:
-                if not self._num_open and seen == self._num_read:
+                if not self._num_open and self._loop.time() - self._idle_since_s > IDLE_S:
                     self.end(_IDLE)
-                seen = self._num_read
         self.end(SHUTTING_DOWN)
 
     def _hold(self, more_bytes: int) -> None:
-        self._held_bytes += more_bytes
+        self.held_bytes += more_bytes
+        self._streams.hold(more_bytes)
         self._less_held.set()
 
     async def _answer(self, data: bytes) -> bytes:
