@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import itertools
 import resource
 from collections import Counter
 from pathlib import Path
@@ -35,8 +36,8 @@ _BOMBS_PER_S = 2
 _FLOODS_PER_S = 20
 # until an attack is in full force
 _RAMP_S = 10.0
-# a gigabyte of spaces
-_BOMB_BYTES = 1 << 30
+# spaces: a gigabyte, and what is just within the limit of 64 MiB
+_BOMBS_BYTES = (1 << 30, 63 << 20)
 
 Address = tuple[str, int]
 
@@ -85,10 +86,10 @@ async def idle(address: Address, seen: Counter[str]) -> None:
             await asyncio.sleep(_RAMP_S / _NUM_IDLE / 2)
 
 
-async def _again(address: Address, seen: Counter[str], per_s: float, request: bytes) -> None:
-    """Send a request so often, and read what comes."""
+async def _again(address: Address, seen: Counter[str], per_s: float, *requests: bytes) -> None:
+    """Send a request so often, each in its turn, and read what comes."""
 
-    async def send() -> None:
+    async def send(request: bytes) -> None:
         try:
             async with asyncio.timeout(10), _connection(address) as (reader, writer):
                 writer.write(request)
@@ -98,16 +99,18 @@ async def _again(address: Address, seen: Counter[str], per_s: float, request: by
             seen[type(error).__name__] += 1
 
     async with asyncio.TaskGroup() as group:
-        while True:
-            group.create_task(send())
+        for request in itertools.cycle(requests):
+            group.create_task(send(request))
             await asyncio.sleep(1 / per_s)
 
 
 async def bombs(address: Address, seen: Counter[str]) -> None:
-    """Small requests that unfold to a gigabyte."""
-    packed = await asyncio.to_thread(lambda: gzip.compress(b" " * _BOMB_BYTES, 9))
-    head = _HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
-    await _again(address, seen, _BOMBS_PER_S, head + packed)
+    """Small requests that unfold to very much, beyond the limit and just within."""
+    requests = []
+    for num_bytes in _BOMBS_BYTES:
+        packed = await asyncio.to_thread(lambda size: gzip.compress(b" " * size, 9), num_bytes)
+        requests.append(_HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed)
+    await _again(address, seen, _BOMBS_PER_S, *requests)
 
 
 async def floods(address: Address, seen: Counter[str]) -> None:
