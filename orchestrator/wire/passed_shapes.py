@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cascadeserve.errors import InvalidRequest
+from cascadeserve.errors import InvalidRequest, RequestTooLarge
 from orchestrator.wire.codec_http import parse_header_length
 
 if TYPE_CHECKING:
@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 _MOST_ELEMENTS = 1 << 31
 
 
+# 32 dimensions take 650; a list of millions of them takes seconds to read
+_MAX_SHAPE_BYTES = 1 << 12
+# what may be inputs, or stand in their texts: a second for each two million
+_MAX_OBJECTS = 1 << 20
+
+
 class _Input(msgspec.Struct, gc=False):
-    shape: list[int] = []
+    # unread, until it is known to be short
+    shape: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class _Head(msgspec.Struct, gc=False):
@@ -27,6 +34,7 @@ class _Head(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Head).decode
+_decode_shape = msgspec.json.Decoder(list[int]).decode
 
 
 def check_http(call: Call) -> None:
@@ -34,14 +42,22 @@ def check_http(call: Call) -> None:
 
     Raises:
         InvalidRequest: it has one.
+        RequestTooLarge: it has far too many inputs to look at.
 
     """
     try:
         length = parse_header_length(call.header_length, len(call.body))
-        head = _decode(call.body if length is None else memoryview(call.body)[:length])
-    except (InvalidRequest, msgspec.DecodeError, ValueError, RecursionError):
+    except InvalidRequest:
         return
-    _check(each.shape for each in head.inputs)
+    if call.body.count(b"{", 0, length) > _MAX_OBJECTS:
+        raise RequestTooLarge(f"the request JSON has more than {_MAX_OBJECTS} objects; send binary data or fewer rows")
+    try:
+        shapes = [memoryview(each.shape) for each in _decode(memoryview(call.body)[:length]).inputs]
+        if any(len(shape) > _MAX_SHAPE_BYTES for shape in shapes):
+            raise InvalidRequest("an input has a shape of too many dimensions; send its own shape")
+        _check(map(_decode_shape, shapes))
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return
 
 
 def check_rpc(request: Any) -> None:  # noqa: ANN401 - an untyped message
