@@ -90,7 +90,9 @@ class Bodies:
             if not largest.num_bytes:
                 break
             largest.is_refused = True
-            largest.timeout.reschedule(0.0)
+            # one whose time is over ends by itself
+            if not largest.timeout.expired():
+                largest.timeout.reschedule(0.0)
             self._held_bytes -= largest.num_bytes
             largest.num_bytes = 0
 

@@ -52,7 +52,8 @@ class _Input(msgspec.Struct, gc=False):
     name: str
     datatype: str
     shape: tuple[_Dim, ...]
-    parameters: _InputParameters = _InputParameters()
+    # null as well: what serialises objects writes it for one that is absent
+    parameters: _InputParameters | None = None
     # Raw: it is decoded once the datatype is known; empty when absent
     data: msgspec.Raw = msgspec.Raw()
 
@@ -65,7 +66,10 @@ class _OutputParameters(msgspec.Struct, gc=False, frozen=True):
 
 class _Output(msgspec.Struct, gc=False):
     name: str
-    parameters: _OutputParameters = _OutputParameters()
+    parameters: _OutputParameters | None = None
+
+
+_NO_INPUT_PARAMETERS, _NO_OUTPUT_PARAMETERS = _InputParameters(), _OutputParameters()
 
 
 class _Head(msgspec.Struct, gc=False):
@@ -273,9 +277,10 @@ def _read_form(data: bytes | memoryview) -> _Form:
     for key, value in parameters.items():
         check_parameter(key, value)
     for item in head.inputs:
-        if item.parameters.shared_memory_region is not None:
+        asked = item.parameters or _NO_INPUT_PARAMETERS
+        if asked.shared_memory_region is not None:
             raise NotSupported(f"shared memory is not supported; send the data of input '{item.name}' in the request")
-        if (item.parameters.binary_data_size is None) is not bool(memoryview(item.data)):
+        if (asked.binary_data_size is None) is not bool(memoryview(item.data)):
             raise InvalidRequest(
                 f"input '{item.name}' must set exactly one of 'data' and the parameter 'binary_data_size'"
             )
@@ -297,7 +302,7 @@ def _decode_inputs(
     tensors = []
     for item in inputs:
         name = item.name
-        size = item.parameters.binary_data_size
+        size = (item.parameters or _NO_INPUT_PARAMETERS).binary_data_size
         if size is None:
             array = array_from_json(name, item.datatype, item.shape, memoryview(item.data))
             listed.add(name, array.size)
@@ -320,7 +325,7 @@ def _decode_inputs(
 
 
 def _decode_output(output: _Output, *, binary_by_default: bool) -> RequestedOutput:
-    parameters = output.parameters
+    parameters = output.parameters or _NO_OUTPUT_PARAMETERS
     if parameters.shared_memory_region is not None:
         raise NotSupported(f"shared memory is not supported; output '{output.name}' is sent in the response")
     binary = binary_by_default if parameters.binary_data is None else parameters.binary_data

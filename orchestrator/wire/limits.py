@@ -25,6 +25,8 @@ _MAX_FIELDS = 64 * MAX_ENTRIES
 # What is there of a request's body before it is let in or refused: its parameters stand before its tensors.
 PEEK_BYTES = 4096
 _MAX_BLANK_BYTES = 1 << 20
+# what stands before a value on a line of its own, seven levels deep at four spaces each
+_MAX_BLANK_PER_VALUE = 32
 _COMMA, _LIST, _BLANK = b",[ "
 # what stays in a cache, and what takes a millisecond
 _PIECE_BYTES = 1 << 18
@@ -49,8 +51,8 @@ def check_json(json_part: bytes | memoryview, limit: int) -> None:
     """Refuse JSON that takes much longer to read than such a request needs, before it is read.
 
     Values take many times what they are long, so there may be `limit`, and as many lists: each is a value too. White
-    space, which a few bytes may unfold to, takes five times as long as text: that of printed JSON is let through, and
-    any up to a megabyte.
+    space, which a few bytes may unfold to, takes five times as long as text: that of printed JSON, with a line for
+    each value, is let through, and any up to a megabyte.
     """
     for _ in json_checks(json_part, limit):
         pass
@@ -72,10 +74,10 @@ def json_checks(json_part: bytes | memoryview, limit: int) -> Iterator[None]:
             raise RequestTooLarge(f"the request JSON has more than {limit} values; send binary data or fewer rows")
         if lists >= limit:
             raise RequestTooLarge(f"the request JSON has more than {limit} lists; nest the data less deep")
-        if blanks > max(_MAX_BLANK_BYTES, text.size // 2):
-            raise RequestTooLarge("the request JSON is mostly white space; send it without, or binary data")
         if at % _STEP_BYTES == 0:
             yield
+    if blanks > max(_MAX_BLANK_BYTES, text.size // 2, _MAX_BLANK_PER_VALUE * commas):
+        raise RequestTooLarge("the request JSON is mostly white space; send it without, or binary data")
 
 
 def check_entries(inputs: Sized, outputs: Sized, parameters: Sized) -> None:

@@ -240,12 +240,14 @@ def _build_app(
     for route in table:
         app.router.add_route(route.method, route.path, _adapted(route, bodies, unread))
 
-    async def close_connection(_request: web.Request, response: web.StreamResponse) -> None:
+    async def finish_headers(_request: web.Request, response: web.StreamResponse) -> None:
+        # aiohttp's and Python's versions, which are nobody's business; plain answers have no such header either
+        response.headers.popall("Server", None)
         if closing():
             response.force_close()
             response.headers["Connection"] = "close"
 
-    app.on_response_prepare.append(close_connection)
+    app.on_response_prepare.append(finish_headers)
     return app
 
 

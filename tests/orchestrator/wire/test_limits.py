@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import json
 import resource
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -234,6 +235,14 @@ def test_json_that_is_mostly_white_space() -> None:
     for blank in (body + b" " * (1 << 21), body + b"\t\r\n " * (1 << 19)):
         with pytest.raises(RequestTooLarge, match="mostly white space"):
             decode_request(blank, None, model_name="m")
+
+
+@pytest.mark.parametrize("indent", [1, 4])
+def test_printed_json_of_short_values_is_let_through(indent: int) -> None:
+    values = {"name": "x", "datatype": "INT64", "shape": [1 << 9, 1 << 10], "data": [[0] * (1 << 10)] * (1 << 9)}
+    body = json.dumps({"inputs": [values]}, indent=indent).encode()
+    assert body.count(b" ") + body.count(b"\n") > max(1 << 20, len(body) // 2)
+    assert decode_request(body, None, model_name="m").inputs
 
 
 async def test_listed_elements_over_grpc(plane: EchoPlane) -> None:

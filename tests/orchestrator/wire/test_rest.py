@@ -29,6 +29,20 @@ if TYPE_CHECKING:
     from tests.orchestrator.wire.echo_plane import EchoPlane
 
 
+async def test_parameters_that_are_null_are_none(rest_address: str) -> None:
+    body = {"inputs": [tensor([1]) | {"parameters": None}], "outputs": [{"name": "x", "parameters": None}]}
+    reply = await send(rest_address, INFER, json.dumps(body).encode())
+    assert (reply.status, json.loads(reply.body)["outputs"][0]["data"]) == (200, [1])
+
+
+async def test_no_answer_names_what_it_is_made_with(rest_address: str) -> None:
+    packed = await send(rest_address, INFER, gzip.compress(head(tensor([1]))), headers={"Content-Encoding": "gzip"})
+    plain = await send(rest_address, INFER, head(tensor([1])))
+    assert (packed.status, plain.status) == (200, 200)
+    assert "Server" not in packed.headers
+    assert "Server" not in plain.headers
+
+
 @pytest.mark.parametrize(
     ("datatype", "values"),
     [
