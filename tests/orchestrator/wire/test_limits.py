@@ -8,12 +8,14 @@ import gzip
 import json
 import resource
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import pytest
 
 from cascadeserve.errors import RequestTooLarge
+from orchestrator.wire.bodies import Bodies
 from orchestrator.wire.codec_http import decode_request
 from orchestrator.wire.limits import Limits, allow_connections
 from orchestrator.wire.rest import RestServer
@@ -289,3 +291,23 @@ def test_connections_fit_into_the_files_that_may_be_open() -> None:
         assert allow_connections(Limits(max_connections=10**9)) < 10**9
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_body_that_is_late_and_the_largest_takes_no_other_with_it() -> None:
+    bodies = Bodies(1000, Limits(max_received_bytes=1000))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0) as over:
+            await asyncio.sleep(1)
+    # its time is over, and its own turn has not come
+    late: Any = SimpleNamespace(num_bytes=900, is_refused=False, timeout=over)
+    bodies.arriving[cast("Any", 0)] = late
+    bodies._held_bytes = 900
+    parts = iter((bytes(300), b""))
+
+    async def readany() -> bytes:
+        return next(parts)
+
+    content = SimpleNamespace(readany=readany)
+    upload: Any = SimpleNamespace(protocol=object(), content_length=None, headers={}, content=content)
+    assert await bodies.read(upload) == (bytes(300), 0.0)
+    assert late.is_refused
