@@ -30,7 +30,7 @@ from orchestrator.wire.codec_grpc_models import (
 from orchestrator.wire.limits import PEEK_BYTES, Limits
 from orchestrator.wire.not_offered import RPCS
 from orchestrator.wire.others import RefusedBehind
-from orchestrator.wire.rpc_arrival import Arrivals
+from orchestrator.wire.rpc_calls import Calls
 from orchestrator.wire.rpc_entries import check_message
 from orchestrator.wire.rpc_health import add_services
 from orchestrator.wire.rpc_stream import Streams
@@ -84,7 +84,6 @@ def build_rpc_server(
     """
     limits = limits or Limits()
     server = grpc.aio.server(
-        maximum_concurrent_rpcs=limits.max_connections,
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -103,9 +102,9 @@ def build_rpc_server(
         ],
     )
     servicer = InferenceServicer(data_plane, others, limits, ending or asyncio.Event())
-    arrivals = Arrivals(limits.client_timeout_s, limits.max_connections)
-    server.add_generic_rpc_handlers((_handlers(servicer, arrivals),))
-    add_services(server, data_plane, _SERVICE.full_name, arrivals)
+    calls = Calls(limits)
+    server.add_generic_rpc_handlers((_handlers(servicer, calls),))
+    add_services(server, data_plane, _SERVICE.full_name, calls)
     return server
 
 
@@ -137,7 +136,7 @@ def _read_infer(data: bytes, *, max_listed_elements: int) -> Any:  # noqa: ANN40
     return _read_message(data)
 
 
-def _handlers(servicer: InferenceServicer, arrivals: Arrivals) -> grpc.GenericRpcHandler:
+def _handlers(servicer: InferenceServicer, calls: Calls) -> grpc.GenericRpcHandler:
     """Bind the servicer's RPCs to their names, as generated code does, but for what reads their requests."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in _SERVICE.methods:
@@ -146,7 +145,7 @@ def _handlers(servicer: InferenceServicer, arrivals: Arrivals) -> grpc.GenericRp
             # takes and gives bytes
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(rpc)
             continue
-        handlers[method.name] = arrivals.handler(
+        handlers[method.name] = calls.handler(
             rpc,
             # None: the RPC takes bytes
             None if method.name == _READS_BYTES else _reader(GetMessageClass(method.input_type)),
@@ -298,7 +297,7 @@ class InferenceServicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type:
             return response, "" if failure is None else failure.sentence
 
         try:
-            async with aclosing(self._streams.answer(requests, infer)) as answers:
+            async with aclosing(self._streams.answer(requests, infer, context.peer())) as answers:
                 async for answer in answers:
                     yield answer
         except Unavailable as error:

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from orchestrator.wire.rpc_arrival import Arrivals
+    from orchestrator.wire.rpc_calls import Calls
     from orchestrator.wire.tensors import DataPlane
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,7 +29,7 @@ _TOO_MANY = "too many streams ask for reflection; try again"
 _MAX_NAME_BYTES = 4096
 
 
-def add_services(server: grpc.aio.Server, data_plane: DataPlane, inference: str, arrivals: Arrivals) -> None:
+def add_services(server: grpc.aio.Server, data_plane: DataPlane, inference: str, calls: Calls) -> None:
     """Add both to a server whose inference service has the full name `inference`."""
 
     async def check(_request: bytes, _context: Context) -> Any:  # noqa: ANN401 - untyped protobuf
@@ -43,7 +43,7 @@ def add_services(server: grpc.aio.Server, data_plane: DataPlane, inference: str,
             grpc.StatusCode.UNIMPLEMENTED, "Watch is not offered by this server; ask Check now and then"
         )
 
-    health = {"Check": arrivals.handler(check, None, _ANSWER), "Watch": arrivals.handler(watch, None, _ANSWER)}
+    health = {"Check": calls.handler(check, None, _ANSWER), "Watch": calls.handler(watch, None, _ANSWER)}
     reflect: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
         _Reflection([inference, _HEALTH, reflection.SERVICE_NAME]).answer,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,

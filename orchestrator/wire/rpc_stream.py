@@ -10,6 +10,7 @@ from tritonclient.grpc import service_pb2
 
 from cascadeserve.errors import Unavailable
 from orchestrator.wire.limits import MAX_ID_BYTES
+from orchestrator.wire.rpc_unread import Unread
 from orchestrator.wire.status import SHUTTING_DOWN
 
 if TYPE_CHECKING:
@@ -46,14 +47,15 @@ class Streams:
         # Half of the calls: streams may last for long, and the others' calls go on beside them.
         self._max_open = max(limits.max_connections // 2, 1)
         self._max_held_bytes = limits.max_received_bytes
+        self._unread = Unread(limits.client_timeout_s)
         self._num_open = 0
         self._held_bytes = 0
         # The longest idle one first. Those that never asked for anything go before the others.
         self._fresh: dict[_Stream, None] = {}
         self._idle: dict[_Stream, None] = {}
 
-    async def answer(self, requests: AsyncIterator[bytes], infer: Infer) -> AsyncGenerator[bytes, None]:
-        """Answer each message with one ModelStreamInferResponse.
+    async def answer(self, requests: AsyncIterator[bytes], infer: Infer, peer: str) -> AsyncGenerator[bytes, None]:
+        """Answer each message of a client with one ModelStreamInferResponse; `peer` is what gRPC calls it.
 
         `infer` returns a ModelInferResponse and an empty sentence, or None and what was wrong. One request that fails
         takes no other with it.
@@ -65,18 +67,22 @@ class Streams:
         """
         if self._num_open >= self._max_open:
             leaves = next(iter(self._fresh or self._idle), None)
-            if leaves is None:
+            if leaves is not None:
+                self.busy(leaves)
+                leaves.end(_MAKES_ROOM)
+            elif not self._unread.make_room():
                 raise Unavailable(f"{self._max_open} streams are open and none is idle; try again later")
-            self.busy(leaves)
-            leaves.end(_MAKES_ROOM)
         stream = _Stream(self, requests, infer)
         self._num_open += 1
         self._fresh[stream] = None
         try:
             async with aclosing(stream.answers()) as answers:
                 async for answer in answers:
+                    self._unread.begin(stream, len(answer), peer)
                     yield answer
+                    self._unread.end(stream)
         finally:
+            self._unread.end(stream)
             self._num_open -= 1
             self.hold(-stream.held_bytes)
             self.busy(stream)

@@ -14,6 +14,7 @@ from orchestrator.wire import rpc_stream
 from orchestrator.wire.limits import Limits
 from orchestrator.wire.rpc import build_rpc_server
 from tests.orchestrator.wire.conftest import MAX_BYTES
+from tests.orchestrator.wire.raw_http2 import SERVICE, raw_connection
 from tests.orchestrator.wire.test_rpc import connect, message
 from tests.orchestrator.wire.test_rpc_stream import numbered
 
@@ -72,37 +73,16 @@ async def test_a_request_that_does_not_arrive_is_not_waited_for(plane: EchoPlane
     (request,) = numbered(1)
     data = bytes(MAX_BYTES - 10)
 
-    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-    def header(name: bytes, value: bytes) -> bytes:
-        return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-    headers = b"".join(
-        header(*pair)
-        for pair in (
-            (b":method", b"POST"),
-            (b":scheme", b"http"),
-            (b":path", b"/inference.GRPCInferenceService/ModelInfer"),
-            (b":authority", b"a"),
-            (b"content-type", b"application/grpc"),
-            (b"te", b"trailers"),
-        )
-    )
     async with serving(plane, client_timeout_s=0.4) as address, connect(address) as stub:
-        host, _, port = address.partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(4, 1, 0, b""))
-        writer.write(frame(1, 4, 1, headers))
-        if begun:
-            writer.write(frame(0, 0, 1, b"\0" + len(data).to_bytes(4, "big") + data[:16000]))
+        raw = await raw_connection(address)
+        raw.call(f"{SERVICE}/ModelInfer", data[:16000] if begun else b"", length=len(data), ends=False)
         read = b""
         async with asyncio.timeout(5):
             while b"did not arrive" not in read:
-                more = await reader.read(1000)
+                more = await raw.reader.read(1000)
                 assert more
                 read += more
-        writer.close()
+        raw.close()
         # one that takes its time to be answered has arrived
         plane.delay_s = 1.0
         assert (await stub.ModelInfer(request)).id == "0"

@@ -12,7 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from orchestrator.wire import rpc_arrival, rpc_health
+from orchestrator.wire import rpc_calls, rpc_health, rpc_unread
+from tests.orchestrator.wire.raw_http2 import SERVICE, raw_connection
 from tests.orchestrator.wire.test_rpc import connect, message
 from tests.orchestrator.wire.test_rpc_limits import serving
 from tests.orchestrator.wire.test_rpc_stream import numbered
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tests.orchestrator.wire.echo_plane import EchoPlane
 
 SIZE = 200_000
+HEALTH = "grpc.health.v1.Health"
 
 
 async def large(count: int) -> AsyncIterator[Any]:
@@ -59,7 +61,7 @@ async def test_streams_hold_no_more_than_so_much_together(plane: EchoPlane) -> N
 async def test_requests_that_do_not_arrive_make_room(
     plane: EchoPlane, monkeypatch: pytest.MonkeyPatch, service: str
 ) -> None:
-    monkeypatch.setattr(rpc_arrival, "_MIN_ARRIVING", 3)
+    monkeypatch.setattr(rpc_calls, "_MIN_ARRIVING", 3)
     async with serving(plane, max_connections=8) as address, AsyncExitStack() as stack:
         calls = []
         for _ in range(8):
@@ -114,3 +116,62 @@ async def test_reflection_takes_little(plane: EchoPlane, monkeypatch: pytest.Mon
         for data in (b"\xff", reflection_pb2.ServerReflectionRequest(host="a" * 10_000).SerializeToString()):
             call = raw(iter([data]))
             assert await end_of(call) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("method", [f"{SERVICE}/ModelInfer", f"{SERVICE}/ModelStreamInfer", f"{HEALTH}/Check"])
+async def test_a_client_that_takes_no_answers_is_cut_off(plane: EchoPlane, method: str) -> None:
+    (request,) = numbered(1)
+    async with serving(plane, client_timeout_s=0.5) as address, connect(address) as stub:
+        raw = await raw_connection(address, window_bytes=0)
+        raw.call(method, request.SerializeToString(), ends="Stream" not in method)
+        await raw.closed()
+        raw.close()
+        # one whose answer takes longer is no such client
+        plane.delay_s = 1.5
+        assert (await stub.ModelInfer(request)).id == "0"
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+async def test_answers_that_are_not_taken_make_room(
+    plane: EchoPlane, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(rpc_unread, "_ROOM_S", 0.1)
+    (request,) = numbered(1)
+    async with serving(plane, max_connections=8) as address, connect(address) as stub:
+        raw = await raw_connection(address, window_bytes=0)
+        for _ in range(8):
+            raw.call(f"{SERVICE}/{method}", request.SerializeToString(), ends=False)
+        assert await plane.settled() == (4 if "Stream" in method else 8)
+        for _ in range(3):
+            if "Stream" in method:
+                assert [answer.infer_response.id async for answer in stub.ModelStreamInfer(iter([request]))] == ["0"]
+            else:
+                assert (await stub.ModelInfer(request)).id == "0"
+        await raw.closed()
+        raw.close()
+
+
+async def test_calls_beyond_their_number_are_refused(plane: EchoPlane) -> None:
+    (request,) = numbered(1)
+    plane.delay_s = 1.0
+    async with serving(plane, max_connections=3) as address, connect(address) as stub:
+        answers = await asyncio.gather(*(stub.ModelInfer(request) for _ in range(4)), return_exceptions=True)
+        assert len(plane.requests) == 3
+        (error,) = (answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "3 calls are under way" in str(error.details())
+        plane.delay_s = 0.0
+        assert (await stub.ModelInfer(request)).id == "0"
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_it"),
+    [
+        ("ipv4:127.0.0.1:7", ("127.0.0.1", 7)),
+        ("ipv4:127.0.0.1:7", ("::ffff:127.0.0.1", 7)),
+        ("ipv6:%5B::1%5D:7", ("::1", 7)),
+        ("ipv6:[fe80::1%25eth0]:7", ("fe80::1%eth0", 7)),
+    ],
+)
+def test_names_of_peers(peer: str, is_it: tuple[str, int]) -> None:
+    assert rpc_unread._address(peer) == rpc_unread._ip(is_it)

@@ -1,4 +1,7 @@
-"""Requests of gRPC calls that do not arrive: gRPC itself would wait for the rest, and hold the beginning, for ever."""
+"""The calls of a gRPC server with one request and one answer, from their beginning until their answer is taken.
+
+gRPC itself would wait for the rest of a request, and for a client to take its answer, for ever.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
+from orchestrator.wire.rpc_unread import Unread
 from orchestrator.wire.slow_clients import SlowClients
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from orchestrator.wire.limits import Limits
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -21,16 +27,19 @@ _LOOK = 0.25
 _MIN_ARRIVING = 100
 
 
-class Arrivals:
-    """The calls of a server whose request has not come yet."""
+class Calls:
+    """Where they are too many, those make room whose clients owe something."""
 
-    def __init__(self, timeout_s: float, max_calls: int) -> None:
-        """Calls whose request has not come take no more than a quarter of `max_calls`."""
-        self._timeout_s = timeout_s
-        self._max_arriving = max(max_calls // 4, _MIN_ARRIVING)
-        self._slow: SlowClients[asyncio.Task[Any]] = SlowClients(timeout_s)
+    def __init__(self, limits: Limits) -> None:
+        """Calls whose request has not come take no more than a quarter of all places."""
+        self._timeout_s = limits.client_timeout_s
+        self._max_open = limits.max_connections
+        self._num_open = 0
+        self._max_arriving = max(limits.max_connections // 4, _MIN_ARRIVING)
+        self._slow: SlowClients[asyncio.Task[Any]] = SlowClients(limits.client_timeout_s)
         # the oldest first
         self._arriving: dict[asyncio.Task[Any], None] = {}
+        self._unread = Unread(limits.client_timeout_s)
         # what those that were cut off are told
         self._cut: dict[asyncio.Task[Any], tuple[grpc.StatusCode, str]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -43,22 +52,31 @@ class Arrivals:
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Bind an RPC with one request and one answer; a request that does not arrive ends it."""
 
-        async def answer(_requests: Any, context: Context) -> Any:  # noqa: ANN401 - untyped protobuf
-            return await rpc(await self._read(context), context)
+        async def answer(_requests: Any, context: Context) -> bytes:  # noqa: ANN401 - untyped protobuf
+            if self._num_open + len(self._unread) >= self._max_open and not self._make_room():
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._max_open} calls are under way; try again shortly"
+                )
+            self._num_open += 1
+            try:
+                sent = response_serializer(await rpc(await self._read(context), context))
+            finally:
+                self._num_open -= 1
+            # gRPC sends the answer in the same task
+            task = asyncio.current_task()
+            assert task is not None
+            self._unread.begin(task, len(sent), context.peer())
+            task.add_done_callback(self._unread.end)
+            return sent
 
         # As if it were a stream: its handler runs from the beginning, and reads the request itself.
-        return grpc.stream_unary_rpc_method_handler(
-            answer, request_deserializer=request_deserializer, response_serializer=response_serializer
-        )
+        return grpc.stream_unary_rpc_method_handler(answer, request_deserializer=request_deserializer)
 
     async def _read(self, context: Context) -> Any:  # noqa: ANN401
         task = asyncio.current_task()
         assert task is not None
         if len(self._arriving) >= self._max_arriving:
-            oldest = next(iter(self._arriving))
-            self._cut_off(
-                oldest, grpc.StatusCode.UNAVAILABLE, "the request did not arrive and another one needed its place"
-            )
+            self._cut_oldest()
         self._arriving[task] = None
         if self._timer is None:
             self._wait()
@@ -75,6 +93,19 @@ class Arrivals:
         if request is grpc.aio.EOF:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended without a request")
         return request
+
+    def _make_room(self) -> bool:
+        if self._unread.make_room():
+            return True
+        if self._arriving:
+            self._cut_oldest()
+            return True
+        return False
+
+    def _cut_oldest(self) -> None:
+        oldest = next(iter(self._arriving))
+        sentence = "the request did not arrive and another one needed its place"
+        self._cut_off(oldest, grpc.StatusCode.UNAVAILABLE, sentence)
 
     def _cut_off(self, task: asyncio.Task[Any], code: grpc.StatusCode, sentence: str) -> None:
         del self._arriving[task]
