@@ -55,6 +55,8 @@ _READS_BYTES = "ModelInfer"
 _UNREADABLE = "the request cannot be read: it is no message of this call's type"
 # what HTTP/2 advises as the least
 _MIN_CALLS_PER_CONNECTION = 100
+# as for TLS over HTTP
+_GREETING_S = 15.0
 _KEEPALIVE = (
     # A client that is gone without a word is noticed: this long without a byte and it is asked, then waited for.
     ("grpc.keepalive_time_ms", 60_000),
@@ -96,8 +98,8 @@ def build_rpc_server(
             # the same for calls that came while the event loop was busy: a third of 3,000 at once would be cancelled
             ("grpc.server.max_pending_requests", limits.max_connections),
             ("grpc.server.max_pending_requests_hard_limit", limits.max_connections),
-            # to begin to speak HTTP/2
-            ("grpc.server_handshake_timeout_ms", math.ceil(1e3 * limits.client_timeout_s)),
+            # to begin to speak TLS and HTTP/2: until then it takes the place of another one
+            ("grpc.server_handshake_timeout_ms", math.ceil(1e3 * min(limits.client_timeout_s, _GREETING_S))),
             *_KEEPALIVE,
         ],
     )
