@@ -167,7 +167,8 @@ class _Endpoints:
         if len(json_part) < _DEAR_BYTES and not lists_many(call.body, header_length):
             return decode()
         try:
-            request, waited_s = await self._turns.run(decode)
+            deadline_s = self._data_plane.default_deadline_s(call.model, call.version)
+            request, waited_s = await self._turns.run(decode, deadline_s)
         except Overloaded:
             self._data_plane.unread(call.model, call.version)
             raise
