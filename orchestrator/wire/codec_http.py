@@ -17,6 +17,7 @@ from cascadeserve.errors import InvalidRequest, NotSupported
 from orchestrator.wire.classification import classified, num_classes
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, check_tensor, raw_from_tensor
 from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, flattened, json_from_tensor
+from orchestrator.wire.json_numbers import names_not_finite
 from orchestrator.wire.limits import (
     MAX_LISTED_ELEMENTS,
     ListedElements,
@@ -25,7 +26,7 @@ from orchestrator.wire.limits import (
     check_id,
     check_json,
 )
-from orchestrator.wire.not_finite import marked, names_not_finite, read_slowly, unmarked
+from orchestrator.wire.not_finite import marked, read_slowly, unmarked
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:

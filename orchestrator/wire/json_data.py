@@ -17,8 +17,8 @@ import numpy as np
 
 from cascadeserve.errors import InvalidRequest, RequestTooLarge
 from orchestrator.wire.datatypes import DTYPES, bytes_array, check_tensor, checked_output, shaped, shown_shape
-from orchestrator.wire.json_numbers import check_length
-from orchestrator.wire.not_finite import MAX_SLOW_BYTES, check_slow, names_not_finite, read_numbers, read_slowly
+from orchestrator.wire.json_numbers import check_length, names_not_finite, read_numbers
+from orchestrator.wire.not_finite import MAX_SLOW_BYTES, check_slow, read_slowly
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ def array_from_json(name: str, datatype: str, shape: Sequence[int], data: bytes 
         )
     if datatype != "BYTES":
         check_length(name, data, count)
-    numbers = read_numbers(data) if DTYPES[datatype].kind == "f" else None
+    numbers = read_numbers(bytes(data)) if DTYPES[datatype].kind == "f" else None
     elements = _elements(name, datatype, data) if numbers is None else numbers
     if len(elements) != count:
         raise InvalidRequest(

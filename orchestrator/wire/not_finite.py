@@ -7,21 +7,17 @@ reads them, at six times the cost, where that cannot be done.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cascadeserve.errors import RequestTooLarge
-from orchestrator.wire.json_numbers import read_plain
+from orchestrator.wire.json_numbers import INFINITY, NAN, names_not_finite
 from orchestrator.wire.limits import MAX_LISTED_ELEMENTS
 
-if TYPE_CHECKING:
-    from orchestrator.wire.tensors import Array
-
-_NAN, _INFINITY, _MINUS_INFINITY = b"NaN", b"Infinity", b"-Infinity"
 # A list can stand where a value can, and nothing but data may be one; nobody writes these.
 _MARK = b"[0E-0"
-_MARKS = ((_MINUS_INFINITY, _MARK + b"3]"), (_INFINITY, _MARK + b"2]"), (_NAN, _MARK + b"1]"))
+_MARKS = ((b"-" + INFINITY, _MARK + b"3]"), (INFINITY, _MARK + b"2]"), (NAN, _MARK + b"1]"))
 # It is written and read several times over. The most numbers that there may be take no more, written in full.
 _MAX_BYTES = 1 << 25
 # values, or lists, that the standard library reads as fast as the others read `MAX_LISTED_ELEMENTS`
@@ -34,11 +30,6 @@ _MAX_DIGITS = 310
 _ESCAPES = ((b"\\\\", b"\xff\xff"), (b'\\"', b"\xfe\xfe"))
 _NO_UTF8 = (b"\xff", b"\xfe")
 _BACKSLASH = ord("\\")
-
-
-def names_not_finite(text: bytes) -> bool:
-    """Whether NaN or Infinity stand there, be it in a string."""
-    return _NAN in text or _INFINITY in text
 
 
 def marked(text: bytes) -> bytes | None:
@@ -74,7 +65,7 @@ def _marked(text: bytes) -> bytes:
     for at in range(0, len(parts), 2):
         part = parts[at]
         if names_not_finite(part):
-            for word, mark in _MARKS if _INFINITY in part else _MARKS[-1:]:
+            for word, mark in _MARKS if INFINITY in part else _MARKS[-1:]:
                 part = part.replace(word, mark)
             parts[at] = part
     return b'"'.join(parts)
@@ -86,27 +77,6 @@ def unmarked(text: bytes) -> bytes:
         for word, mark in _MARKS:
             text = text.replace(mark, word)
     return text
-
-
-def read_numbers(text: bytes | memoryview) -> Array | None:
-    """Read an array of numbers and these words, nested or not, as it stands there; None if there is anything else."""
-    text = bytes(text)
-    plain = read_plain(text)
-    if plain is not None or not names_not_finite(text):
-        return plain
-    # Read twice, with other numbers for the words: where the two differ, there they are.
-    read = read_plain(text.replace(_NAN, b"0").replace(_INFINITY, b"0"))
-    found = read_plain(text.replace(_NAN, b"1").replace(_INFINITY, b"2"))
-    if read is None or found is None:
-        return None
-    (where,) = np.nonzero(read != found)
-    which = found[where]
-    if read[where].any() or not np.isin(which, (1, 2, -2)).all():
-        # a word within a number
-        return None
-    read = read.copy()
-    read[where] = np.where(which == 1, np.nan, np.copysign(np.inf, which))
-    return read
 
 
 def check_slow(text: bytes) -> None:
