@@ -110,6 +110,10 @@ class CascadeDataPlane:
         """See `DataPlane.admit`; what is wrong with the name is left to `infer`."""
         return not self._knows(name, version) or self._entry.admit(name, beginning)
 
+    def default_deadline_s(self, name: str, version: str) -> float | None:
+        """See `DataPlane.default_deadline_s`; that of rows of very much work is longer."""
+        return DEADLINE_SLOS * self._dispatcher.families[name].plan.slo_s if self._knows(name, version) else None
+
     def unread(self, name: str, version: str) -> None:
         """See `DataPlane.unread`."""
         if self._knows(name, version):

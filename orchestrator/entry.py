@@ -11,11 +11,12 @@ dispatcher knows what goes before it.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from cascadeserve.errors import Overloaded
-from cascadeserve.policy.admission import LAST_WEIGHT, LOOK_S, NOT_STANDING, admits
+from cascadeserve.policy.admission import DEADLINE_SLOS, LAST_WEIGHT, LOOK_S, NOT_STANDING, admits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -116,6 +117,11 @@ class Entry:
             return False
         self._on_refusal(family, queue.rows)
         raise self.refusal(family)
+
+    def default_deadline_s(self, family: str) -> float:
+        """How long an answer is waited for where its request does not say; infinite where nothing is known."""
+        queue = self._queues.get(family)
+        return math.inf if queue is None else DEADLINE_SLOS * queue.ahead.slo_s
 
     def unread(self, family: str) -> None:
         """Count a request that was let in, and refused before anyone knew how many rows it has."""

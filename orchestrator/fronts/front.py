@@ -138,6 +138,10 @@ class FrontPlane:
         """See `DataPlane.admit`."""
         return not self._knows(name, version) or self._entry.admit(name, beginning)
 
+    def default_deadline_s(self, name: str, version: str) -> float | None:
+        """See `DataPlane.default_deadline_s`."""
+        return self._entry.default_deadline_s(name) if self._knows(name, version) else None
+
     def unread(self, name: str, version: str) -> None:
         """See `DataPlane.unread`."""
         if self._knows(name, version):

@@ -11,6 +11,8 @@ from cascadeserve.errors import InvalidRequest, RequestTooLarge, Unavailable
 from orchestrator.wire.compression import Unfolder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp.web_protocol import RequestHandler
 
     from orchestrator.wire.limits import Limits
@@ -28,8 +30,14 @@ class _Arriving:
 class Bodies:
     """Counts what has arrived, not what is announced: that costs its client nothing."""
 
-    def __init__(self, max_body_bytes: int, limits: Limits) -> None:
-        """`max_body_bytes` bounds each as sent and as it unfolds."""
+    def __init__(
+        self, max_body_bytes: int, limits: Limits, default_deadline_s: Callable[[str, str], float | None]
+    ) -> None:
+        """`max_body_bytes` bounds each as sent and as it unfolds.
+
+        `default_deadline_s` says of a model and its version how long its answers are worth waiting for.
+        """
+        self._default_deadline_s = default_deadline_s
         self._max_body_bytes = max_body_bytes
         self._limits = limits
         self._unfolder = Unfolder()
@@ -57,7 +65,9 @@ class Bodies:
             finally:
                 del self.arriving[request.protocol]
             encoding = request.headers.get("Content-Encoding", "").strip().lower()
-            return await self._unfolder.unfold(body, encoding, self._max_body_bytes)
+            asked = request.match_info
+            deadline_s = self._default_deadline_s(asked.get("model", ""), asked.get("version", ""))
+            return await self._unfolder.unfold(body, encoding, self._max_body_bytes, deadline_s)
         finally:
             self._held_bytes -= mine.num_bytes
 

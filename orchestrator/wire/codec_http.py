@@ -17,6 +17,7 @@ from cascadeserve.errors import InvalidRequest, NotSupported
 from orchestrator.wire.classification import classified, num_classes
 from orchestrator.wire.datatypes import DTYPES, MAX_DIM, array_from_raw, bytes_array, check_tensor, raw_from_tensor
 from orchestrator.wire.json_data import JSON_ERRORS, array_from_json, flattened, json_from_tensor
+from orchestrator.wire.json_numbers import names_not_finite
 from orchestrator.wire.limits import (
     MAX_LISTED_ELEMENTS,
     ListedElements,
@@ -25,7 +26,7 @@ from orchestrator.wire.limits import (
     check_id,
     check_json,
 )
-from orchestrator.wire.not_finite import check_slow, marked, names_not_finite, unmarked
+from orchestrator.wire.not_finite import marked, read_slowly, unmarked
 from orchestrator.wire.tensors import InferRequest, Parameter, RequestedOutput, Tensor, check_parameter, check_unique
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 # A client writes the same JSON again and again and other data behind it. What holds data or an id is seldom met twice.
 _MAX_KNOWN = 512
 _MAX_KNOWN_BYTES = 2048
+# elements of BYTES that are cut in a millisecond, and the bytes before each
+_MANY = 1 << 12
+_LENGTH_BYTES = 4
 
 _Dim = Annotated[int, msgspec.Meta(ge=0, le=MAX_DIM)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_DIM)]
@@ -157,6 +161,28 @@ def decode_request(
     )
 
 
+def lists_many(body: bytes, header_length: int | None) -> bool:
+    """Whether raw BYTES of the request are so many that cutting them takes longer than everything else about it.
+
+    Raises:
+        InvalidRequest: the JSON cannot be read.
+
+    """
+    if header_length is None or len(body) - header_length < _MANY * _LENGTH_BYTES:
+        return False
+    json_part = body[:header_length]
+    # written with escapes, it may be that word as well
+    if b"BYTES" not in json_part and b"\\" not in json_part:
+        return False
+    if header_length > _MAX_KNOWN_BYTES:
+        return True
+    elements = 0
+    for item in _known_form(json_part).inputs:
+        if item.datatype == "BYTES" and item.parameters is not None:
+            elements += min(_most_elements(item, item.parameters.binary_data_size or 0), _MANY)
+    return elements >= _MANY
+
+
 def decode_raw_request(body: bytes, metadata: ModelMetadata, *, model_version: str = "") -> InferRequest:
     """Read a body that is nothing but the one input's tensor, as a batch of one; all outputs will be binary."""
     if len(metadata.inputs) != 1:
@@ -244,8 +270,7 @@ def _decode_not_finite(text: bytes) -> _Head:
         for item in head.inputs:
             item.data = msgspec.Raw(unmarked(bytes(memoryview(item.data))))
         return head
-    check_slow(text)
-    read = json.loads(text.decode())
+    read = read_slowly(text)
     inputs = read.get("inputs") if isinstance(read, dict) else None
     for item in inputs if isinstance(inputs, list) else ():
         if isinstance(item, dict) and "data" in item:
@@ -314,14 +339,18 @@ def _decode_inputs(
                     f"(does the header {HEADER_LENGTH} give the length of the JSON?)"
                 )
             if item.datatype == "BYTES":
-                # each takes at least the four bytes of its length
-                listed.add(name, min(check_tensor(name, item.datatype, item.shape), size // 4))
+                listed.add(name, _most_elements(item, size))
             array = array_from_raw(name, item.datatype, item.shape, buffers[offset:end])
             offset = end
         tensors.append(Tensor(name, item.datatype, array))
     if offset != len(body):
         raise InvalidRequest(f"{len(body) - offset} bytes follow the data of the last input")
     return tensors
+
+
+def _most_elements(item: _Input, size_bytes: int) -> int:
+    """Bound the elements of BYTES: each takes at least its length."""
+    return min(check_tensor(item.name, item.datatype, item.shape), size_bytes // _LENGTH_BYTES)
 
 
 def _decode_output(output: _Output, *, binary_by_default: bool) -> RequestedOutput:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import io
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cascadeserve.errors import InvalidRequest, NotSupported, RequestTooLarge
@@ -54,8 +54,12 @@ class Unfolder:
         """Nothing waits yet."""
         self._turns = Turns("too many compressed requests wait to be unfolded; send them as they are")
 
-    async def unfold(self, body: bytes, encoding: str, limit_bytes: int) -> tuple[bytes, float]:
+    async def unfold(
+        self, body: bytes, encoding: str, limit_bytes: int, deadline_s: float | None = None
+    ) -> tuple[bytes, float]:
         """Decompress a body, up to `limit_bytes`; `encoding` is its header Content-Encoding.
+
+        `deadline_s` is how long its answer is worth waiting for, if that is known.
 
         Returns it, and the seconds for which it has waited.
         """
@@ -67,7 +71,8 @@ class Unfolder:
             with contextlib.suppress(RequestTooLarge, _TooSlow):
                 return _unfold(body, encoding, min(limit_bytes, _INLINE_BYTES), _INLINE_S), 0.0
         try:
-            return await self._turns.run_in(_THREAD, lambda: _unfold(body, encoding, limit_bytes, _THREAD_S))
+            work = functools.partial(_unfold, body, encoding, limit_bytes, _THREAD_S)
+            return await self._turns.run_in(_THREAD, work, deadline_s)
         except _TooSlow:
             raise InvalidRequest(
                 f"the request body takes many times longer to unfold than {encoding} of its size; compress it anew"
@@ -139,7 +144,7 @@ async def compressed(answer: Answer, accept_encoding: str) -> Answer:
     return answer
 
 
-@lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)
 def chosen_encoding(accept_encoding: str) -> str | None:
     """Choose gzip or deflate as Triton does: what is liked most, of equals the first; None for neither."""
     best, best_weight = None, 0.0

@@ -19,6 +19,7 @@ from orchestrator.wire.codec_http import (
     decode_raw_request,
     decode_request,
     encode_response,
+    lists_many,
     parse_header_length,
 )
 from orchestrator.wire.compression import compressed
@@ -103,7 +104,9 @@ class _Endpoints:
         self._data_plane = data_plane
         self._others = others
         self._max_listed_elements = max_listed_elements
-        self._turns = Turns("too many large JSON requests wait to be read; send binary data")
+        self._turns = Turns(
+            "too many requests of large JSON or many texts wait to be read; send binary data, or fewer rows"
+        )
 
     async def live(self, _call: Call) -> Answer:
         return Answer()
@@ -161,10 +164,11 @@ class _Endpoints:
         json_part = call.body if header_length is None else memoryview(call.body)[:header_length]
         for _ in json_checks(json_part, self._max_listed_elements):
             await asyncio.sleep(0)
-        if len(json_part) < _DEAR_BYTES:
+        if len(json_part) < _DEAR_BYTES and not lists_many(call.body, header_length):
             return decode()
         try:
-            request, waited_s = await self._turns.run(decode)
+            deadline_s = self._data_plane.default_deadline_s(call.model, call.version)
+            request, waited_s = await self._turns.run(decode, deadline_s)
         except Overloaded:
             self._data_plane.unread(call.model, call.version)
             raise

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
 
-from cascadeserve.errors import InvalidRequest
+from cascadeserve.errors import InvalidRequest, RequestTooLarge
 from orchestrator.wire.datatypes import DTYPES, bytes_array, check_tensor, checked_output, shaped, shown_shape
-from orchestrator.wire.not_finite import check_slow, names_not_finite, read_numbers
+from orchestrator.wire.json_numbers import check_length, names_not_finite, read_numbers
+from orchestrator.wire.not_finite import MAX_SLOW_BYTES, check_slow, read_slowly
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +32,9 @@ _NO_JSON_FORM = ("FP16", "BF16")
 # Deeper nesting has no shape that numpy could hold.
 _MAX_NESTING = 32
 _TOO_DEEP = b"[" * (_MAX_NESTING + 1)
+# what stays in a cache
+_PIECE_BYTES = 1 << 18
+_OPENING, _CLOSING, _QUOTE = b'[]"'
 
 
 def _element_type(datatype: str) -> Any:  # noqa: ANN401 - a type made at run time
@@ -59,7 +64,9 @@ def array_from_json(name: str, datatype: str, shape: Sequence[int], data: bytes 
         raise InvalidRequest(
             f"receiving {datatype} data via JSON is not supported; use the binary data format for input '{name}'"
         )
-    numbers = read_numbers(data) if DTYPES[datatype].kind == "f" else None
+    if datatype != "BYTES":
+        check_length(name, data, count)
+    numbers = read_numbers(bytes(data)) if DTYPES[datatype].kind == "f" else None
     elements = _elements(name, datatype, data) if numbers is None else numbers
     if len(elements) != count:
         raise InvalidRequest(
@@ -68,8 +75,23 @@ def array_from_json(name: str, datatype: str, shape: Sequence[int], data: bytes 
     return shaped(name, _flat_array(name, datatype, elements), shape)
 
 
+@cache
+def _nested_decoder(datatype: str) -> msgspec.json.Decoder[Any]:
+    """Make what stops at the first that is neither an element nor a list, up to the deepest level."""
+    element: Any = _element_type(datatype)
+    kind: Any = list.__class_getitem__(element)
+    for _ in range(_MAX_NESTING - 1):
+        kind = list.__class_getitem__(element | kind)
+    return msgspec.json.Decoder(kind)
+
+
 def _elements(name: str, datatype: str, data: bytes | memoryview) -> list[Any]:
     """Decode `data` to one flat list with elements of the datatype's JSON type."""
+    if DTYPES[datatype].kind == "f" and len(data) > MAX_SLOW_BYTES:
+        raise RequestTooLarge(
+            f"the 'data' of input '{name}' holds what is not plain numbers, or empty lists, and is longer than "
+            f"{MAX_SLOW_BYTES} bytes; send binary data or fewer rows"
+        )
     try:
         try:
             flat: list[Any] = _FLAT_DECODERS[datatype].decode(data)
@@ -79,7 +101,8 @@ def _elements(name: str, datatype: str, data: bytes | memoryview) -> list[Any]:
             unfolded = _unfolded(datatype, text)
             flat = _looked_at(name, datatype, text) if unfolded is None else unfolded
     except JSON_ERRORS as error:
-        raise InvalidRequest(f"cannot read the 'data' of input '{name}' as {datatype}: {error}") from None
+        sentence = str(error).replace(" | array", "")
+        raise InvalidRequest(f"cannot read the 'data' of input '{name}' as {datatype}: {sentence}") from None
     return flat
 
 
@@ -87,19 +110,29 @@ def _unfolded(datatype: str, text: bytes) -> list[Any] | None:
     """Read nested data by leaving out what nests it; None where that takes a closer look."""
     if not text.startswith(b"[") or _TOO_DEEP in text or b"\\" in text:
         return None
-    # no quote is escaped: every second part is a string
-    strings = b"".join(text.split(b'"')[1::2])
-    if b"[" in strings or b"]" in strings:
-        return None
+    # No quote is escaped: what stands behind an odd number of them is part of a string.
+    num_quotes = 0
+    for at in range(0, len(text), _PIECE_BYTES):
+        piece = np.frombuffer(text[at : at + _PIECE_BYTES], np.uint8)
+        quotes = np.flatnonzero(piece == _QUOTE)
+        brackets = np.flatnonzero((piece == _OPENING) | (piece == _CLOSING))
+        if (np.searchsorted(quotes, brackets) + num_quotes & 1).any():
+            return None
+        num_quotes += quotes.size
     with contextlib.suppress(msgspec.DecodeError):
         return _FLAT_DECODERS[datatype].decode(b"[" + text.translate(None, b"[]") + b"]")  # type: ignore[no-any-return]
     return None
 
 
 def _looked_at(name: str, datatype: str, text: bytes) -> list[Any]:
+    if datatype != "BYTES" and names_not_finite(text):
+        return msgspec.convert(flattened(name, read_slowly(text)), _LIST_TYPES[datatype])  # type: ignore[no-any-return]
     check_slow(text)
-    read = json.loads(text.decode()) if names_not_finite(text) else msgspec.json.decode(text)
-    return msgspec.convert(flattened(name, read), _LIST_TYPES[datatype])  # type: ignore[no-any-return]
+    try:
+        return flattened(name, _nested_decoder(datatype).decode(text))  # type: ignore[no-any-return]
+    except msgspec.ValidationError as error:
+        # anywhere else there may be one
+        raise (_too_deep(name) if "got `array`" in str(error) else error) from None
 
 
 def flattened(name: str, data: Any) -> Any:  # noqa: ANN401 - any JSON value
@@ -119,7 +152,7 @@ def flattened(name: str, data: Any) -> Any:  # noqa: ANN401 - any JSON value
 def _gather(name: str, items: list[Any], level: int, flat: list[Any]) -> None:
     """Put what stands in nested lists behind each other into `flat`, so that each list is gone through once."""
     if level > _MAX_NESTING:
-        raise InvalidRequest(f"the 'data' of input '{name}' is nested more than {_MAX_NESTING} levels deep")
+        raise _too_deep(name)
     if list not in map(type, items):
         flat += items
         return
@@ -128,6 +161,10 @@ def _gather(name: str, items: list[Any], level: int, flat: list[Any]) -> None:
             _gather(name, item, level + 1, flat)
         else:
             flat.append(item)
+
+
+def _too_deep(name: str) -> InvalidRequest:
+    return InvalidRequest(f"the 'data' of input '{name}' is nested more than {_MAX_NESTING} levels deep")
 
 
 def _flat_array(name: str, datatype: str, elements: Sequence[Any] | Array) -> Array:

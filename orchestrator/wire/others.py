@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     import grpc
 
     from orchestrator.wire.exchange import Answer, Call
+    from orchestrator.wire.tensors import DataPlane
 
     Handler = Callable[[Call], Awaitable[Answer]]
 
@@ -35,6 +37,17 @@ class Others(Protocol):
 
     async def rpc(self, name: str, request: Any, model: str, version: str, timeout_s: float | None) -> Any:  # noqa: ANN401
         """Pass on an RPC of GRPCInferenceService; returns its response."""
+
+
+def deadlines(data_plane: DataPlane, others: Others | None) -> Callable[[str, str], float | None]:
+    """Extend `DataPlane.default_deadline_s` by the models of others, which are waited for without end."""
+
+    def default_deadline_s(model: str, version: str) -> float | None:
+        if others is not None and others.has(model):
+            return math.inf
+        return data_plane.default_deadline_s(model, version)
+
+    return default_deadline_s
 
 
 def or_passed_on(others: Others | None, verb: str, handler: Handler) -> Handler:

@@ -23,6 +23,7 @@ from orchestrator.wire.exchange import JSON, Answer, Call, Route, error_answer
 from orchestrator.wire.greetings import Greetings
 from orchestrator.wire.handed_over import LOG, HandedOver
 from orchestrator.wire.limits import Limits
+from orchestrator.wire.others import deadlines
 from orchestrator.wire.plain_http import PlainHttp
 from orchestrator.wire.slow_clients import SlowClients
 
@@ -87,7 +88,7 @@ class RestServer:
         self._limits = limits or Limits()
         self._watch: asyncio.Task[None] | None = None
         table = routes(data_plane, metrics, others, max_listed_elements=self._limits.max_listed_elements)
-        bodies = Bodies(max_body_bytes, self._limits)
+        bodies = Bodies(max_body_bytes, self._limits, deadlines(data_plane, others))
         app = _build_app(table, closing, bodies, data_plane.unread)
         self._runner = web.AppRunner(
             app,

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 # a message as short as that holds too few to matter
 _SHORT_BYTES = 1 << 16
-# inputs, outputs, parameters and raw contents, and what inputs and outputs consist of
-_MAX_FIELDS = 64 * MAX_ENTRIES
+# Inputs, outputs, parameters and raw contents, and what inputs and outputs consist of: at most seven fields for an
+# input of two parameters, four for an output, and one each for the others make 13.
+_MAX_FIELDS = 16 * MAX_ENTRIES
 _MAX_SHORT = 0x7F
 _LENGTH_DELIMITED = 2
 _FIXED_BYTES = {1: 8, 5: 4}
@@ -35,6 +36,8 @@ _SHAPE = _INPUT.fields_by_name["shape"].number << 3 | _LENGTH_DELIMITED
 # as protobuf writes them, ten bytes each at most
 _MAX_SHAPE_BYTES = 10 * MAX_DIMS
 _TEXT = _tag("InferTensorContents", "bytes_contents")
+# of a number in typed contents, with its tag where they are not packed
+_MAX_NUMBER_BYTES = 11
 
 
 def check_message(data: bytes, max_listed_elements: int = MAX_LISTED_ELEMENTS) -> None:
@@ -44,7 +47,7 @@ def check_message(data: bytes, max_listed_elements: int = MAX_LISTED_ELEMENTS) -
 
     Raises:
         InvalidRequest: an input has too many dimensions.
-        RequestTooLarge: it has too many fields, or typed contents of too many texts.
+        RequestTooLarge: it has too many fields, or typed contents of too many texts or numbers.
 
     """
     if len(data) >= _SHORT_BYTES:
@@ -57,6 +60,7 @@ class _Scan:
         self._max_listed_elements = max_listed_elements
         self._fields = 0
         self._texts = 0
+        self._typed_bytes = self._numbers_bytes = 0
 
     def request(self) -> None:
         for tag, start, end in self._walk(0, len(self._data)):
@@ -71,9 +75,11 @@ class _Scan:
 
     def _contents(self, start: int, end: int) -> None:
         data = self._data
+        most_bytes = _MAX_NUMBER_BYTES * self._max_listed_elements
+        self._typed_bytes += end - start
         # There are no more texts than bytes that look like the beginning of one, and these are counted fast.
         most = data.count(_TEXT, start, end)
-        if self._texts + most <= self._max_listed_elements:
+        if self._typed_bytes <= most_bytes and self._texts + most <= self._max_listed_elements:
             self._texts += most
             return
         at = start
@@ -84,9 +90,12 @@ class _Scan:
             elif data[at] == _TEXT and at + 2 < end and data[at + 2] <= _MAX_SHORT:
                 at += 3 + (data[at + 1] & _MAX_SHORT) + (data[at + 2] << 7)
             else:
-                _, _, at = next(self._walk(at, end))
+                tag, _, last = next(self._walk(at, end))
+                if tag != _TEXT:
+                    self._numbers_bytes += last - at
+                at = last
             self._texts += 1
-            if self._texts > self._max_listed_elements:
+            if self._texts > self._max_listed_elements or self._numbers_bytes > most_bytes:
                 raise RequestTooLarge(
                     f"the request lists more than {self._max_listed_elements} elements; send raw data or fewer rows"
                 )

@@ -127,6 +127,9 @@ class DataPlane(Protocol):
         `beginning` is what there is of the body. The answer is to become `InferRequest.admitted`.
         """
 
+    def default_deadline_s(self, name: str, version: str) -> float | None:
+        """How long an answer is waited for where its request does not say; None for an unknown model."""
+
     def unread(self, name: str, version: str) -> None:
         """Count a request that was let in and then refused before it was read: too much waits for that."""
 

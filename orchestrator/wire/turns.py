@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import ThreadPoolExecutor
 
-# Work is refused while the oldest that waits has waited for longer: less comes to an end than comes in.
-_LONGEST_S = 0.25
+# Work is refused while the oldest that waits has waited for longer: less comes to an end than comes in. It is half of
+# the time that an answer is worth waiting for, within these bounds: whatever waits holds its request.
+_LEAST_S, _MOST_S = 0.25, 2.0
 _RETRY_AFTER_S = 1.0
 
 _Result = TypeVar("_Result")
@@ -30,8 +31,10 @@ class Turns:
         # since when the pieces that wait do so, oldest first
         self._since_s: dict[object, float] = {}
 
-    async def run(self, work: Callable[[], _Result]) -> tuple[_Result, float]:
+    async def run(self, work: Callable[[], _Result], deadline_s: float | None = None) -> tuple[_Result, float]:
         """Do the work when its turn has come; whatever else is ready then runs before the next piece.
+
+        `deadline_s` is how long the answer that it is for is worth waiting for; None where nobody knows.
 
         Returns its result, and the seconds for which it has waited.
 
@@ -39,22 +42,25 @@ class Turns:
             Overloaded: too much waits already.
 
         """
-        waited_s = await self._begin()
+        waited_s = await self._begin(deadline_s)
         try:
             return work(), waited_s
         finally:
             self._loop.call_soon(self._lock.release)
 
-    async def run_in(self, thread: ThreadPoolExecutor, work: Callable[[], _Result]) -> tuple[_Result, float]:
+    async def run_in(
+        self, thread: ThreadPoolExecutor, work: Callable[[], _Result], deadline_s: float | None = None
+    ) -> tuple[_Result, float]:
         """Do the same in a thread. What nobody waits for any more is done to its end, and only then is the next."""
-        waited_s = await self._begin()
+        waited_s = await self._begin(deadline_s)
         done = thread.submit(work)
         done.add_done_callback(self._end_soon)
         return await asyncio.wrap_future(done), waited_s
 
-    async def _begin(self) -> float:
+    async def _begin(self, deadline_s: float | None) -> float:
         since_s = self._loop.time()
-        if self._since_s and since_s - next(iter(self._since_s.values())) > _LONGEST_S:
+        patience_s = _LEAST_S if deadline_s is None else min(max(deadline_s / 2, _LEAST_S), _MOST_S)
+        if self._since_s and since_s - next(iter(self._since_s.values())) > patience_s:
             raise Overloaded(self._sentence, retry_after_s=_RETRY_AFTER_S)
         mine = object()
         self._since_s[mine] = since_s

@@ -97,8 +97,10 @@ async def test_the_shorter_of_timeout_and_transport_deadline_counts(looptime: fl
 
 async def test_default_deadline_is_four_slos(looptime: float) -> None:
     rig = await make_rig(busy_s={"small": 10.0})
+    plane = rig.orchestrator.data_plane
+    assert [plane.default_deadline_s(name, "1") for name in ("family", "unknown")] == [2.0, None]
     with pytest.raises(DeadlineExceeded):
-        await rig.orchestrator.data_plane.infer(request())
+        await plane.infer(request())
     assert looptime == pytest.approx(2.0, abs=0.01)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,13 @@ def admitted(entry: Entry, times: int) -> int:
 async def test_a_family_of_which_nothing_is_known_is_let_in() -> None:
     entry, _ = door()
     assert admitted(entry, 1000) == 1000
+
+
+async def test_how_long_answers_are_waited_for() -> None:
+    entry, _ = door()
+    assert entry.default_deadline_s("family") == math.inf
+    entry.show({"family": Ahead(slo_s=SLO_S, own_s=0.1 * SLO_S, surge_slos=4.0, wait_s=0.0, row_s=0.125)})
+    assert entry.default_deadline_s("family") == 4 * SLO_S
 
 
 async def test_between_two_looks_what_is_let_in_counts() -> None:

@@ -257,6 +257,8 @@ async def test_refused_rows_are_told_in_one_message_for_many(joined: Joined, mon
 
 async def test_what_the_door_left_open_is_refused_here_if_it_is_not_important(joined: Joined) -> None:
     joined.plane._entry.show({"echo": Ahead(slo_s=0.1, own_s=0.0, surge_slos=2.0, wait_s=60.0, row_s=0.0)})
+    assert joined.plane.default_deadline_s("echo", "1") == pytest.approx(0.4)
+    assert joined.plane.default_deadline_s("echo", "7") is None
     for priority in (0, 2, 3):
         assert not joined.plane.admit("echo", "", b'{"parameters":{"priority":')
         with pytest.raises(Overloaded, match="so much work waits for 'echo'") as caught:

@@ -47,6 +47,7 @@ class EchoPlane:
         self.beginnings: list[bytes] = []
         self.not_read: list[tuple[str, str]] = []
         self.delay_s = 0.0
+        self.deadline_s: float | None = None
         self.counted: dict[str, ModelStatistics] = {}
         self.requests: list[InferRequest] = []
         self.parameters: dict[str, Parameter] = {}
@@ -78,6 +79,9 @@ class EchoPlane:
         if self.refusal is not None and not may_be_important(beginning):
             raise self.refusal
         return self.refusal is None
+
+    def default_deadline_s(self, name: str, _version: str) -> float | None:
+        return self.deadline_s if name in MODELS else None
 
     def unread(self, name: str, version: str) -> None:
         self.not_read.append((name, version))

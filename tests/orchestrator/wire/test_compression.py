@@ -117,7 +117,7 @@ async def test_blocks_that_hold_nothing_are_not_read_for_long(size: int) -> None
 
 
 async def test_what_would_wait_for_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.wire.turns._LONGEST_S", -1.0)
+    monkeypatch.setattr("orchestrator.wire.turns._LEAST_S", -1.0)
     unfolder, packed = Unfolder(), gzip.compress(bytes(1 << 20))
     results = await asyncio.gather(
         *(unfolder.unfold(packed, "gzip", 1 << 20) for _ in range(3)), return_exceptions=True

@@ -294,7 +294,7 @@ def test_connections_fit_into_the_files_that_may_be_open() -> None:
 
 
 async def test_a_body_that_is_late_and_the_largest_takes_no_other_with_it() -> None:
-    bodies = Bodies(1000, Limits(max_received_bytes=1000))
+    bodies = Bodies(1000, Limits(max_received_bytes=1000), lambda _model, _version: None)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0) as over:
             await asyncio.sleep(1)
@@ -308,6 +308,6 @@ async def test_a_body_that_is_late_and_the_largest_takes_no_other_with_it() -> N
         return next(parts)
 
     content = SimpleNamespace(readany=readany)
-    upload: Any = SimpleNamespace(protocol=object(), content_length=None, headers={}, content=content)
+    upload: Any = SimpleNamespace(protocol=object(), content_length=None, headers={}, content=content, match_info={})
     assert await bodies.read(upload) == (bytes(300), 0.0)
     assert late.is_refused

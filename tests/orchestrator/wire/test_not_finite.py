@@ -52,7 +52,7 @@ def test_numbers_are_those_of_the_standard_library(seed: int) -> None:
     data = nested(chance, chance.choices(NUMBERS, k=chance.randrange(1, 20)))
     wanted = np.array(flattened("x", json.loads(data)))
     # escapes and other inputs' texts take other ways
-    for text in ("a", "NaN", "\\u00e9", "[0E-01]", "\\\\"):
+    for text in ("a", "NaN", "\\u00e9", "[0E-01]", "\\\\", '\\"NaN\\\\\\"', '\\\\\\\\", "a": "\\"NaN'):
         array = read(data, count=wanted.size, beside=f',"id":"{text}"').inputs[0].array
         np.testing.assert_array_equal(array, wanted)
         assert (np.signbit(array) == np.signbit(wanted)).all()
@@ -110,8 +110,22 @@ def test_what_takes_long_is_refused() -> None:
     with pytest.raises(RequestTooLarge, match="more than 131072 lists"):
         read(f"[{','.join([escaped] * many)}]", "BYTES", many)
     assert read(f"[{','.join([escaped] * some)}]", "BYTES", some).inputs[0].array.size == some
-    # with an escape in a text beside, each is one object of Python's
-    with pytest.raises(RequestTooLarge, match="NaN or Infinity beside"):
-        read(f"[NaN{',1' * many}]", count=many + 1, beside=',"id":"\\u00e9"')
-    for count, beside in ((some, ',"id":"\\u00e9"'), (many, ',"id":"é"')):
+    with pytest.raises(RequestTooLarge, match="longer than 33554432 bytes"):
+        read("[NaN]", beside=f',"unknown":"{"a" * (1 << 25)}"')
+    # with what looks like a mark in a text beside, each is one object of Python's
+    mark = ',"id":"[0E-0"'
+    for data in (f"[NaN{',1' * many}]", f"[NaN,1.{'3' * (4 << 20)}]"):
+        with pytest.raises(RequestTooLarge, match="NaN or Infinity beside"):
+            read(data, count=data.count(",") + 1, beside=mark)
+    with pytest.raises(InvalidRequest, match="311 digits"):
+        read(f"[NaN,{'9' * 311}]", count=2, beside=mark)
+    for count, beside in ((some, mark), (many, ',"id":"\\u00e9"'), (many, ',"id":"é"')):
         assert read(f"[NaN{',1' * count}]", count=count + 1, beside=beside).inputs[0].array.size == count + 1
+
+
+def test_words_in_texts_with_escapes_stay_as_they_are() -> None:
+    for text in ('"NaN"', '\\"NaN\\', "\\\\", "NaN\u00e9\\", "\U0001f600Infinity\n"):
+        request = read("[NaN]", beside=f',"id":{json.dumps(text)}')
+        assert request.id == text
+    with pytest.raises(InvalidRequest):
+        decode_request(b'{"inputs":[],"x":NaN,"id":"\\\\\xff"}', None, model_name="m")

@@ -287,7 +287,7 @@ async def test_compressed_bodies(rest_address: str, encoding: str, pack: Any) ->
 async def test_the_wait_to_be_unfolded_counts(
     rest_address: str, plane: EchoPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.wire.turns._LONGEST_S", -1.0)
+    monkeypatch.setattr("orchestrator.wire.turns._LEAST_S", -1.0)
     may_go_on = threading.Event()
     compression._THREAD.submit(may_go_on.wait, 10)
     # longer than what is unfolded without the thread

@@ -58,10 +58,32 @@ def test_too_many_texts() -> None:
     # B is what a text's tag looks like
     for length in (1, 127, 128, 1000, 20_000):
         texts = [b"B" * length] * max(40_000 // length, 600)
-        data = message(typed("BYTES", [1], bytes_contents=texts)).SerializeToString() + RAW * 40_000
+        data = message(typed("BYTES", [1], bytes_contents=texts)).SerializeToString() + RAW * 10_000
         check_message(data, len(texts))
         with pytest.raises(RequestTooLarge, match="elements"):
             check_message(data, len(texts) - 1)
+
+
+@pytest.mark.parametrize("field", ["int_contents", "bool_contents", "fp64_contents"])
+@pytest.mark.parametrize("num_inputs", [1, 3])
+def test_too_many_numbers(field: str, num_inputs: int) -> None:
+    values = [1] * 200_000
+    for before in ([], [b"text"]):
+        inputs = [typed("FP32", [1], **{field: values}, bytes_contents=before)] * num_inputs
+        data = message(*inputs).SerializeToString()
+        check_message(data, len(values) * num_inputs)
+        with pytest.raises(RequestTooLarge, match="elements"):
+            check_message(data, len(values) // 12)
+
+
+def test_as_many_of_everything_as_there_may_be() -> None:
+    some = {f"parameter {number}": {"int64_param": number} for number in range(2)}
+    inputs = [typed("FP32", [1, 2], fp32_contents=[1, 2]) | {"parameters": some} for _ in range(1000)]
+    outputs = [{"name": "x", "parameters": some} for _ in range(1000)]
+    parameters = {f"parameter {number}": {"int64_param": number} for number in range(1000)}
+    raw = [b"a" * 8] * 1000
+    request_ = message(*inputs, outputs=outputs, parameters=parameters, raw_input_contents=raw, id="1")
+    check_message(request_.SerializeToString())
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from cascadeserve.errors import Overloaded
 from orchestrator.wire.endpoints import routes
-from orchestrator.wire.exchange import Call
+from orchestrator.wire.exchange import Answer, Call
 from orchestrator.wire.turns import Turns
-from tests.orchestrator.wire.bodies import head, tensor
+from tests.orchestrator.wire.bodies import binary, head, tensor
 from tests.orchestrator.wire.echo_plane import EchoPlane
 
 
@@ -85,18 +87,55 @@ async def test_what_waits_for_too_long_lets_nothing_more_in() -> None:
     await asyncio.sleep(0.2)
     later = asyncio.create_task(turns.run(lambda: None))
     await asyncio.sleep(0.1)
+    for deadline_s in (None, 0.0, 0.59):
+        with pytest.raises(Overloaded, match="send less"):
+            await turns.run(lambda: None, deadline_s)
+    # worth waiting for twice as long and more
+    longer = asyncio.create_task(turns.run(lambda: None, 0.61))
+    await asyncio.sleep(1.8)
     with pytest.raises(Overloaded, match="send less"):
-        await turns.run(lambda: None)
+        await turns.run(lambda: None, math.inf)
     turns._lock.release()
-    await asyncio.gather(waiting, later)
+    await asyncio.gather(waiting, later, longer)
     assert (await turns.run(lambda: "again"))[0] == "again"
 
 
 async def test_a_request_for_which_there_is_no_turn_is_refused_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.wire.turns._LONGEST_S", -1.0)
+    monkeypatch.setattr("orchestrator.wire.turns._LEAST_S", -1.0)
     plane = EchoPlane()
     infer = routes(plane, None)[0].handler
     call = Call("echo", "1", None, head(tensor([1] * 10_000)), None, admitted=True)
     answers = await asyncio.gather(*(infer(call) for _ in range(3)), return_exceptions=True)
     assert [isinstance(answer, Overloaded) for answer in answers] == [False, False, True]
     assert (plane.not_read, len(plane.requests)) == ([("echo", "1")], 2)
+
+
+async def test_how_long_it_may_wait_is_asked_of_the_data_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.wire.turns._LEAST_S", -1.0)
+    plane = EchoPlane()
+    plane.deadline_s = 10.0
+    infer = routes(plane, None)[0].handler
+    call = Call("echo", "1", None, head(tensor([1] * 10_000)), None, admitted=True)
+    answers = await asyncio.gather(*(infer(call) for _ in range(3)))
+    assert [answer.status for answer in answers] == [200] * 3
+
+
+async def test_many_texts_are_cut_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.wire.turns._LEAST_S", -1.0)
+
+    async def refused(item: dict[str, Any], buffer: bytes, **beside: Any) -> int:
+        json_part = head(item, **beside).replace(b"BYTES", b"BYT\\u0045S")
+        call = Call("echo", "1", str(len(json_part)), json_part + buffer, None, admitted=True)
+        infer = routes(EchoPlane(), None)[0].handler
+        answers = await asyncio.gather(*(infer(call) for _ in range(3)), return_exceptions=True)
+        assert all(isinstance(answer, Answer | Overloaded) for answer in answers)
+        return sum(isinstance(answer, Overloaded) for answer in answers)
+
+    many = bytes(4 * 5000)
+    assert await refused(binary(len(many), "BYTES", [5000]), many) == 1
+    assert await refused(binary(len(many), "BYTES", [5000]), many, unknown="a" * 3000) == 1
+    # one long text, few, or other data
+    long = len(many).to_bytes(4, "little") + many
+    assert await refused(binary(len(long), "BYTES", [1]), long) == 0
+    assert await refused(binary(400, "BYTES", [100]), many[:400]) == 0
+    assert await refused(binary(len(many), "FP32", [5000]), many) == 0
