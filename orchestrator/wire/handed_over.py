@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from orchestrator.wire.slow_clients import steps
-from orchestrator.wire.unread import socket_transport, unread_bytes
+from orchestrator.wire.unread import transport_below, unread_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Iterator
@@ -54,7 +54,8 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep what tells how much is not read."""
-        self._wire = socket_transport(cast("asyncio.Transport", transport))
+        mine = cast("asyncio.Transport", transport)
+        self._wire = transport_below(mine) or mine
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:

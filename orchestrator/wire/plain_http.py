@@ -21,7 +21,7 @@ from orchestrator.wire.exchange import Answer, Call, Route
 from orchestrator.wire.open_connections import OpenConnections
 from orchestrator.wire.plain_heads import Heads
 from orchestrator.wire.slow_clients import steps
-from orchestrator.wire.unread import socket_transport, unread_bytes
+from orchestrator.wire.unread import transport_below, unread_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -91,8 +91,8 @@ class _Connection(asyncio.Protocol):
     """One client's connection: one request at a time, in order."""
 
     __slots__ = (
-        "_admitted", "_chunks", "_drained", "_idle_check", "_loop", "_needed", "_reading_paused", "_server", "_size",
-        "_skip", "_task", "_transport", "_used", "_wire", "num_requests",
+        "_admitted", "_below", "_chunks", "_drained", "_idle_check", "_loop", "_needed", "_reading_paused", "_server",
+        "_size", "_skip", "_task", "_transport", "_used", "num_requests",
     )  # fmt: skip
 
     def __init__(self, server: PlainHttp) -> None:
@@ -100,7 +100,8 @@ class _Connection(asyncio.Protocol):
         self.num_requests = 0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._wire: asyncio.Transport
+        # with TLS
+        self._below: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         # what was received and not used yet, its length, and the length from which on there is something to do
         self._chunks: list[bytes] = []
@@ -121,7 +122,7 @@ class _Connection(asyncio.Protocol):
         """Keep the transport."""
         # a cast: the transports of other event loops are no subclasses
         self._transport = cast("asyncio.Transport", transport)
-        self._wire = socket_transport(self._transport)
+        self._below = transport_below(self._transport)
         if (sock := transport.get_extra_info("socket")) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._idle_check = self._loop.call_later(_IDLE_S, self._check_idle)
@@ -182,13 +183,16 @@ class _Connection(asyncio.Protocol):
     @property
     def owes(self) -> bool:
         """Whether its client must do something: send the rest of a request or read an answer."""
-        return self._wire.get_write_buffer_size() > 0 or (self._task is None and self._size + self._skip > 0)
+        return self._must_read or (self._task is None and self._size + self._skip > 0)
+
+    @property
+    def _must_read(self) -> bool:
+        return self._drained is not None or (self._below is not None and self._below.get_write_buffer_size() > 0)
 
     @property
     def progress(self) -> tuple[int, int]:
         """Changes with each request, and with each step of what its client owes."""
-        reads = self._wire.get_write_buffer_size() > 0
-        return self.num_requests, steps(self.unread_bytes if reads else self._size - self._skip)
+        return self.num_requests, steps(self.unread_bytes if self._must_read else self._size - self._skip)
 
     @property
     def unread_bytes(self) -> int:

@@ -12,23 +12,22 @@ if TYPE_CHECKING:
     import asyncio
 
 
-def socket_transport(transport: asyncio.Transport) -> asyncio.Transport:
-    """The transport that has the socket: with TLS the one below, to which all that is written goes on at once.
+def transport_below(transport: asyncio.Transport) -> asyncio.Transport | None:
+    """With TLS the transport of the socket, to which all that is written goes on at once.
 
     asyncio does not speak of it, and that of TLS says that nothing waits, whatever does.
     """
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-    return transport if below is None else cast("asyncio.Transport", below)
+    return cast("asyncio.Transport | None", below)
 
 
 def unread_bytes(transport: asyncio.Transport) -> int:
     """What waits here and in the kernel, which takes megabytes at a time from a client that reads slowly."""
-    wire = socket_transport(transport)
-    waiting = wire.get_write_buffer_size()
-    if wire is not transport:
-        waiting += transport.get_write_buffer_size()
+    below = transport_below(transport)
+    waiting = transport.get_write_buffer_size() + (0 if below is None else below.get_write_buffer_size())
+    sock = transport.get_extra_info("socket")
     # not on each system, and not of a connection that is closed
     with contextlib.suppress(OSError, ValueError):
-        queued = fcntl.ioctl(wire.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-        waiting += struct.unpack("i", queued)[0]
+        if sock is not None:
+            waiting += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
     return waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.wire.slow_clients import SlowClients
@@ -45,13 +46,13 @@ class Watch:
 
     def look(self, plain: Iterable[_PlainConnection], others: Iterable[_Connection], now_s: float) -> None:
         """Cut off who must be; what the others have sent of requests is counted elsewhere."""
-        owing = [each for each in (*plain, *others) if each.owes]
+        owing = [each for each in chain(plain, others) if each.owes]
         for connection in self._stuck.overdue([(each, each.progress) for each in owing], now_s):
             connection.abort()
         # An answer may be read slowly. It must not be a cheap way to hold all the memory that there is.
         slow = self._slow.overdue([(each, each.num_requests) for each in owing], now_s)
         self._keep_limit([(each.unread_bytes, each) for each in slow])
-        self._keep_limit([(each.received_bytes, each) for each in plain])
+        self._keep_limit([(num_bytes, each) for each in plain if (num_bytes := each.received_bytes)])
 
     def _keep_limit(self, held: list[tuple[int, _Connection]]) -> None:
         """Cut off the largest while all together are too large."""
