@@ -60,7 +60,7 @@ _LIMITS = Limits()
 )  # fmt: skip
 @click.option(
     "--client-timeout", "client_timeout_s", type=click.FloatRange(min=0.1), default=_LIMITS.client_timeout_s,
-    show_default=True, help="Seconds in which a client must have sent its request, or read its answer, over HTTP.",
+    show_default=True, help="Seconds for each 64 KiB that a client sends of a request, or reads of an answer; HTTP.",
 )  # fmt: skip
 @click.option(
     "--tls-cert", type=click.Path(path_type=Path), default=None,

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from cascadeserve.errors import InvalidRequest, RequestTooLarge, Unavailable
 from orchestrator.wire.compression import Unfolder
+from orchestrator.wire.slow_clients import STEP_BYTES, steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,11 +74,15 @@ class Bodies:
 
     async def _arrived(self, request: web.Request, mine: _Arriving) -> bytes:
         timeout_s = self._limits.client_timeout_s
+        loop = asyncio.get_running_loop()
         parts = []
         try:
             async with asyncio.timeout(timeout_s) as mine.timeout:
                 while not mine.is_refused and (part := await request.content.readany()):
                     parts.append(part)
+                    # what is there already is read on without a look at the clock
+                    if steps(mine.num_bytes + len(part)) > steps(mine.num_bytes) and not mine.timeout.expired():
+                        mine.timeout.reschedule(loop.time() + timeout_s)
                     mine.num_bytes += len(part)
                     self._held_bytes += len(part)
                     if mine.num_bytes > self._max_body_bytes:
@@ -85,7 +90,7 @@ class Bodies:
                     self._keep_limit()
         except TimeoutError:
             if not mine.is_refused:
-                reason = f"the request body did not arrive within {timeout_s:g} s"
+                reason = f"neither the rest of the request body nor {STEP_BYTES} bytes of it arrived in {timeout_s:g} s"
                 raise web.HTTPRequestTimeout(reason=reason) from None
         except web.RequestPayloadError:
             raise InvalidRequest("the request body cannot be read; it is broken or cut short") from None

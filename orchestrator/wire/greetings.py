@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import TYPE_CHECKING, cast
+from asyncio import sslproto
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import ssl
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 # seconds for a greeting, and for a farewell
 _HANDSHAKE_S = 15.0
 _SHUTDOWN_S = 5.0
+# asyncio has a buffer of 256 KiB for each connection, for what it receives: gigabytes where ten thousand are idle, and
+# with smaller ones large bodies take longer. So each has one of the size of a record for its greeting only, and what
+# follows goes through one for all: asyncio takes out what it has received before it turns to another connection.
+_GREETING_BYTES = 1 << 14
+_RECEIVED_BYTES = 1 << 18
 
 
 class Greetings:
@@ -27,8 +33,11 @@ class Greetings:
         """`new_connection` makes the protocol within TLS."""
         self._tls = tls
         self._new_connection = new_connection
+        # for all of the process: asyncio offers no other way
+        sslproto.SSLProtocol.max_size = _GREETING_BYTES
+        self._received = bytearray(_RECEIVED_BYTES)
         # oldest first
-        self._under_way: dict[asyncio.Task[object], socket.socket] = {}
+        self._under_way: dict[asyncio.Task[tuple[asyncio.Transport, Any]], socket.socket] = {}
 
     def __len__(self) -> int:
         """How many."""
@@ -55,7 +64,7 @@ class Greetings:
 
     def _greet(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        task: asyncio.Task[object] = loop.create_task(
+        task = loop.create_task(
             loop.connect_accepted_socket(
                 self._new_connection,
                 sock,
@@ -68,11 +77,15 @@ class Greetings:
         self._under_way[task] = sock
         task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[object]) -> None:
+    def _done(self, task: asyncio.Task[tuple[asyncio.Transport, Any]]) -> None:
         self._under_way.pop(task, None)
-        if not task.cancelled():
-            # a client that does not speak TLS is nobody's fault here
-            task.exception()
+        # a client that does not speak TLS is nobody's fault here
+        if not task.cancelled() and task.exception() is None:
+            tls = getattr(task.result()[0], "_ssl_protocol", None)
+            if tls is not None:
+                # no other way here, either
+                tls._ssl_buffer = self._received  # noqa: SLF001
+                tls._ssl_buffer_view = memoryview(self._received)  # noqa: SLF001
 
 
 class _Bare(asyncio.Protocol):

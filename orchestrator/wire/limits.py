@@ -43,7 +43,7 @@ class Limits:
     max_connections: int = 10_000
     # bytes of all HTTP requests that are not complete yet
     max_received_bytes: int = 1 << 30
-    # seconds that a request may take to arrive and an answer to be read
+    # seconds that each 64 KiB of a request may take to arrive, and of an answer to be read; a gRPC request, in all
     client_timeout_s: float = 60.0
 
 

@@ -11,25 +11,23 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
-from orchestrator.wire.codec_http import HEADER_LENGTH
 from orchestrator.wire.endpoints import answer_to
 from orchestrator.wire.exchange import Answer, Call, Route
-from orchestrator.wire.limits import PEEK_BYTES
 from orchestrator.wire.open_connections import OpenConnections
+from orchestrator.wire.plain_heads import Heads
+from orchestrator.wire.slow_clients import steps
+from orchestrator.wire.unread import transport_below, unread_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 # aiohttp's limit of a line; a longer head is for it to refuse
 _MAX_HEAD_BYTES = 8190
-# A client writes the same head again and again.
-_MAX_KNOWN_HEADS = 512
 # what a client may have sent ahead while its request is under way before it is made to wait
 _MAX_AHEAD_BYTES = 1 << 18
 # What comes in smaller pieces is put together: a piece alone takes some 50 bytes more than it holds.
@@ -37,34 +35,9 @@ _MIN_CHUNK_BYTES = 1 << 10
 # A connection is closed after once to twice this long without a byte.
 _IDLE_S = 3600.0
 
-_REQUEST_LINE = re.compile(rb"(GET|POST) (/[A-Za-z0-9_.~/-]*) HTTP/1\.1")
-_NAME = re.compile(rb"[A-Za-z0-9-]+")
-_VALUE = re.compile(rb"[\t\x20-\x7e]*")
 # What a plain head may begin with. With anything else (TLS, lines without CR) no end of a head may ever come.
 _BEGINNING = re.compile(rb"[GP][\t\x20-\x7e]*(?:\r\n[\t\x20-\x7e]*)*\r?")
-# a place in a path; no name may look like a step up or down
-_PLACE = r"(?P<\1>[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)"
-_LENGTH = b"content-length"
-_JSON_LENGTH = HEADER_LENGTH.lower().encode()
-_MAX_LENGTH_DIGITS = 15
-# With one of these a request means more than its bytes say, or its length is not the stated one.
-_NOT_PLAIN = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"te", b"trailer", b"http2-settings"}
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
-
-
-@dataclass(slots=True, frozen=True)
-class _Head:
-    """What the head of a plain request says."""
-
-    handler: Callable[[Call], Awaitable[Answer]]
-    gate: Callable[[str, str, bytes], bool] | None
-    model: str
-    version: str
-    header_length: str | None
-    accept_encoding: str | None
-    body_bytes: int
-    # how much of the body the gate is shown
-    peek_bytes: int
 
 
 class PlainHttp:
@@ -82,12 +55,8 @@ class PlainHttp:
         self.closing = closing
         self.hand_over = hand_over
         self.connections: OpenConnections[_Connection] = OpenConnections()
-        self._routes = [
-            (route, route.method.encode(), re.compile(re.sub(r"\\{(\w+)\\}", _PLACE, re.escape(route.path))))
-            for route in table
-        ]
-        self._max_body_bytes = max_body_bytes
-        self._known: dict[bytes, _Head | None] = {}
+        self.is_closed = False
+        self.read_head = Heads(table, max_body_bytes).read
         self._date_s = -1
         self._date = ""
 
@@ -97,67 +66,15 @@ class PlainHttp:
 
     async def close(self, timeout_s: float) -> None:
         """Close idle connections, wait for the answers under way, and cancel what is left after `timeout_s`."""
-        # Also without a word from outside: a connection handed over from now on would be closed by nobody.
+        # Also without a word from outside: a connection made or handed over from now on would be closed by nobody.
         self.closing = lambda: True
+        self.is_closed = True
         tasks = [task for connection in tuple(self.connections) if (task := connection.close_when_idle()) is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=timeout_s)
             for connection in tuple(self.connections):
                 connection.end()
             await asyncio.gather(*late, return_exceptions=True)
-
-    def read_head(self, head: bytes) -> _Head | None:
-        """Read the head of a request, without the empty line; None if the request is not plain."""
-        try:
-            return self._known[head]
-        except KeyError:
-            if len(self._known) >= _MAX_KNOWN_HEADS:
-                self._known.clear()
-            read = self._known[head] = self._parse_head(head)
-            return read
-
-    def _parse_head(self, head: bytes) -> _Head | None:
-        first, *lines = head.split(b"\r\n")
-        request = _REQUEST_LINE.fullmatch(first)
-        if request is None:
-            return None
-        headers: dict[bytes, bytes] = {}
-        for line in lines:
-            name, colon, value = line.partition(b":")
-            if not colon or not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-                return None
-            key = name.lower()
-            if key in headers or key in _NOT_PLAIN:
-                return None
-            headers[key] = value.strip(b" \t")
-        method, path = request.groups()
-        length = headers.get(_LENGTH, b"0")
-        plain = (
-            b"host" in headers
-            and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
-            and length.isdigit()
-            and len(length) <= _MAX_LENGTH_DIGITS
-            and (method == b"POST" or int(length) == 0)
-            and int(length) <= self._max_body_bytes
-        )
-        if not plain:
-            return None
-        for route, wanted, pattern in self._routes:
-            if wanted == method and (match := pattern.fullmatch(path.decode())) is not None:
-                places = match.groupdict()
-                header_length = headers.get(_JSON_LENGTH)
-                accept_encoding = headers.get(b"accept-encoding")
-                return _Head(
-                    route.handler,
-                    route.gate,
-                    places.get("model", ""),
-                    places.get("version", ""),
-                    None if header_length is None else header_length.decode(),
-                    None if accept_encoding is None else accept_encoding.decode(),
-                    int(length),
-                    _json_bytes(int(length), header_length) if route.gate is not None else 0,
-                )
-        return None
 
     def render(self, answer: Answer, *, last: bool, now_s: float) -> bytes:
         """Write a response as bytes; `last` tells the client that its connection will be closed."""
@@ -170,20 +87,12 @@ class PlainHttp:
         return head.encode() + answer.body
 
 
-def _json_bytes(body_bytes: int, header_length: bytes | None) -> int:
-    """How much of a body is JSON, as far as anybody looks."""
-    json_bytes = body_bytes
-    if header_length is not None and header_length.isdigit() and len(header_length) <= _MAX_LENGTH_DIGITS:
-        json_bytes = min(int(header_length), body_bytes)
-    return min(json_bytes, PEEK_BYTES)
-
-
 class _Connection(asyncio.Protocol):
     """One client's connection: one request at a time, in order."""
 
     __slots__ = (
-        "_admitted", "_chunks", "_drained", "_idle_check", "_loop", "_needed", "_reading_paused", "_server", "_size",
-        "_skip", "_task", "_transport", "_used", "num_requests",
+        "_admitted", "_below", "_chunks", "_drained", "_idle_check", "_loop", "_needed", "_reading_paused", "_server",
+        "_size", "_skip", "_task", "_transport", "_used", "num_requests",
     )  # fmt: skip
 
     def __init__(self, server: PlainHttp) -> None:
@@ -191,6 +100,8 @@ class _Connection(asyncio.Protocol):
         self.num_requests = 0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
+        # with TLS
+        self._below: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         # what was received and not used yet, its length, and the length from which on there is something to do
         self._chunks: list[bytes] = []
@@ -211,10 +122,13 @@ class _Connection(asyncio.Protocol):
         """Keep the transport."""
         # a cast: the transports of other event loops are no subclasses
         self._transport = cast("asyncio.Transport", transport)
+        self._below = transport_below(self._transport)
         if (sock := transport.get_extra_info("socket")) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._idle_check = self._loop.call_later(_IDLE_S, self._check_idle)
         self._server.connections.add(self)
+        if self._server.is_closed:
+            transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Take what came."""
@@ -269,7 +183,21 @@ class _Connection(asyncio.Protocol):
     @property
     def owes(self) -> bool:
         """Whether its client must do something: send the rest of a request or read an answer."""
-        return self._drained is not None or (self._task is None and self._size + self._skip > 0)
+        return self._must_read or (self._task is None and self._size + self._skip > 0)
+
+    @property
+    def _must_read(self) -> bool:
+        return self._drained is not None or (self._below is not None and self._below.get_write_buffer_size() > 0)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Changes with each request, and with each step of what its client owes."""
+        return self.num_requests, steps(self.unread_bytes if self._must_read else self._size - self._skip)
+
+    @property
+    def unread_bytes(self) -> int:
+        """What its client has not read yet of its answers."""
+        return unread_bytes(self._transport)
 
     @property
     def received_bytes(self) -> int:
@@ -381,6 +309,9 @@ class _Connection(asyncio.Protocol):
 
     def _hand_over(self, data: bytes) -> None:
         """Let another protocol have the connection, from the first byte not used yet."""
+        if self._server.is_closed:
+            self._transport.close()
+            return
         self._leave()
         other = self._server.hand_over()
         self._transport.set_protocol(other)

@@ -21,11 +21,11 @@ from orchestrator.wire.codec_http import HEADER_LENGTH
 from orchestrator.wire.endpoints import answer_to, routes
 from orchestrator.wire.exchange import JSON, Answer, Call, Route, error_answer
 from orchestrator.wire.greetings import Greetings
-from orchestrator.wire.handed_over import LOG, HandedOver
+from orchestrator.wire.handed_over import HandedOver, note
 from orchestrator.wire.limits import Limits
 from orchestrator.wire.others import deadlines
 from orchestrator.wire.plain_http import PlainHttp
-from orchestrator.wire.slow_clients import SlowClients
+from orchestrator.wire.watch import Watch
 
 if TYPE_CHECKING:
     import ssl
@@ -93,13 +93,9 @@ class RestServer:
         self._runner = web.AppRunner(
             app,
             handler_cancellation=True,
-            access_log=None,
             shutdown_timeout=close_timeout_s,
-            auto_decompress=False,
-            logger=LOG,
         )
         self._handed_over = HandedOver(self._runner, bodies.arriving, self._limits.client_timeout_s)
-        app.middlewares.append(self._handed_over.note)
         self._plain = PlainHttp(
             table, max_body_bytes=max_body_bytes, closing=closing, hand_over=self._handed_over.new_connection
         )
@@ -129,7 +125,7 @@ class RestServer:
         except OSError:
             await self._runner.cleanup()
             raise
-        self._watch = asyncio.create_task(self._cut_off_slow_clients(), name="slow-clients")
+        self._watch = asyncio.create_task(self._look_at_clients(), name="slow-clients")
 
     @property
     def address(self) -> str:
@@ -160,9 +156,11 @@ class RestServer:
     async def close(self) -> None:
         """Close idle connections at once and the others with their answers."""
         await self.stop_listening()
-        await asyncio.gather(self._plain.close(self._close_timeout_s), self._runner.cleanup())
+        if self._late is not None:
+            await self._late
         if self._greetings is not None:
             self._greetings.end()
+        await asyncio.gather(self._plain.close(self._close_timeout_s), self._runner.cleanup())
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
@@ -189,29 +187,12 @@ class RestServer:
             or (self._greetings is not None and self._greetings.cut_oldest())
         )
 
-    async def _cut_off_slow_clients(self) -> None:
-        timeout_s = self._limits.client_timeout_s
-        plain: SlowClients[Any] = SlowClients(timeout_s)
+    async def _look_at_clients(self) -> None:
         loop = asyncio.get_running_loop()
+        watch = Watch(self._limits)
         while True:
-            await asyncio.sleep(min(timeout_s / 4, 1.0))
-            owing = [(each, each.num_requests) for each in self._plain.connections if each.owes]
-            for connection in plain.overdue(owing, loop.time()):
-                connection.abort()
-            self._cut_off_largest()
-            self._handed_over.cut_overdue(loop.time())
-
-    def _cut_off_largest(self) -> None:
-        """Keep what all clients together have sent of unfinished requests within its limit."""
-        received = sum(connection.received_bytes for connection in self._plain.connections)
-        if received <= self._limits.max_received_bytes:
-            return
-        unfinished = sorted(self._plain.connections, key=lambda connection: -connection.received_bytes)
-        for connection in unfinished:
-            if received <= self._limits.max_received_bytes:
-                break
-            received -= connection.received_bytes
-            connection.abort()
+            await asyncio.sleep(min(self._limits.client_timeout_s / 4, 1.0))
+            watch.look(self._plain.connections, self._handed_over, loop.time())
 
 
 def _same_socket(descriptor: int) -> socket.socket:
@@ -237,7 +218,7 @@ def _build_app(
     bodies: Bodies,
     unread: Callable[[str, str], None],
 ) -> web.Application:
-    app = web.Application(middlewares=[_answer_errors_as_json])
+    app = web.Application(middlewares=[note, _answer_errors_as_json])
     for route in table:
         app.router.add_route(route.method, route.path, _adapted(route, bodies, unread))
 

@@ -6,20 +6,26 @@ import asyncio
 import shutil
 import ssl
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from orchestrator.wire.limits import Limits
 from orchestrator.wire.rest import RestServer
+from orchestrator.wire.tensors import Tensor
+from orchestrator.wire.watch import Watch
+from tests.orchestrator.wire.bodies import HEADER, head, tensor
 from tests.orchestrator.wire.conftest import MAX_BYTES
 from tests.orchestrator.wire.test_plain_http import BODY, LIVE, Client, connect, post
+from tests.orchestrator.wire.test_slow_clients import until
 from tests.orchestrator.wire.test_tls import KEY, NAMES, openssl
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from orchestrator.wire.plain_http import _Connection
     from tests.orchestrator.wire.echo_plane import EchoPlane
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
@@ -70,9 +76,9 @@ async def test_clients_that_never_greet_make_room(plane: EchoPlane, certificate:
         silent = [await stack.enter_async_context(connect(server.address)) for _ in range(50)]
         for client in silent:
             client.send(beginning)
-        await asyncio.sleep(0.05)
+        cut = 50 - 15
+        await until(lambda: sum(each.reader.at_eof() or each.reader.exception() is not None for each in silent) == cut)
         assert num_open(server) == 16
-        assert sum(client.reader.at_eof() or client.reader.exception() is not None for client in silent) == 50 - 15
         one_more = await stack.enter_async_context(within_tls(server, certificate))
         for client in (one_more, used):
             client.send(LIVE)
@@ -86,11 +92,9 @@ async def test_whoever_is_gone_does_not_count(plane: EchoPlane, certificate: Pat
             for beginning in (b"", b"GET / HTTP/1.1\r\n\r\n"):
                 (await stack.enter_async_context(connect(server.address))).send(beginning)
             await stack.enter_async_context(within_tls(server, certificate))
-            await asyncio.sleep(0.05)
             # one did not speak TLS
-            assert num_open(server) == 2
-        await asyncio.sleep(0.05)
-        assert num_open(server) == 0
+            await until(lambda: num_open(server) == 2)
+        await until(lambda: num_open(server) == 0)
 
 
 async def test_where_all_are_busy_one_more_is_cut_off(plane: EchoPlane, certificate: Path) -> None:
@@ -105,3 +109,54 @@ async def test_where_all_are_busy_one_more_is_cut_off(plane: EchoPlane, certific
             await stack.enter_async_context(within_tls(server, certificate))
         for client in busy:
             assert (await client.reply())[0] == 200
+
+
+def tls_of(connection: _Connection) -> Any:
+    transport: Any = connection._transport
+    return transport._ssl_protocol
+
+
+async def test_connections_share_what_they_receive_through(plane: EchoPlane, certificate: Path) -> None:
+    async with serving(plane, certificate, 16) as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(within_tls(server, certificate)) for _ in range(3)]
+        greetings, plain = server._greetings, server._plain.connections
+        assert greetings is not None
+        await until(lambda: len(plain) == 3 and not len(greetings))
+        assert all(tls_of(each).get_buffer(-1).obj is greetings._received for each in plain)
+        # what each had for its greeting
+        assert all(tls_of(each).max_size == 1 << 14 for each in plain)
+        # all at once
+        size = MAX_BYTES - 1000
+        texts = [bytes([number]) * size for number in range(3)]
+        part = {"datatype": "UINT8", "shape": [size], "parameters": {"binary_data_size": size}}
+        begin = head({"name": "x", **part}, parameters={"binary_data_output": True})
+        requests = [post(begin + text, f"{HEADER}: {len(begin)}") for text in texts]
+        for start in range(0, len(requests[0]), 10_000):
+            for client, request in zip(clients, requests, strict=True):
+                client.send(request[start : start + 10_000])
+            await asyncio.sleep(0)
+        for client, text in zip(clients, texts, strict=True):
+            status, headers, body = await client.reply()
+            assert (status, body[int(headers[HEADER]) :] == text) == (200, True)
+
+
+@pytest.mark.parametrize("extra", [(), ("X_y: goes to aiohttp",)], ids=["plain", "odd"])
+async def test_an_answer_that_is_not_read_within_tls_is_not_kept(
+    plane: EchoPlane, certificate: Path, extra: tuple[str, ...]
+) -> None:
+    plane.outputs = [Tensor("y", "INT32", np.zeros(1 << 22, np.int32))]
+    watch = Watch(Limits(client_timeout_s=10.0))
+    async with serving(plane, certificate, 16) as server, within_tls(server, certificate) as client:
+        transport: Any = client.writer.transport
+        transport.pause_reading()
+        client.send(post(head(tensor([1]), parameters={"binary_data_output": True}), *extra))
+        await until(
+            lambda: any(each.owes and each.num_requests for each in (*server._plain.connections, *server._handed_over))
+        )
+        for now_s in range(0, 1000, 9):
+            watch.look(server._plain.connections, server._handed_over, now_s)
+            # the kernels take some more, which counts as read
+            await asyncio.sleep(0.01)
+            if num_open(server) == 0:
+                break
+        assert num_open(server) == 0
