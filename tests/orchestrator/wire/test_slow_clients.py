@@ -114,7 +114,7 @@ async def test_a_byte_now_and_then_is_too_little(plane: EchoPlane) -> None:
 
 
 async def test_an_odd_body_has_its_time_for_each_step() -> None:
-    bodies = Bodies(MAX_BYTES, Limits(client_timeout_s=TIMEOUT_S))
+    bodies = Bodies(MAX_BYTES, Limits(client_timeout_s=TIMEOUT_S), lambda _model, _version: None)
     parts = iter([bytes(STEP_BYTES - 1), b"a", b"a", bytes(STEP_BYTES), bytes(5 * STEP_BYTES), b""])
     until_s: list[float | None] = []
 
@@ -125,7 +125,7 @@ async def test_an_odd_body_has_its_time_for_each_step() -> None:
         return next(parts)
 
     content = SimpleNamespace(readany=readany)
-    upload: Any = SimpleNamespace(protocol=object(), content_length=None, headers={}, content=content)
+    upload: Any = SimpleNamespace(protocol=object(), content_length=None, headers={}, content=content, match_info={})
     assert len((await bodies.read(upload))[0]) == 7 * STEP_BYTES + 1
     begun, before, first, same, second, last = until_s
     assert begun == before
