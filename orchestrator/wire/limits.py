@@ -87,11 +87,11 @@ def check_entries(inputs: Sized, outputs: Sized, parameters: Sized) -> None:
             raise RequestTooLarge(f"the request has {len(entries)} {what}; there may be {MAX_ENTRIES}")
 
 
-def check_fields(json_part: bytes | memoryview, limit: int = _MAX_FIELDS) -> None:
+def check_fields(json_part: bytes | memoryview) -> None:
     """Refuse JSON of so many fields that `check_entries` would come late: that counts them when they are read."""
-    if len(json_part) > limit and bytes(json_part).count(b":") > limit:
+    if len(json_part) > _MAX_FIELDS and bytes(json_part).count(b":") > _MAX_FIELDS:
         raise RequestTooLarge(
-            f"the request JSON has more than {limit} fields; there may be {MAX_ENTRIES} inputs, outputs and parameters"
+            f"the request JSON has more than {_MAX_FIELDS} fields; there may be {MAX_ENTRIES} inputs, outputs and parameters"
         )
 
 

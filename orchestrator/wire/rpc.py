@@ -95,7 +95,7 @@ def build_rpc_server(
             ("grpc.max_concurrent_streams", max(limits.max_connections // 10, _MIN_CALLS_PER_CONNECTION)),
             # gRPC would refuse some of a burst on the way there, and those that came before the client knew
             ("grpc.http.overload_protection", 0),
-            # the same for calls that came while the event loop was busy: a third of 3,000 at once would be cancelled
+            # the same for calls that came while the event loop was busy: a quarter of 3,000 at once would be cancelled
             ("grpc.server.max_pending_requests", limits.max_connections),
             ("grpc.server.max_pending_requests_hard_limit", limits.max_connections),
             # to begin to speak TLS and HTTP/2: until then it takes the place of another one

@@ -12,7 +12,6 @@ import grpc
 import grpc.aio
 
 from orchestrator.wire.rpc_unread import Unread
-from orchestrator.wire.slow_clients import SlowClients
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,9 +35,9 @@ class Calls:
         self._max_open = limits.max_connections
         self._num_open = 0
         self._max_arriving = max(limits.max_connections // 4, _MIN_ARRIVING)
-        self._slow: SlowClients[asyncio.Task[Any]] = SlowClients(limits.client_timeout_s)
-        # the oldest first
-        self._arriving: dict[asyncio.Task[Any], None] = {}
+        self._loop = asyncio.get_running_loop()
+        # since when, the oldest first
+        self._arriving: dict[asyncio.Task[Any], float] = {}
         self._unread = Unread(limits.client_timeout_s)
         # what those that were cut off are told
         self._cut: dict[asyncio.Task[Any], tuple[grpc.StatusCode, str]] = {}
@@ -77,7 +76,7 @@ class Calls:
         assert task is not None
         if len(self._arriving) >= self._max_arriving:
             self._cut_oldest()
-        self._arriving[task] = None
+        self._arriving[task] = self._loop.time()
         if self._timer is None:
             self._wait()
         try:
@@ -113,13 +112,13 @@ class Calls:
         task.cancel()
 
     def _wait(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_LOOK * self._timeout_s, self._look)
+        self._timer = self._loop.call_later(_LOOK * self._timeout_s, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        owing = ((task, 0) for task in self._arriving)
+        until_s = self._loop.time() - self._timeout_s
         sentence = f"the request did not arrive within {self._timeout_s:g} s"
-        for task in self._slow.overdue(owing, asyncio.get_running_loop().time()):
+        for task in [task for task, since_s in self._arriving.items() if since_s <= until_s]:
             self._cut_off(task, grpc.StatusCode.DEADLINE_EXCEEDED, sentence)
         if self._arriving:
             self._wait()
