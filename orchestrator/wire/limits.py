@@ -91,7 +91,8 @@ def check_fields(json_part: bytes | memoryview) -> None:
     """Refuse JSON of so many fields that `check_entries` would come late: that counts them when they are read."""
     if len(json_part) > _MAX_FIELDS and bytes(json_part).count(b":") > _MAX_FIELDS:
         raise RequestTooLarge(
-            f"the request JSON has more than {_MAX_FIELDS} fields; there may be {MAX_ENTRIES} inputs, outputs and parameters"
+            f"the request JSON has more than {_MAX_FIELDS} fields; there may be {MAX_ENTRIES} inputs, outputs and "
+            f"parameters"
         )
 
 
